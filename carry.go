@@ -1,0 +1,350 @@
+package flow
+
+import "time"
+
+// carrier is a goroutine that brings messages of one stream to their end, one after the other. With a slot it is a
+// worker and takes its messages from the ready queue; without one it only handles what will not run: drops, refusals,
+// given-up keys. User code runs in carriers and may panic or call runtime.Goexit at any step: a panic is recovered in
+// the step, a Goexit ends the goroutine, whose last deferred act is to start another that goes on where this one was.
+type carrier[T any] struct {
+	s    *stream[T]
+	m    *message[T]     // the one at hand
+	rest messageQueue[T] // what else it has to bring to an end, without a slot
+	slot bool            // it holds one
+	back bool            // it gave its slot back to others and is to line up for another
+}
+
+// carry has m brought to its end by a goroutine of its own, without a slot. mu may be held.
+func (s *stream[T]) carry(m *message[T]) {
+	c := &carrier[T]{s: s, m: m}
+	s.carriers.Go(c.run)
+}
+
+// run carries until there is nothing more to do.
+func (c *carrier[T]) run() error {
+	normal := false
+	defer func() {
+		if normal {
+			return
+		}
+		c.s.crashed(c.m, errGoexit)
+		again := *c
+		c.s.carriers.Go(again.run)
+	}()
+	for c.m != nil {
+		for m := c.m; m.step != stepFinish && m.step != stepPark; {
+			if err := c.s.advance(m); err != nil {
+				c.s.crashed(m, err)
+			}
+		}
+		c.m = c.next()
+	}
+	normal = true
+	return nil
+}
+
+// advance does one step of m. All that it calls of the user's may panic.
+func (s *stream[T]) advance(m *message[T]) (crash error) {
+	defer func() {
+		if v := recover(); v != nil {
+			crash = newPanicError(v)
+		}
+	}()
+	switch m.step {
+	case stepAttempt:
+		s.attempt(m)
+	case stepRetry:
+		s.tell(m, EventRetry)
+		m.step = stepPark
+	case stepSuccess:
+		s.tell(m, EventSuccess)
+		m.step = stepRelease
+	case stepFailed:
+		s.decide(m)
+		m.step = stepFailure
+	case stepFailure:
+		if !m.told {
+			if m.outcome == rejected {
+				s.tell(m, EventReject)
+			} else {
+				s.tell(m, EventFailure)
+			}
+		}
+		s.endIfMust(m)
+		m.step = stepRelease
+	case stepDrop:
+		s.tell(m, EventDrop)
+		m.step = stepRelease
+	case stepRelease:
+		if m.release != nil {
+			m.release()
+		}
+		m.step = stepFinish
+	}
+	return nil
+}
+
+// crashed moves m on after user code panicked, or exited its goroutine, in m's step.
+func (s *stream[T]) crashed(m *message[T], err error) {
+	switch m.step {
+	case stepAttempt, stepRetry:
+		m.fail(FailureInternal, err)
+	case stepSuccess: // the Observer, told of the success: it has heard the outcome it will hear
+		m.fail(FailureInternal, err)
+		m.told = true
+	case stepFailed: // OnFailure: it is not asked again
+		m.fault, m.settled, m.step = m.failure(FailureInternal, err), false, stepFailure
+	case stepFailure, stepDrop: // the Observer, told of the end: its outcome stays, the stream ends
+		s.fail(m.failure(FailureInternal, err))
+		m.step = stepRelease
+	case stepRelease:
+		s.fail(m.failure(FailureInternal, err))
+		m.step = stepFinish
+	}
+}
+
+// attempt runs the handler once and says what comes of it.
+func (s *stream[T]) attempt(m *message[T]) {
+	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one
+		m.cutShort(s.cutKind())
+		return
+	}
+	if s.r.observer != nil {
+		if m.attempts == 0 {
+			m.waited = s.clock() - m.received
+		}
+		if m.pressured {
+			s.tell(m, EventPressure)
+		}
+		s.tell(m, EventAttempt)
+		m.took = s.clock()
+	}
+	if s.header != nil {
+		s.header()
+	}
+	m.attempts++
+	err := s.r.engine.attempt(s.ctx, Message[T]{
+		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
+	})
+	if s.r.observer != nil {
+		m.took = s.clock() - m.took
+	}
+	if err == nil {
+		m.outcome, m.step = succeeded, stepSuccess
+		return
+	}
+	if endedBy(s.ctx, err) {
+		m.fail(s.cutKind(), err)
+		return
+	}
+	delay, again := s.r.engine.again(err, m.attempts)
+	m.fail(FailureHandlerError, err)
+	if !again {
+		return
+	}
+	if s.over.Load() {
+		m.cutShort(s.cutKind())
+		return
+	}
+	m.delay, m.step = delay, stepRetry
+}
+
+// decide asks OnFailure what m's failure means.
+func (s *stream[T]) decide(m *message[T]) {
+	kind := m.fault.Kind
+	if kind == FailureContextCancelled || kind == FailureShutdown || s.r.onFailure == nil || !s.lives() {
+		return
+	}
+	switch s.r.onFailure(s.ctx, m.fault) {
+	case SkipMessage:
+		m.settled = true
+	case SkipKey:
+		m.settled = true
+		s.giveUp(m)
+	}
+}
+
+// endIfMust ends the stream with m's failure unless it was skipped. A panic ends it even so. A message that its stream's
+// end cut short is not what ended it: that one's reason is set down elsewhere.
+func (s *stream[T]) endIfMust(m *message[T]) {
+	kind := m.fault.Kind
+	if kind == FailureContextCancelled || kind == FailureShutdown || m.settled && !IsTerminal(kind) {
+		return
+	}
+	if s.parent.Err() == nil {
+		s.fail(m.fault)
+	}
+}
+
+// maxGivenUp bounds the keys that a stream remembers as given up: they are chosen by the client.
+const maxGivenUp = 65536
+
+// giveUp sees to it that no message of m's key after m runs.
+func (s *stream[T]) giveUp(m *message[T]) {
+	if !s.ordered(m.key) || m.unkeyed {
+		return
+	}
+	s.mu.Lock()
+	if s.givenUp == nil {
+		s.givenUp = make(map[string]uint64)
+	}
+	if from, ok := s.givenUp[m.key]; !ok || m.seq < from {
+		s.givenUp[m.key] = m.seq
+	}
+	many := len(s.givenUp) > maxGivenUp
+	s.mu.Unlock()
+	if many {
+		s.fail(m.failure(FailureOrdering, reasonGivenMany))
+	}
+}
+
+func (s *stream[T]) isGivenUpLocked(m *message[T]) bool {
+	if s.givenUp == nil || m.unkeyed {
+		return false
+	}
+	from, ok := s.givenUp[m.key]
+	return ok && m.seq > from
+}
+
+// next finishes the message at hand, or parks it, and returns the one to go on with; nil when there is none.
+//
+// The order matters: its lane goes on first, then, in one step under mu, it is counted and the worker takes its next.
+// A worker that finds none gives its slot back before Run can see the message finished.
+func (c *carrier[T]) next() *message[T] {
+	s, m := c.s, c.m
+	if m.step == stepPark {
+		return c.park(m)
+	}
+	sh := &s.lanes.shards[m.shard]
+	var turn *turn
+	sh.mu.Lock()
+	s.cells[m.shard].removeLocked(m)
+	if m.lane != nil {
+		turn = s.lanes.leaveLocked(sh, &m.turn)
+	}
+	sh.mu.Unlock()
+	var mine *message[T] // the next of the lane, if it is this stream's
+	if turn != nil {
+		if n, ok := turn.owner.(*message[T]); ok && n.s == s {
+			mine = n
+		} else {
+			turn.owner.turnCame()
+		}
+	}
+	size := m.size
+	s.mu.Lock()
+	if mine != nil && s.turnLocked(mine) {
+		if c.slot { // what will not run needs no slot
+			s.carry(mine)
+		} else {
+			c.rest.push(mine)
+		}
+	}
+	s.countLocked(c, m)
+	if c.slot {
+		m = c.followLocked()
+	} else {
+		m = c.rest.pop()
+	}
+	s.startLocked()
+	wake := s.roomLocked()
+	s.checkDoneLocked()
+	s.mu.Unlock()
+	if wake {
+		s.wakeReceiver()
+	}
+	if size > 0 {
+		s.r.bytes.sub(size)
+	}
+	if c.back {
+		m = c.lineUp()
+	}
+	return m
+}
+
+// countLocked counts m as finished and takes it back for use by a later message.
+func (s *stream[T]) countLocked(c *carrier[T], m *message[T]) {
+	switch m.outcome {
+	case succeeded:
+		s.counts.Succeeded++
+	case failed:
+		s.counts.Failed++
+	case rejected:
+		s.counts.Rejected++
+	case dropped:
+		s.counts.Dropped++
+	}
+	if m.attempts > 1 {
+		s.counts.Retried += uint64(m.attempts - 1)
+	}
+	if m.outcome != succeeded && !m.settled {
+		s.counts.Unsettled = append(s.counts.Unsettled, m.seq)
+	}
+	if c.slot {
+		s.restLocked(m)
+	}
+	s.finished++
+	if s.r.idle > 0 {
+		s.lastUse.Store(int64(s.clock()))
+	}
+	*m = message[T]{s: s, parks: m.parks}
+	m.owner = m
+	if s.free.n < maxFreeMessages {
+		s.free.push(m)
+	}
+	if s.free.n > freeBatch && s.finished == s.received.Load() { // an idle stream keeps little
+		s.free = messageQueue[T]{}
+	}
+}
+
+// restLocked ends m's time with a worker.
+func (s *stream[T]) restLocked(m *message[T]) {
+	s.running--
+	m.state = stateHeld
+	s.r.gate.pressure.end()
+}
+
+// park lets go of m until its next try is due: it keeps its place in its lane. The worker goes on with another.
+func (c *carrier[T]) park(m *message[T]) *message[T] {
+	s := c.s
+	s.mu.Lock()
+	if s.over.Load() { // no further try; the carrier keeps m to end it
+		m.cutShort(s.cutKindLocked())
+		s.mu.Unlock()
+		return m
+	}
+	s.restLocked(m)
+	m.pressured = false
+	if m.delay <= 0 {
+		m.step = stepAttempt
+		s.pushLocked(m)
+	} else {
+		m.state = stateParked
+		m.parks++
+		parks := m.parks
+		m.timer = time.AfterFunc(m.delay, func() { s.unpark(m, parks) })
+	}
+	next := c.followLocked()
+	s.startLocked()
+	wake := s.roomLocked()
+	s.mu.Unlock()
+	if wake {
+		s.wakeReceiver()
+	}
+	if c.back {
+		next = c.lineUp()
+	}
+	return next
+}
+
+// unpark queues m for its next try, unless the sweep was faster.
+func (s *stream[T]) unpark(m *message[T], parks uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.state != stateParked || m.parks != parks {
+		return
+	}
+	m.step = stepAttempt
+	s.pushLocked(m)
+	s.startLocked()
+}

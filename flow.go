@@ -1,0 +1,212 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"reflect"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// Message is one message of a stream, as its handler sees it.
+type Message[T any] struct {
+	// Seq is 1 for the first message of the stream, then +1 each, in order of receipt.
+	Seq uint64
+	// Key is what the OrderingKeyFunc said; "" without one.
+	Key string
+	// Value is what recv returned. It is never reused by flow: a handler may keep it.
+	Value T
+	// Attempt is 1 on the first try.
+	Attempt int
+	// Pressured says that the message was admitted although capacity was exhausted
+	// (BackpressureSoftAllowWithSignal only).
+	Pressured bool
+}
+
+// Handler does what there is to do with one message. It is called from goroutines of the stream's Run, side by side
+// as far as the ordering and the capacity allow. ctx carries Run's values and deadline, and is cancelled with the
+// reason as its cause when the stream ends early: a handler that heeds it lets Run return. The error is classified by
+// [ClassifyFailure]; a panic or runtime.Goexit becomes a [FailureInternal].
+//
+// A handler must not call Shutdown, or Run, of its own Flow: both wait for it.
+type Handler[T any] func(ctx context.Context, m Message[T]) error
+
+// OrderingKeyFunc names the key of a message: what must stay in order among themselves. It is called once for each
+// message, in order of receipt, on the goroutine that receives; it should be fast and must not change the message.
+type OrderingKeyFunc[T any] func(T) string
+
+// Options configure a Flow. The zero value is a strict and safe loop: one message of a stream at a time, in order,
+// at most 1024 read ahead, no retry, and the first failure ends its stream.
+type Options struct {
+	// Ordering controls which messages of a stream may run side by side.
+	Ordering OrderingOptions
+	// Backpressure controls admission under load.
+	Backpressure BackpressureOptions
+	// Retry controls the further tries of a message that failed.
+	Retry RetryOptions
+	// Shutdown controls graceful termination.
+	Shutdown ShutdownOptions
+
+	// MaxPending bounds the messages of one stream that are received and not finished. At the bound the stream is not
+	// read: HTTP/2 flow control slows its client and nothing is lost. 0 means 1024, negative means unbounded.
+	MaxPending int
+	// MaxPendingBytes bounds the bytes of all messages of the Flow that are received and not finished, measured by
+	// proto.Size, by a method Size() int, or as the length of a string or []byte; New refuses it for other types.
+	// It is checked before each read: over it, streams that have something pending are not read. A stream with nothing
+	// pending always is, so nothing deadlocks and the excess is at most one message a stream. 0 means unbounded.
+	MaxPendingBytes int64
+	// IdleTimeout ends a stream from which nothing came for so long, counted from its last receipt or the finish of
+	// its last message, whichever is later, while a read is blocked and nothing is pending. The stream ends with
+	// FailureContextCancelled and the code DeadlineExceeded. 0 means never.
+	IdleTimeout time.Duration
+
+	// OnFailure decides what a message that could not be done means for its stream; nil means FailStream. It is called
+	// once for each message that failed for good or was refused, while its stream lives: in the message's turn, before
+	// the next of its key starts; for a message refused on receipt, at once and on the receiving side. Different keys
+	// call it concurrently. FailureContextCancelled and FailureShutdown never come to it.
+	OnFailure func(ctx context.Context, f *Failure) FailureAction
+	// Observer sees what happens. nil costs nothing, not even a clock reading.
+	Observer Observer
+}
+
+// FailureAction is what Options.OnFailure decides.
+type FailureAction int
+
+const (
+	// FailStream ends the stream with this failure. It is the default: nothing is dropped silently.
+	FailStream FailureAction = iota
+	// SkipMessage settles the message and goes on.
+	SkipMessage
+	// SkipKey settles the message and goes on, but runs no later message of this key in this stream, also with
+	// ScopeFlow. Each of them fails with FailureOrdering, counts as Rejected and comes to OnFailure in its turn.
+	// Where there is no order ([OrderingNone], or "" with UnorderedEmptyKey) it is SkipMessage.
+	SkipKey
+)
+
+// String returns the constant's name.
+func (a FailureAction) String() string {
+	return enumName(int(a), "FailureAction", "FailStream", "SkipMessage", "SkipKey")
+}
+
+// Flow brings the messages of client-streaming calls to a handler. It is safe for concurrent use; it holds no goroutine
+// and nothing to close while no stream runs.
+type Flow[T any] struct {
+	receiver *Receiver[T]
+	shutdown *ShutdownCoordinator
+	key      OrderingKeyFunc[T]
+}
+
+// New assembles a [Receiver], a [Gate] and an [Engine], and copies opts. key may be nil unless the mode is
+// OrderingKeyedFIFO: then every message's key is "". An impossible configuration is an error that names the field and
+// the value, never a panic and never a silent default.
+func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow[T], error) {
+	switch {
+	case handler == nil:
+		return nil, errNilHandler
+	case key == nil && opts.Ordering.Mode == OrderingKeyedFIFO:
+		return nil, errNilKey
+	}
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	sizeOf := sizeFunc[T]()
+	if sizeOf == nil && opts.MaxPendingBytes > 0 {
+		return nil, invalid("MaxPendingBytes", opts.MaxPendingBytes, fmt.Sprintf(
+			"needs messages that have a size: a proto.Message, a method Size() int, a string or a []byte, not %v",
+			reflect.TypeFor[T]()))
+	}
+	var ordering OrderingResolver
+	if opts.Ordering.Mode != OrderingNone {
+		ordering = newLaneResolver(opts.Ordering)
+	}
+	coordinator := NewShutdownCoordinator(opts.Shutdown)
+	r := NewReceiver(
+		NewGate(ordering, NewPressureController(opts.Backpressure), coordinator),
+		NewEngine(handler, opts.Retry))
+	switch {
+	case opts.MaxPending < 0:
+		r.maxPending = math.MaxInt64
+	case opts.MaxPending > 0:
+		r.maxPending = int64(opts.MaxPending)
+	}
+	if opts.MaxPendingBytes > 0 {
+		r.bytes, r.sizeOf = newByteWindow(opts.MaxPendingBytes), sizeOf
+	}
+	r.idle, r.onFailure, r.observer = opts.IdleTimeout, opts.OnFailure, opts.Observer
+	coordinator.began = r.tellShutdown
+	return &Flow[T]{receiver: r, shutdown: coordinator, key: key}, nil
+}
+
+func (o *Options) validate() error {
+	for _, part := range []interface{ validate() error }{o.Ordering, o.Backpressure, o.Retry, o.Shutdown} {
+		if err := part.validate(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case o.MaxPendingBytes < 0:
+		return invalid("MaxPendingBytes", o.MaxPendingBytes, "must not be negative")
+	case o.IdleTimeout < 0:
+		return invalid("IdleTimeout", o.IdleTimeout, "must not be negative")
+	}
+	return nil
+}
+
+// Run is one stream: it reads recv until io.EOF, runs every message, and returns when all have finished, or, when the
+// stream ends early, as soon as its running handlers have returned. Many streams may Run at once; they share the Flow's
+// capacity. stream.Recv of a generated grpc.ClientStreamingServer fits recv as it is, with stream.Context() as ctx.
+//
+// The error is nil or a *Failure, which is a gRPC status already; the Summary is complete in both cases. No messages at
+// all: nil and a zero Summary.
+//
+// recv is called from one other goroutine, never again after its first error, and not while MaxPending messages are
+// pending. One Run per gRPC stream, and a recv belongs to one Run: after a failure it may still be blocked, and what it
+// then returns is lost. (gRPC's ends when the service method returns.)
+//
+// Under gRPC, Run sends the response header before the first message executes, so that a client's automatic retry can't
+// replay messages that have had effects: set your own headers before. When it ends, it sets trailers that say how far
+// it got: see [ProgressFromTrailer].
+func (f *Flow[T]) Run(ctx context.Context, recv func() (T, error)) (Summary, error) {
+	return f.receiver.Receive(ctx, recv, f.key)
+}
+
+// StreamServerInterceptor serves all client-streaming RPCs whose request message is T, as [Interceptor] says.
+func (f *Flow[T]) StreamServerInterceptor() grpc.StreamServerInterceptor {
+	return NewInterceptor(f.receiver, f.key).StreamServerInterceptor()
+}
+
+// Shutdown ends the Flow gracefully and for good, like http.Server.Shutdown: new streams are refused with
+// FailureShutdown, streams under way are read no further, and what Options.Shutdown lets run is waited for. See
+// [ShutdownCoordinator.Shutdown]. Call it before grpc's GracefulStop, which tells no handler and waits for ever.
+func (f *Flow[T]) Shutdown(ctx context.Context) error { return f.shutdown.Shutdown(ctx) }
+
+// Close ends the Flow at once and for good, like http.Server.Close: all streams end with FailureShutdown and running
+// handlers are cancelled. It does not wait, and returns nil.
+func (f *Flow[T]) Close() error { return f.shutdown.Close() }
+
+// Stats is a live snapshot. Its cost grows with the messages pending; nothing is kept up to date for it.
+func (f *Flow[T]) Stats() Stats { return f.receiver.stats() }
+
+// Summary counts what became of the messages of a stream (or, in [Stats], of all streams).
+// Received = Succeeded + Failed + Rejected + Dropped, always.
+type Summary struct {
+	Received  uint64   // messages that recv returned and that the stream took on
+	Succeeded uint64   // the handler returned nil
+	Failed    uint64   // the handler failed for good
+	Rejected  uint64   // the gate refused it, or its key had been given up
+	Dropped   uint64   // accepted, never run: its stream ended first
+	Retried   uint64   // attempts beyond the first
+	Committed uint64   // every message with Seq <= Committed is settled: succeeded, or skipped by OnFailure
+	Unsettled []uint64 // the others of 1..Received, ascending; nil when there are none
+}
+
+// Stats is a snapshot of a Flow.
+type Stats struct {
+	Streams    int     // Runs under way
+	InFlight   int     // messages whose handler runs
+	Waiting    int     // messages accepted that neither run nor are finished
+	ActiveKeys int     // keys that have either
+	Total      Summary // of finished messages, over all streams so far; its Committed and Unsettled are zero
+}

@@ -1,0 +1,103 @@
+package flow
+
+import (
+	"context"
+	"io"
+	"reflect"
+	"sync"
+
+	"google.golang.org/grpc"
+)
+
+// Interceptor serves client-streaming RPCs whose request message is T; every other RPC passes through untouched, so that
+// several can stand in one chain. (Filter methods with a selector middleware.)
+//
+// When the service method first calls Recv, the whole stream runs through the Receiver, and Recv returns io.EOF, or the
+// failure. The method then reads [SummaryFromContext] and answers once. Recv again repeats that answer without touching
+// the stream. A method that never calls Recv runs nothing; one that answers OK after a failure has the last word.
+// Interceptors before this one see every message, later ones a single EOF.
+type Interceptor[T any] struct {
+	receiver *Receiver[T]
+	key      OrderingKeyFunc[T]
+}
+
+// NewInterceptor returns an interceptor that runs streams through receiver. key may be nil: then all keys are "".
+// It panics if receiver is nil.
+func NewInterceptor[T any](receiver *Receiver[T], key OrderingKeyFunc[T]) *Interceptor[T] {
+	if receiver == nil {
+		panic("flow: an Interceptor needs a Receiver, got nil")
+	}
+	return &Interceptor[T]{receiver: receiver, key: key}
+}
+
+// StreamServerInterceptor returns what grpc.StreamInterceptor and grpc.ChainStreamInterceptor take.
+func (i *Interceptor[T]) StreamServerInterceptor() grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		if !info.IsClientStream || info.IsServerStream {
+			return handler(srv, ss)
+		}
+		ctx := ss.Context()
+		box, ok := ctx.Value(summaryKey{}).(*summaryBox)
+		if !ok { // else another interceptor of the chain has put it there, and whichever fits the messages fills it
+			box = new(summaryBox)
+			ctx = context.WithValue(ctx, summaryKey{}, box)
+		}
+		return handler(srv, &flowStream[T]{ServerStream: ss, i: i, ctx: ctx, box: box})
+	}
+}
+
+type summaryKey struct{}
+
+// summaryBox carries the summary from Recv to the service method.
+type summaryBox struct {
+	mu  sync.Mutex
+	sum Summary
+	set bool
+}
+
+// SummaryFromContext gives a service method behind the interceptor the Summary of its stream. false: nothing has run,
+// because the method has not called Recv or the interceptor does not serve its messages.
+func SummaryFromContext(ctx context.Context) (Summary, bool) {
+	box, ok := ctx.Value(summaryKey{}).(*summaryBox)
+	if !ok {
+		return Summary{}, false
+	}
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	return box.sum, box.set
+}
+
+// flowStream is the stream that the service method sees.
+type flowStream[T any] struct {
+	grpc.ServerStream
+	i      *Interceptor[T]
+	ctx    context.Context
+	box    *summaryBox
+	answer error // of the Receiver, once it has run
+}
+
+func (s *flowStream[T]) Context() context.Context { return s.ctx }
+
+// RecvMsg runs the stream if m is a T, the message type being known only here. gRPC allows one receiving goroutine, so
+// nothing is guarded.
+func (s *flowStream[T]) RecvMsg(m any) error {
+	if s.answer != nil {
+		return s.answer
+	}
+	if _, ok := m.(T); !ok || reflect.TypeOf(m).Kind() != reflect.Pointer {
+		return s.ServerStream.RecvMsg(m)
+	}
+	of := reflect.TypeOf(m).Elem()
+	sum, err := s.i.receiver.Receive(s.ctx, func() (T, error) {
+		fresh := reflect.New(of).Interface() // a handler may keep its message
+		return fresh.(T), s.ServerStream.RecvMsg(fresh)
+	}, s.i.key)
+	s.box.mu.Lock()
+	s.box.sum, s.box.set = sum, true
+	s.box.mu.Unlock()
+	s.answer = io.EOF
+	if err != nil {
+		s.answer = err
+	}
+	return s.answer
+}

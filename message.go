@@ -1,0 +1,151 @@
+package flow
+
+import "time"
+
+// message is a Message on its way through its stream. It has one owner at a time, who alone may touch what is not said
+// to be guarded: the receiver until it is lined up, then its lane or the ready queue, then the carrier that runs it.
+// Messages are used again by their stream: a million of them cost as much memory as are pending at once.
+type message[T any] struct {
+	turn // its place in a lane; guarded by the shard's mu
+
+	s                  *stream[T]
+	prevLive, nextLive *message[T] // the live list of its cell; guarded by the shard's mu
+	link               *message[T] // the next in the one queue it is in: ready, to be carried, or free
+
+	seq      uint64
+	key      string // what the OrderingKeyFunc said
+	value    T
+	size     int64 // bytes, where they are counted
+	received time.Duration // since the stream's start; this and the next two are kept for the Observer
+	waited   time.Duration // until the first attempt
+	took     time.Duration // the last attempt
+	attempts int
+	shard    int
+
+	step      step
+	outcome   outcome
+	fault     *Failure // what failed; kept from the attempt to the telling
+	settled   bool     // OnFailure skipped it
+	told      bool     // the Observer was told its outcome already
+	unkeyed   bool // its key function panicked
+	pressured bool
+	delay     time.Duration // before the next attempt
+	release   ReleaseFunc   // of a caller's own resolver
+
+	state state       // guarded by stream.mu
+	timer *time.Timer // of stateParked; guarded by stream.mu
+	parks uint64      // how often it was parked, so that a timer that fires late finds out; guarded by stream.mu
+}
+
+// state says who has a message. Its changes, under stream.mu, decide what becomes of it when its stream ends: the sweep
+// takes what is queued or parked; what a carrier has, it carries to its end.
+type state uint8
+
+const (
+	stateHeld    state = iota // by the receiver, a lane or a carrier without a slot
+	stateQueued               // in the ready queue: it has its turn and lacks a worker
+	stateRunning              // by a worker
+	stateParked               // waits for its next try
+)
+
+// step is what happens to a carried message next. A panic or a Goexit in a step moves it on as stream.crashed says.
+type step uint8
+
+const (
+	stepAttempt step = iota // run the handler
+	stepRetry               // tell of the coming retry
+	stepPark                // wait for the next try: the carrier lets go of it
+	stepSuccess             // tell of the success
+	stepFailed              // ask OnFailure
+	stepFailure             // tell of the failure or the refusal, and end the stream if it must end
+	stepDrop                // tell of the drop
+	stepRelease             // give back the turn of a caller's own resolver
+	stepFinish              // it is done: the carrier counts it and lets the next of its lane go
+)
+
+// outcome is what became of a message.
+type outcome uint8
+
+const (
+	succeeded outcome = iota
+	failed
+	rejected
+	dropped
+)
+
+// failure makes the Failure of m.
+func (m *message[T]) failure(kind FailureKind, err error) *Failure {
+	return &Failure{Kind: kind, Seq: m.seq, Key: m.key, Attempts: m.attempts, Value: m.value, Err: err}
+}
+
+func (m *message[T]) fail(kind FailureKind, err error) {
+	m.fault, m.outcome, m.step = m.failure(kind, err), failed, stepFailed
+}
+
+// refuse makes m one that will not run.
+func (m *message[T]) refuse(kind FailureKind, err error) {
+	m.fault, m.outcome, m.step = m.failure(kind, err), rejected, stepFailed
+}
+
+// cutShort makes m one whose stream ended before it was done: dropped if it never ran, else failed, with the error of
+// its last try as the cause. Neither comes to OnFailure, and neither is what ends the stream.
+func (m *message[T]) cutShort(kind FailureKind) {
+	if m.attempts == 0 {
+		m.outcome, m.step = dropped, stepDrop
+		return
+	}
+	var last error
+	if m.fault != nil {
+		last = m.fault.Err
+	}
+	m.fault, m.outcome, m.step = m.failure(kind, last), failed, stepFailure
+}
+
+// messageQueue is a FIFO of messages through their links.
+type messageQueue[T any] struct {
+	head, tail *message[T]
+	n          int
+}
+
+func (q *messageQueue[T]) push(m *message[T]) {
+	m.link = nil
+	if q.head == nil {
+		q.head = m
+	} else {
+		q.tail.link = m
+	}
+	q.tail = m
+	q.n++
+}
+
+func (q *messageQueue[T]) pop() *message[T] {
+	m := q.head
+	if m != nil {
+		q.head, m.link = m.link, nil
+		q.n--
+	}
+	return m
+}
+
+// cell is a stream's part of a lane shard: its live messages there, whatever has them. Guarded by the shard's mu.
+type cell[T any] struct{ live *message[T] }
+
+func (c *cell[T]) addLocked(m *message[T]) {
+	m.nextLive = c.live
+	if c.live != nil {
+		c.live.prevLive = m
+	}
+	c.live = m
+}
+
+func (c *cell[T]) removeLocked(m *message[T]) {
+	if m.prevLive != nil {
+		m.prevLive.nextLive = m.nextLive
+	} else {
+		c.live = m.nextLive
+	}
+	if m.nextLive != nil {
+		m.nextLive.prevLive = m.prevLive
+	}
+	m.prevLive, m.nextLive = nil, nil
+}

@@ -1,0 +1,176 @@
+package flow
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// Observer sees what happens in a Flow: for metrics and logs. It is called synchronously where the event happens, with
+// no lock held (Stats and Close may be called from it), from many goroutines at once: it must be fast, and safe for
+// concurrent use. The events of one message come one after the other, in order. A panic in it fails the message that it
+// was told of with FailureInternal (on EventAttempt the handler does not run); in EventStreamEnd and EventShutdown it is
+// discarded.
+type Observer func(ctx context.Context, e Event)
+
+// EventKind says what happened. Kinds may be added: unknown ones are to be ignored.
+type EventKind int
+
+// Each received message gets exactly one of EventSuccess, EventFailure, EventReject and EventDrop: replaying the events
+// gives every [Summary] again.
+const (
+	// EventStreamStart: a stream begins. A refused stream has a start and an end too.
+	EventStreamStart EventKind = iota
+	// EventAttempt: the handler is about to be called; once for each attempt.
+	EventAttempt
+	// EventRetry: the attempt failed with Failure and there will be another after Delay.
+	EventRetry
+	// EventSuccess: the handler returned nil.
+	EventSuccess
+	// EventFailure: the message failed for good. It comes after OnFailure.
+	EventFailure
+	// EventReject: the message was refused, or its key had been given up. It comes after OnFailure.
+	EventReject
+	// EventDrop: the message was accepted and will never run: its stream ended first.
+	EventDrop
+	// EventPressure: the message runs although capacity is exhausted (BackpressureSoftAllowWithSignal only).
+	EventPressure
+	// EventStreamEnd: a stream is over. Summary is complete; Failure is set if it failed.
+	EventStreamEnd
+	// EventShutdown: the end of the Flow begins; once, for the first Shutdown or Close.
+	EventShutdown
+)
+
+// String returns the constant's name.
+func (k EventKind) String() string {
+	return enumName(int(k), "EventKind", "EventStreamStart", "EventAttempt", "EventRetry", "EventSuccess",
+		"EventFailure", "EventReject", "EventDrop", "EventPressure", "EventStreamEnd", "EventShutdown")
+}
+
+// Event is one thing that happened. Fields that say nothing about it are zero.
+type Event struct {
+	Kind    EventKind
+	Stream  uint64 // which stream of the Flow
+	Seq     uint64
+	Key     string
+	Attempt int
+	Waited  time.Duration // from receipt to the first attempt
+	Took    time.Duration // of this attempt; of the stream for EventStreamEnd
+	Delay   time.Duration // before the next attempt, for EventRetry
+	Failure *Failure      // what failed; not to be changed
+	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message
+	Stack   []byte        // of a recovered panic; not to be changed
+	Summary Summary       // for EventStreamEnd
+}
+
+// SlogObserver writes events to l; nil means slog.Default. At Info and above it writes one line for each failed or
+// refused message and one for each stream that ended or was refused, and nothing for a message that succeeded: all else
+// is at Debug. Levels say what to do about it:
+//
+//   - Error: a bug. A panic (with its stack), or a source that broke.
+//   - Warn: a handler that failed, a refused message, a stream that ended for such a reason.
+//   - Info: what happens in good days too. Streams end, clients go away, the Flow shuts down.
+//
+// A message's Value is never written, and of a key at most 64 bytes.
+func SlogObserver(l *slog.Logger) Observer {
+	if l == nil {
+		l = slog.Default()
+	}
+	return func(ctx context.Context, e Event) {
+		level, text := e.line()
+		if text == "" || !l.Enabled(ctx, level) { // before any attribute is built: most events are not written
+			return
+		}
+		l.LogAttrs(ctx, level, text, e.attrs()...)
+	}
+}
+
+// line is the level and the text to log e with; "" is a kind that is not known.
+func (e *Event) line() (slog.Level, string) {
+	switch e.Kind {
+	case EventStreamStart:
+		return slog.LevelDebug, "flow: stream started"
+	case EventAttempt:
+		return slog.LevelDebug, "flow: message attempted"
+	case EventRetry: // not above Debug: most end in a success, and the others get their line with the count of attempts
+		return slog.LevelDebug, "flow: message will be tried again"
+	case EventSuccess:
+		return slog.LevelDebug, "flow: message succeeded"
+	case EventFailure:
+		return e.Failure.level(), "flow: message failed"
+	case EventReject:
+		return e.Failure.level(), "flow: message refused"
+	case EventDrop: // not above Debug: as many as were waiting, and the line of the stream's end has their count
+		return slog.LevelDebug, "flow: message dropped"
+	case EventPressure: // not above Debug: under load that is every message
+		return slog.LevelDebug, "flow: message runs beyond capacity"
+	case EventStreamEnd:
+		if e.Failure != nil {
+			return e.Failure.level(), "flow: stream failed"
+		}
+		return slog.LevelInfo, "flow: stream ended"
+	case EventShutdown:
+		return slog.LevelInfo, "flow: shutting down"
+	}
+	return 0, ""
+}
+
+// level is how much a failure is an operator's business.
+func (f *Failure) level() slog.Level {
+	switch f.failureKind() {
+	case FailureNone, FailureContextCancelled, FailureShutdown:
+		return slog.LevelInfo
+	case FailureInternal:
+		return slog.LevelError
+	}
+	return slog.LevelWarn
+}
+
+const maxLoggedKey = 64 // bytes: clients choose keys
+
+func (e *Event) attrs() []slog.Attr {
+	attrs := make([]slog.Attr, 0, 16)
+	add := func(a slog.Attr) { attrs = append(attrs, a) }
+	if e.Stream > 0 {
+		add(slog.Uint64("stream", e.Stream))
+	}
+	if e.Seq > 0 {
+		add(slog.Uint64("seq", e.Seq))
+		add(slog.String("key", cutText(e.Key, maxLoggedKey)))
+	}
+	if e.Attempt > 0 {
+		add(slog.Int("attempt", e.Attempt))
+		add(slog.Duration("waited", e.Waited))
+	}
+	if e.Took > 0 {
+		add(slog.Duration("took", e.Took))
+	}
+	if e.Kind == EventRetry {
+		add(slog.Duration("delay", e.Delay))
+	}
+	if f := e.Failure; f != nil {
+		add(slog.String("kind", f.Kind.String()))
+		add(slog.String("error", f.Error()))
+		if f.shownKind() == FailureInternal && f.Err != nil { // Error keeps it from the client
+			add(slog.String("cause", cutText(f.Err.Error(), maxText)))
+		}
+	}
+	switch e.Kind {
+	case EventFailure, EventReject:
+		add(slog.Bool("settled", e.Settled))
+	case EventStreamEnd:
+		s := &e.Summary
+		add(slog.Uint64("received", s.Received))
+		add(slog.Uint64("succeeded", s.Succeeded))
+		add(slog.Uint64("failed", s.Failed))
+		add(slog.Uint64("rejected", s.Rejected))
+		add(slog.Uint64("dropped", s.Dropped))
+		add(slog.Uint64("retried", s.Retried))
+		add(slog.Uint64("committed", s.Committed))
+		add(slog.Int("unsettled", len(s.Unsettled)))
+	}
+	if len(e.Stack) > 0 {
+		add(slog.String("stack", string(e.Stack)))
+	}
+	return attrs
+}

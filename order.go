@@ -1,0 +1,250 @@
+package flow
+
+import (
+	"context"
+	"hash/maphash"
+	"sync/atomic"
+)
+
+// OrderingMode says which messages must run one after the other.
+type OrderingMode int
+
+const (
+	// OrderingFIFO runs one message of the stream at a time, in Seq order.
+	OrderingFIFO OrderingMode = iota
+	// OrderingKeyedFIFO runs, for each key, one message at a time, in Seq order, all attempts of one before the next
+	// starts. Different keys run side by side, and a key never waits for another except for capacity.
+	OrderingKeyedFIFO
+	// OrderingNone keeps no order: up to Capacity messages run side by side.
+	OrderingNone
+)
+
+// String returns the constant's name.
+func (m OrderingMode) String() string {
+	return enumName(int(m), "OrderingMode", "OrderingFIFO", "OrderingKeyedFIFO", "OrderingNone")
+}
+
+// OrderingScope says among whose messages an order holds.
+type OrderingScope int
+
+const (
+	// ScopeStream orders the messages of one stream.
+	ScopeStream OrderingScope = iota
+	// ScopeFlow orders a key across all streams of the Flow, by receipt: a device that reconnects while its old stream
+	// still drains stays in order. With OrderingFIFO the whole Flow runs one message at a time.
+	ScopeFlow
+)
+
+// String returns the constant's name.
+func (s OrderingScope) String() string {
+	return enumName(int(s), "OrderingScope", "ScopeStream", "ScopeFlow")
+}
+
+// OrderingOptions define which messages are ordered, among which others, and how many may wait for their turn.
+type OrderingOptions struct {
+	// Mode is the kind of order.
+	Mode OrderingMode
+	// Scope is whose messages are ordered together.
+	Scope OrderingScope
+	// Capacity bounds how many messages of the scope wait behind an earlier one; one more is refused on receipt with
+	// FailureOrdering. 0 means unbounded.
+	Capacity int
+	// KeyCapacity is the same for each key, so that a hot key can't fill its stream's window. 0 means unbounded.
+	KeyCapacity int
+	// UnorderedEmptyKey leaves messages whose key is "" without an order among them. Off, "" is a key like any other.
+	UnorderedEmptyKey bool
+}
+
+func (o OrderingOptions) validate() error {
+	switch {
+	case o.Mode < OrderingFIFO || o.Mode > OrderingNone:
+		return invalid("Ordering.Mode", o.Mode, "is not a known OrderingMode")
+	case o.Scope < ScopeStream || o.Scope > ScopeFlow:
+		return invalid("Ordering.Scope", o.Scope, "is not a known OrderingScope")
+	case o.Capacity < 0:
+		return invalid("Ordering.Capacity", o.Capacity, "must not be negative")
+	case o.KeyCapacity < 0:
+		return invalid("Ordering.KeyCapacity", o.KeyCapacity, "must not be negative")
+	case o.KeyCapacity > 0 && o.Mode != OrderingKeyedFIFO:
+		return invalid("Ordering.KeyCapacity", o.KeyCapacity, "needs Mode OrderingKeyedFIFO, which is "+o.Mode.String())
+	case o.UnorderedEmptyKey && o.Mode != OrderingKeyedFIFO:
+		return invalid("Ordering.UnorderedEmptyKey", true, "needs Mode OrderingKeyedFIFO, which is "+o.Mode.String())
+	case o.Capacity > 0 && o.Mode == OrderingNone:
+		return invalid("Ordering.Capacity", o.Capacity, "means nothing with Mode OrderingNone")
+	case o.Scope == ScopeFlow && o.Mode == OrderingNone:
+		return invalid("Ordering.Scope", o.Scope, "means nothing with Mode OrderingNone")
+	}
+	return nil
+}
+
+// ReleaseFunc ends a turn, so that the next in line gets its own. To call it more than once is harmless.
+type ReleaseFunc func()
+
+// OrderingResolver gives turns. [NewFIFO] and [NewKeyedFIFO] are built in; a caller's own (a lock kept in a database,
+// say) works with [Gate.Admit] and with a [Receiver], which keeps keyed FIFO within each stream itself and calls Wait
+// when a message's local turn has come, before it takes a slot. Whoever makes a resolver closes it: flow never does.
+type OrderingResolver interface {
+	// Wait blocks until it is key's caller's turn and returns the function that ends the turn. It must return soon
+	// after ctx has ended, with an error if the turn has not come. It is called from many goroutines at once.
+	Wait(ctx context.Context, key string) (ReleaseFunc, error)
+	// Close refuses all who wait and all who come.
+	Close()
+}
+
+const (
+	reasonOrderFull  = reason("too many messages wait for their turn")
+	reasonKeyFull    = reason("too many messages of one key wait for their turn")
+	reasonOrderShut  = reason("the ordering resolver is closed")
+	reasonGivenUp    = reason("an earlier message of the key was given up")
+	reasonGivenMany  = reason("too many keys were given up")
+	reasonOrderError = reason("the ordering resolver refused")
+)
+
+// laneResolver is both built-in resolvers. Called directly it orders its callers by arrival. A Receiver that finds one
+// in its Gate does not call it but gives each stream lanes of the same kind, or, with ScopeFlow, lines its messages up
+// in this one's: a message that waits in a lane costs no goroutine, one that waits in Wait does.
+type laneResolver struct {
+	opts   OrderingOptions
+	lanes  *laneTable
+	closed atomic.Bool
+	shut   chan struct{} // closed by Close
+}
+
+// NewFIFO returns the resolver of OrderingFIFO: one caller at a time, whatever the key, by arrival. Mode is ignored.
+// It panics on impossible options, with the text that [New] would return.
+func NewFIFO(o OrderingOptions) OrderingResolver {
+	o.Mode = OrderingFIFO
+	return newLaneResolver(o)
+}
+
+// NewKeyedFIFO returns the resolver of OrderingKeyedFIFO: for each key one caller at a time, by arrival. Mode is
+// ignored. It panics on impossible options, with the text that [New] would return.
+func NewKeyedFIFO(o OrderingOptions) OrderingResolver {
+	o.Mode = OrderingKeyedFIFO
+	return newLaneResolver(o)
+}
+
+func newLaneResolver(o OrderingOptions) *laneResolver {
+	mustBeValid(o.validate())
+	r := &laneResolver{opts: o, shut: make(chan struct{})}
+	r.lanes = newLaneTable(r)
+	return r
+}
+
+var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
+
+// place returns the lane that key lines up in, and its hash. ordered is false for a key that has no order.
+func (r *laneResolver) place(key string) (lane string, hash uint64, ordered bool) {
+	switch {
+	case r.opts.Mode == OrderingFIFO:
+		return "", 0, true
+	case key == "" && r.opts.UnorderedEmptyKey:
+		return "", 0, false
+	}
+	return key, maphash.String(hashSeed, key), true
+}
+
+// laneWaiter is a direct caller's place in a lane.
+type laneWaiter struct {
+	turn
+	lanes *laneTable
+	shard *laneShard
+	came  chan struct{} // closed when the turn comes
+	over  atomic.Bool   // released
+}
+
+func (w *laneWaiter) turnCame() { close(w.came) }
+
+// join lines a direct caller up. A nil waiter means that key has no order.
+func (r *laneResolver) join(key string) (w *laneWaiter, err error) {
+	if r.closed.Load() {
+		return nil, &Failure{Kind: FailureShutdown, Key: key, Err: reasonOrderShut}
+	}
+	name, hash, ordered := r.place(key)
+	if !ordered {
+		return nil, nil
+	}
+	w = &laneWaiter{lanes: r.lanes, shard: r.lanes.shard(hash), came: make(chan struct{})}
+	w.owner = w
+	w.shard.mu.Lock()
+	first, why := r.lanes.joinLocked(w.shard, name, hash, &w.turn)
+	w.shard.mu.Unlock()
+	if why != "" {
+		return nil, &Failure{Kind: FailureOrdering, Key: key, Err: why}
+	}
+	if first {
+		close(w.came)
+	}
+	return w, nil
+}
+
+// first says whether the turn has come already.
+func (w *laneWaiter) first() bool {
+	select {
+	case <-w.came:
+		return true
+	default:
+		return false
+	}
+}
+
+// release ends the turn, or the wait for it. Of a turn that came while its caller gave up, the next in line gets it.
+func (w *laneWaiter) release() {
+	if w.over.Swap(true) {
+		return
+	}
+	w.shard.mu.Lock()
+	next := w.lanes.leaveLocked(w.shard, &w.turn)
+	w.shard.mu.Unlock()
+	if next != nil {
+		next.owner.turnCame()
+	}
+}
+
+// wait blocks until the turn has come; else the place is given up.
+func (r *laneResolver) wait(ctx context.Context, w *laneWaiter, key string) error {
+	if w.first() {
+		return nil
+	}
+	select {
+	case <-w.came:
+		return nil
+	case <-ctx.Done():
+		w.release()
+		f := contextFailure(ctx)
+		f.Key = key
+		return f
+	case <-r.shut:
+		w.release()
+		return &Failure{Kind: FailureShutdown, Key: key, Err: reasonOrderShut}
+	}
+}
+
+// Wait implements OrderingResolver. The error is a *Failure: FailureOrdering when too many wait,
+// FailureContextCancelled when ctx ended first, FailureShutdown when the resolver is closed.
+func (r *laneResolver) Wait(ctx context.Context, key string) (ReleaseFunc, error) {
+	if ctx.Err() != nil {
+		f := contextFailure(ctx)
+		f.Key = key
+		return nil, f
+	}
+	w, err := r.join(key)
+	if err != nil {
+		return nil, err
+	}
+	if w == nil {
+		return func() {}, nil
+	}
+	if err := r.wait(ctx, w, key); err != nil {
+		return nil, err
+	}
+	return w.release, nil
+}
+
+// Close implements OrderingResolver. Turns that have come stay until they are released. Streams that line up in this
+// resolver through a Receiver have their later messages refused with FailureOrdering.
+func (r *laneResolver) Close() {
+	if !r.closed.Swap(true) {
+		close(r.shut)
+	}
+}

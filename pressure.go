@@ -1,0 +1,218 @@
+package flow
+
+import (
+	"context"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// BackpressurePolicy says what becomes of a message that finds capacity exhausted.
+type BackpressurePolicy int
+
+const (
+	// BackpressureQueue lets it wait. QueueCapacity bounds how many do.
+	BackpressureQueue BackpressurePolicy = iota
+	// BackpressureHardReject refuses it on receipt with FailureBackpressure, whether its turn has come or not.
+	BackpressureHardReject
+	// BackpressureSoftAllow runs it all the same.
+	BackpressureSoftAllow
+	// BackpressureSoftAllowWithSignal runs it, sets Message.Pressured and tells the Observer.
+	BackpressureSoftAllowWithSignal
+)
+
+// String returns the constant's name.
+func (p BackpressurePolicy) String() string {
+	return enumName(int(p), "BackpressurePolicy", "BackpressureQueue", "BackpressureHardReject",
+		"BackpressureSoftAllow", "BackpressureSoftAllowWithSignal")
+}
+
+// BackpressureOptions define behaviour under load.
+type BackpressureOptions struct {
+	// Policy is what becomes of a message that finds capacity exhausted. It is decided on receipt: a message that was
+	// accepted is never refused later, and waits for its slot if it must.
+	Policy BackpressurePolicy
+	// Capacity is how many executions may be in flight over all streams of the Flow. Waiting for a turn or for a next
+	// try takes none of it. 0 means unlimited.
+	Capacity int
+	// QueueCapacity bounds, over the Flow, how many messages wait that have their turn and lack a slot; one more is
+	// refused on receipt with FailureBackpressure. BackpressureQueue only. 0 means unbounded.
+	QueueCapacity int
+}
+
+func (o BackpressureOptions) validate() error {
+	switch {
+	case o.Policy < BackpressureQueue || o.Policy > BackpressureSoftAllowWithSignal:
+		return invalid("Backpressure.Policy", o.Policy, "is not a known BackpressurePolicy")
+	case o.Capacity < 0:
+		return invalid("Backpressure.Capacity", o.Capacity, "must not be negative")
+	case o.QueueCapacity < 0:
+		return invalid("Backpressure.QueueCapacity", o.QueueCapacity, "must not be negative")
+	case o.QueueCapacity > 0 && o.Policy != BackpressureQueue:
+		return invalid("Backpressure.QueueCapacity", o.QueueCapacity, "needs Policy BackpressureQueue, which is "+o.Policy.String())
+	case o.QueueCapacity > 0 && o.Capacity == 0:
+		return invalid("Backpressure.QueueCapacity", o.QueueCapacity, "needs a Capacity: without one nothing waits for it")
+	case o.Policy != BackpressureQueue && o.Capacity == 0:
+		return invalid("Backpressure.Policy", o.Policy, "needs a Capacity: without one it is never exhausted")
+	}
+	return nil
+}
+
+const (
+	reasonNoCapacity = reason("capacity is exhausted")
+	reasonQueueFull  = reason("too many messages wait for capacity")
+)
+
+// PressureController owns the capacity: it counts executions and decides about those that find it exhausted.
+// It is safe for concurrent use.
+//
+// Under BackpressureQueue and BackpressureHardReject an execution holds a slot of the semaphore, which hands slots out
+// in the order of asking. A stream has at most one goroutine asking there, however many messages wait in it: that, and
+// workers that give their slot back between two messages when another stream asks, make streams share fairly. The soft
+// policies never wait, so they only count.
+type PressureController struct {
+	opts    BackpressureOptions
+	slots   *semaphore.Weighted // nil: nobody ever waits
+	inUse   atomic.Int64        // slots taken; with a soft policy, executions
+	asking  atomic.Int64        // goroutines that wait in slots.Acquire
+	lacking atomic.Int64        // messages and callers that have their turn and no slot; kept only with QueueCapacity
+}
+
+// NewPressureController returns a controller of its own capacity. It panics on impossible options, with the text that
+// [New] would return.
+func NewPressureController(o BackpressureOptions) *PressureController {
+	mustBeValid(o.validate())
+	p := &PressureController{opts: o}
+	if o.Capacity > 0 && !p.soft() {
+		p.slots = semaphore.NewWeighted(int64(o.Capacity))
+	}
+	return p
+}
+
+func (p *PressureController) soft() bool {
+	return p.opts.Policy == BackpressureSoftAllow || p.opts.Policy == BackpressureSoftAllowWithSignal
+}
+
+// refuses says whether the controller may refuse anybody: then slots are decided on at receipt, one by one.
+func (p *PressureController) refuses() bool {
+	return p.opts.Policy == BackpressureHardReject || p.opts.QueueCapacity > 0
+}
+
+// rejects says that a message received now is refused, whether or not its turn has come.
+func (p *PressureController) rejects() bool {
+	return p.opts.Policy == BackpressureHardReject && p.inUse.Load() >= int64(p.opts.Capacity)
+}
+
+// try takes a slot if one is free and nobody waits for it.
+func (p *PressureController) try() bool {
+	if p.slots == nil {
+		return true
+	}
+	if !p.slots.TryAcquire(1) {
+		return false
+	}
+	p.inUse.Add(1)
+	return true
+}
+
+// ask takes a slot, behind those who asked before.
+func (p *PressureController) ask(ctx context.Context) error {
+	if err := p.slots.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	p.inUse.Add(1)
+	return nil
+}
+
+func (p *PressureController) giveBack() {
+	if p.slots != nil {
+		p.inUse.Add(-1) // before the release: whoever gets the slot must not see it counted twice
+		p.slots.Release(1)
+	}
+}
+
+// tryLack counts one more that has its turn and no slot, unless QueueCapacity of them wait.
+func (p *PressureController) tryLack() bool {
+	limit := int64(p.opts.QueueCapacity)
+	for limit > 0 {
+		n := p.lacking.Load()
+		if n >= limit {
+			return false
+		}
+		if p.lacking.CompareAndSwap(n, n+1) {
+			break
+		}
+	}
+	return true
+}
+
+// lack counts n more (or fewer) that have their turn and no slot: those accepted before are never refused.
+func (p *PressureController) lack(n int) {
+	if p.opts.QueueCapacity > 0 {
+		p.lacking.Add(int64(n))
+	}
+}
+
+// begin and end count an execution under a soft policy. pressured says that capacity was exhausted without it.
+func (p *PressureController) begin() (pressured bool) {
+	return p.soft() && p.inUse.Add(1) > int64(p.opts.Capacity)
+}
+
+func (p *PressureController) end() {
+	if p.soft() {
+		p.inUse.Add(-1)
+	}
+}
+
+// admit takes a slot for a direct caller whose turn has come. fresh says that it had come when the caller called:
+// only then may it be refused.
+func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured bool, err error) {
+	if p.soft() {
+		return p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal, nil
+	}
+	if p.try() {
+		return false, nil
+	}
+	switch {
+	case fresh && p.opts.Policy == BackpressureHardReject:
+		return false, reasonNoCapacity
+	case !fresh:
+		p.lack(1)
+	case !p.tryLack():
+		return false, reasonQueueFull
+	}
+	p.asking.Add(1)
+	err = p.ask(ctx)
+	p.asking.Add(-1)
+	p.lack(-1)
+	return false, err
+}
+
+func (p *PressureController) leave() {
+	p.end()
+	p.giveBack()
+}
+
+// Acquire takes a slot, as the policy says: it waits for one, is refused (FailureBackpressure), or goes on without.
+// Waiting callers are served in order. It fails with FailureContextCancelled when ctx ends first. The error is a
+// *Failure. The Admission's Release gives the slot back.
+func (p *PressureController) Acquire(ctx context.Context) (Admission, error) {
+	if ctx.Err() != nil {
+		return Admission{}, contextFailure(ctx)
+	}
+	pressured, err := p.admit(ctx, true)
+	if err != nil {
+		return Admission{}, pressureFailure(ctx, err, "")
+	}
+	return Admission{&admission{pressure: p, pressured: pressured}}, nil
+}
+
+// pressureFailure makes a Failure of admit's error.
+func pressureFailure(ctx context.Context, err error, key string) *Failure {
+	if why, ok := err.(reason); ok {
+		return &Failure{Kind: FailureBackpressure, Key: key, Err: why}
+	}
+	f := contextFailure(ctx)
+	f.Key = key
+	return f
+}

@@ -1,0 +1,182 @@
+package flow
+
+import (
+	"encoding/binary"
+	"errors"
+	"iter"
+	"slices"
+	"strconv"
+
+	"google.golang.org/grpc/metadata"
+)
+
+// Progress says which messages of a stream are settled: succeeded, or skipped by Options.OnFailure. It is what a client
+// needs to resume. It comes from [Summary.Progress], [ProgressFromTrailer] or UnmarshalBinary; the zero value says that
+// nothing is settled. It is not changed but by UnmarshalBinary, and safe for concurrent use without that.
+type Progress struct {
+	received  uint64   // above it nothing counts as settled
+	unsettled []uint64 // of 1..received, strictly ascending; the others are settled
+}
+
+// maxProgress bounds the binary form: it travels in a trailer, and C-core refuses a response of more than about 7 KiB.
+const maxProgress = 2048
+
+const (
+	trailerCommitted = "flow-committed"
+	trailerProgress  = "flow-progress-bin"
+)
+
+var errMalformedProgress = errors.New("flow: malformed progress")
+
+// Progress says which messages are settled. A Summary that no Run made, and whose fields disagree, counts up to its
+// Committed.
+func (s Summary) Progress() Progress {
+	if len(s.Unsettled) == 0 || s.Unsettled[0]-1 != s.Committed {
+		return Progress{received: s.Committed}
+	}
+	last := uint64(0)
+	for _, seq := range s.Unsettled {
+		if seq <= last || seq > s.Received {
+			return Progress{received: s.Committed}
+		}
+		last = seq
+	}
+	return Progress{received: s.Received, unsettled: slices.Clone(s.Unsettled)}
+}
+
+// Committed is the highest Seq up to which every message is settled.
+func (p Progress) Committed() uint64 {
+	if len(p.unsettled) > 0 {
+		return p.unsettled[0] - 1
+	}
+	return p.received
+}
+
+// Settled says whether the message with this Seq is settled: it needs not be sent again. There is no message 0.
+func (p Progress) Settled(seq uint64) bool {
+	if seq == 0 || seq > p.received {
+		return false
+	}
+	_, open := slices.BinarySearch(p.unsettled, seq)
+	return !open
+}
+
+// MarshalBinary writes the form of the flow-progress-bin trailer, at most 2 KiB: the uvarint of the highest Seq that it
+// speaks of, then for each unsettled one, ascending, its distance to the one before (the first: to 0) as a uvarint.
+// What does not fit is left out from the end, so that a reader takes some settled messages for unsettled, and never the
+// other way round. The error is always nil.
+func (p Progress) MarshalBinary() ([]byte, error) {
+	n, top := p.fit()
+	b := binary.AppendUvarint(nil, top)
+	last := uint64(0)
+	for _, seq := range p.unsettled[:n] {
+		b = binary.AppendUvarint(b, seq-last)
+		last = seq
+	}
+	return b, nil
+}
+
+// fit is how many unsettled ones fit into maxProgress bytes and the highest Seq to speak of then. Both grow together,
+// and with them the size, so the first that doesn't fit ends the search.
+func (p Progress) fit() (n int, top uint64) {
+	size, last := 0, uint64(0)
+	topAt := func(n int) uint64 {
+		if n < len(p.unsettled) {
+			return p.unsettled[n] - 1
+		}
+		return p.received
+	}
+	for i, seq := range p.unsettled {
+		size += uvarintLen(seq - last)
+		if uvarintLen(topAt(i+1))+size > maxProgress {
+			return i, topAt(i)
+		}
+		last = seq
+	}
+	return len(p.unsettled), p.received
+}
+
+func uvarintLen(v uint64) int {
+	var b [binary.MaxVarintLen64]byte
+	return binary.PutUvarint(b[:], v)
+}
+
+// UnmarshalBinary reads what MarshalBinary wrote. Anything that MarshalBinary can't have written is an error, and p is
+// not changed then.
+func (p *Progress) UnmarshalBinary(data []byte) error {
+	if len(data) > maxProgress {
+		return errMalformedProgress
+	}
+	top, data, ok := cutUvarint(data)
+	if !ok {
+		return errMalformedProgress
+	}
+	var unsettled []uint64
+	last := uint64(0)
+	for len(data) > 0 {
+		var d uint64
+		d, data, ok = cutUvarint(data)
+		if !ok || d == 0 || d > top-last { // last never exceeds top
+			return errMalformedProgress
+		}
+		last += d
+		unsettled = append(unsettled, last)
+	}
+	*p = Progress{received: top, unsettled: unsettled}
+	return nil
+}
+
+// cutUvarint reads a uvarint in its one shortest form from the start of b.
+func cutUvarint(b []byte) (v uint64, rest []byte, ok bool) {
+	v, n := binary.Uvarint(b)
+	if n <= 0 || n != uvarintLen(v) {
+		return 0, nil, false
+	}
+	return v, b[n:], true
+}
+
+// trailer is how far the stream got, for the client.
+func (s Summary) trailer() metadata.MD {
+	p := s.Progress()
+	md := metadata.Pairs(trailerCommitted, strconv.FormatUint(p.Committed(), 10))
+	if len(p.unsettled) > 0 {
+		b, _ := p.MarshalBinary() // never fails
+		md.Set(trailerProgress, string(b))
+	}
+	return md
+}
+
+// ProgressFromTrailer reads how far a stream got from the trailer that its client received. false means that the
+// trailer doesn't say, or contradicts itself: then it is not known that anything is settled.
+func ProgressFromTrailer(md metadata.MD) (Progress, bool) {
+	committed, packed := md.Get(trailerCommitted), md.Get(trailerProgress)
+	if len(committed) != 1 || len(packed) > 1 {
+		return Progress{}, false
+	}
+	upTo, err := strconv.ParseUint(committed[0], 10, 64)
+	if err != nil || committed[0] != strconv.FormatUint(upTo, 10) {
+		return Progress{}, false
+	}
+	if len(packed) == 0 {
+		return Progress{received: upTo}, true // no unsettled ones: what was received is what was committed
+	}
+	var p Progress
+	if p.UnmarshalBinary([]byte(packed[0])) != nil || p.Committed() != upTo {
+		return Progress{}, false
+	}
+	return p, true
+}
+
+// Rest yields of what was sent, in order, that which is not settled. The first that sent yields has Seq 1. A stream of
+// the rest counts from 1 again: should that break too, Rest of the rest says what is left then.
+func Rest[T any](p Progress, sent iter.Seq[T]) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		seq := uint64(0)
+		for v := range sent {
+			seq++
+			if !p.Settled(seq) && !yield(v) {
+				return
+			}
+		}
+	}
+}

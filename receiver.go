@@ -1,0 +1,179 @@
+package flow
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
+// streams may be received at once, and they share what their Gate and Engine share.
+type Receiver[T any] struct {
+	gate   *Gate
+	engine *Engine[T]
+
+	maxPending int64 // math.MaxInt64: unbounded
+	bytes      *byteWindow
+	sizeOf     func(T) int // nil without bytes
+	idle       time.Duration
+	onFailure  func(context.Context, *Failure) FailureAction
+	observer   Observer
+
+	ids atomic.Uint64
+
+	// mu is taken before any lane shard's and any stream's.
+	mu      sync.Mutex
+	streams map[*stream[T]]struct{}
+	total   Summary // of the streams that have ended
+}
+
+// NewReceiver returns a receiver for streams that pass gate and are run by engine. The options of a stream (MaxPending,
+// OnFailure, Observer and so on) are at their defaults; [New] sets them. It panics if either is nil.
+func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
+	if gate == nil || engine == nil {
+		panic("flow: a Receiver needs a Gate and an Engine, got nil")
+	}
+	return &Receiver[T]{
+		gate: gate, engine: engine, maxPending: defaultMaxPending, streams: make(map[*stream[T]]struct{}),
+	}
+}
+
+// Receive is one stream: it reads recv until io.EOF, runs every message, and returns when all have finished. key may be
+// nil: then all keys are "". See [Flow.Run], which is the same with the options of New.
+func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key OrderingKeyFunc[T]) (Summary, error) {
+	s := r.newStream(ctx, key)
+	r.mu.Lock()
+	r.streams[s] = struct{}{}
+	r.mu.Unlock()
+	s.tellStart()
+	entered := r.gate.shutdown.enter(s)
+	switch {
+	case !entered:
+		s.failure = &Failure{Kind: FailureShutdown, Err: reasonShutdown}
+	case ctx.Err() != nil:
+		s.fail(contextFailure(ctx))
+		_ = s.carriers.Wait()
+	case s.lives():
+		s.run(recv)
+	}
+	s.cancel(nil)
+	sum, f := s.summary(), s.result()
+	_ = grpc.SetTrailer(ctx, sum.trailer()) // fails outside of gRPC, where there is nobody to tell
+	s.tellEnd(sum, f)
+	r.mu.Lock()
+	delete(r.streams, s)
+	r.total.add(sum)
+	r.mu.Unlock()
+	if entered {
+		r.gate.shutdown.leave(s)
+	}
+	if f != nil {
+		return sum, f
+	}
+	return sum, nil
+}
+
+func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
+	s := &stream[T]{
+		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key,
+		space: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.startFn, s.comeFn = s.startWorker, s.comeWorker
+	if grpc.ServerTransportStreamFromContext(ctx) != nil {
+		// An error means that the header is sent already, or that nobody is there to get it.
+		s.header = sync.OnceFunc(func() { _ = grpc.SendHeader(ctx, nil) })
+	}
+	switch o := r.gate.ordering.(type) {
+	case nil:
+		s.lanes = newLaneTable(nil)
+	case *laneResolver:
+		s.order, s.lanes = o, o.lanes
+		if o.opts.Scope == ScopeStream {
+			s.lanes = newLaneTable(o)
+		}
+	default:
+		s.own = o
+		s.waits, s.endWaits = context.WithCancel(s.ctx)
+		s.order = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
+		s.lanes = s.order.lanes
+	}
+	return s
+}
+
+// run receives and runs until the stream is done and its carriers are gone.
+func (s *stream[T]) run(recv func() (T, error)) {
+	if s.r.idle > 0 {
+		s.mu.Lock()
+		s.idle = time.AfterFunc(s.r.idle, s.checkIdle)
+		s.mu.Unlock()
+	}
+	unwatch := context.AfterFunc(s.parent, s.contextEnded)
+	in := &intake[T]{s: s, recv: recv}
+	go in.run()
+	<-s.done
+	s.cancel(nil) // nothing of the stream runs: this ends a worker that waits for a slot it no longer needs
+	_ = s.carriers.Wait()
+	unwatch()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range []*time.Timer{s.idle, s.grace} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	if s.endWaits != nil {
+		s.endWaits()
+	}
+}
+
+func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
+
+// ordered says whether messages of key have an order among them.
+func (s *stream[T]) ordered(key string) bool {
+	if s.order == nil {
+		return false
+	}
+	_, _, ordered := s.order.place(key)
+	return ordered
+}
+
+// add adds what a stream has finished.
+func (t *Summary) add(s Summary) {
+	t.Succeeded += s.Succeeded
+	t.Failed += s.Failed
+	t.Rejected += s.Rejected
+	t.Dropped += s.Dropped
+	t.Retried += s.Retried
+	t.Received = t.Succeeded + t.Failed + t.Rejected + t.Dropped
+}
+
+// stats looks at every stream and every pending message: its cost grows with those, and each lock is held for the few
+// messages that it guards. Nothing is kept up to date for it.
+func (r *Receiver[T]) stats() Stats {
+	r.mu.Lock() // a stream that ends waits meanwhile, and so is counted once
+	defer r.mu.Unlock()
+	st := Stats{Streams: len(r.streams), Total: r.total}
+	keys := make(map[string]struct{})
+	for s := range r.streams {
+		for i := range s.cells {
+			sh := &s.lanes.shards[i]
+			sh.mu.Lock()
+			for m := s.cells[i].live; m != nil; m = m.nextLive {
+				keys[m.key] = struct{}{}
+			}
+			sh.mu.Unlock()
+		}
+		s.mu.Lock()
+		st.InFlight += s.running
+		st.Waiting += int(s.received.Load()-s.finished) - s.running
+		st.Total.add(s.counts)
+		s.mu.Unlock()
+	}
+	st.ActiveKeys = len(keys)
+	return st
+}
+

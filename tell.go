@@ -1,0 +1,69 @@
+package flow
+
+import "context"
+
+// tell tells the Observer what happened to m. It costs nothing without one.
+func (s *stream[T]) tell(m *message[T], kind EventKind) {
+	if s.r.observer == nil {
+		return
+	}
+	e := Event{
+		Kind: kind, Stream: s.id, Seq: m.seq, Key: m.key, Attempt: m.attempts, Waited: m.waited, Failure: m.fault,
+	}
+	switch kind {
+	case EventAttempt, EventPressure:
+		e.Attempt, e.Failure = m.attempts+1, nil // it is about to be made; the fault is the last one's
+	case EventRetry:
+		e.Took, e.Delay = m.took, m.delay
+	case EventSuccess:
+		e.Took, e.Failure = m.took, nil
+	case EventFailure, EventReject:
+		e.Took, e.Settled = m.took, m.settled
+	}
+	if e.Failure != nil {
+		e.Stack = stackOf(e.Failure.Err)
+	}
+	s.r.observer(s.ctx, e)
+}
+
+// tellStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it.
+func (s *stream[T]) tellStart() {
+	if s.r.observer == nil {
+		return
+	}
+	err := isolated(func() error {
+		s.r.observer(s.ctx, Event{Kind: EventStreamStart, Stream: s.id})
+		return nil
+	})
+	if err != nil {
+		s.mu.Lock()
+		s.failure = &Failure{Kind: FailureInternal, Err: err}
+		s.mu.Unlock()
+	}
+}
+
+// tellEnd tells of the stream's end. There is nothing left for a panic to fail.
+func (s *stream[T]) tellEnd(sum Summary, f *Failure) {
+	if s.r.observer == nil {
+		return
+	}
+	e := Event{Kind: EventStreamEnd, Stream: s.id, Took: s.clock(), Failure: f, Summary: sum}
+	if f != nil {
+		e.Stack = stackOf(f.Err)
+	}
+	_ = isolated(func() error {
+		s.r.observer(s.parent, e)
+		return nil
+	})
+}
+
+// tellShutdown tells of the beginning of the end.
+func (r *Receiver[T]) tellShutdown(ctx context.Context) {
+	if r.observer == nil {
+		return
+	}
+	_ = isolated(func() error {
+		r.observer(ctx, Event{Kind: EventShutdown})
+		return nil
+	})
+}

@@ -1,0 +1,157 @@
+package flow
+
+import (
+	"math"
+	"reflect"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// The window is how far a stream is read ahead: MaxPending messages, and MaxPendingBytes over the Flow. Not to read is
+// the only backpressure that gRPC has: HTTP/2 flow control then stops the client.
+
+const (
+	defaultMaxPending = 1024
+
+	// freeBatch is how many finished messages the receiver takes at once, and how many an idle stream keeps.
+	freeBatch = 64
+	// maxFreeMessages is how many finished messages a busy stream keeps to use again.
+	maxFreeMessages = 4096
+)
+
+// awaitRoom blocks while the stream must not be read. false: it must not be read any more.
+func (in *intake[T]) awaitRoom() bool {
+	s := in.s
+	for !s.closed.Load() {
+		full := s.r.bytes != nil && s.r.bytes.full()
+		if in.credit > 0 && !full {
+			in.credit--
+			return true
+		}
+		s.mu.Lock()
+		pending := s.received.Load() - s.finished
+		in.credit = 0
+		switch {
+		case pending >= uint64(s.r.maxPending):
+			s.waiting = waitRoom
+		case full && pending > 0:
+			s.waiting = waitBytes
+		default:
+			// Room that was found full of bytes is for one message, else for all that fit: what finishes meanwhile
+			// only makes more.
+			in.credit = 1
+			if !full {
+				in.credit = int(min(uint64(s.r.maxPending)-pending, math.MaxInt32))
+			}
+		}
+		waits := s.waiting
+		s.mu.Unlock()
+		switch {
+		case in.credit > 0:
+			in.credit--
+			return true
+		case waits == waitBytes && !s.r.bytes.join(s.space):
+			// it is no longer full
+		default:
+			<-s.space
+		}
+		s.mu.Lock()
+		s.waiting = waitNothing
+		s.mu.Unlock()
+		if waits == waitBytes {
+			s.r.bytes.quit(s.space)
+		}
+	}
+	return false
+}
+
+// roomLocked says whether the waiting receiver is to look again. To wake it for each single place would cost a wake-up
+// (a quarter of a microsecond) per message, so it is woken for an eighth of the window, or when nothing is left for the
+// workers: never later, or the places that a stuck key leaves would not be used.
+func (s *stream[T]) roomLocked() bool {
+	pending := s.received.Load() - s.finished
+	switch s.waiting {
+	case waitRoom:
+		limit := uint64(s.r.maxPending)
+		if pending >= limit || pending > limit-limit/8 && s.ready.n > 0 {
+			return false
+		}
+	case waitBytes:
+		if pending > 0 {
+			return false
+		}
+	default:
+		return false
+	}
+	s.waiting = waitNothing
+	return true
+}
+
+// byteWindow counts the bytes pending over a Flow.
+type byteWindow struct {
+	limit int64
+	bytes atomic.Int64
+	waits atomic.Int64 // len(waiters), to be read without the lock
+
+	mu      sync.Mutex
+	waiters map[chan struct{}]struct{} // the space channels of receivers that wait
+}
+
+func newByteWindow(limit int64) *byteWindow {
+	return &byteWindow{limit: limit, waiters: make(map[chan struct{}]struct{})}
+}
+
+func (w *byteWindow) full() bool { return w.bytes.Load() >= w.limit }
+
+func (w *byteWindow) add(n int64) { w.bytes.Add(n) }
+
+// sub takes n bytes off and wakes all who wait if there is room now: each may read one message.
+func (w *byteWindow) sub(n int64) {
+	if w.bytes.Add(-n) >= w.limit || w.waits.Load() == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for space := range w.waiters {
+		select {
+		case space <- struct{}{}:
+		default: // it has been woken already
+		}
+	}
+}
+
+// join has space woken when there is room; false if there is some now. The look comes after the joining, as the joiner's
+// look in sub comes after the subtraction: one of the two sees the other.
+func (w *byteWindow) join(space chan struct{}) bool {
+	w.mu.Lock()
+	w.waiters[space] = struct{}{}
+	w.waits.Store(int64(len(w.waiters)))
+	w.mu.Unlock()
+	return w.full()
+}
+
+func (w *byteWindow) quit(space chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.waiters, space)
+	w.waits.Store(int64(len(w.waiters)))
+}
+
+// sizeFunc returns what measures a T in bytes, or nil if T has no size.
+func sizeFunc[T any]() func(T) int {
+	t := reflect.TypeFor[T]()
+	switch {
+	case t.Implements(reflect.TypeFor[proto.Message]()):
+		return func(v T) int {
+			m, _ := any(v).(proto.Message)
+			return proto.Size(m)
+		}
+	case t.Implements(reflect.TypeFor[interface{ Size() int }]()):
+		return func(v T) int { return max(0, any(v).(interface{ Size() int }).Size()) }
+	case t.Kind() == reflect.String, t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
+		return func(v T) int { return reflect.ValueOf(&v).Elem().Len() }
+	}
+	return nil
+}
