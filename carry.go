@@ -131,6 +131,9 @@ func (s *stream[T]) attempt(m *message[T]) {
 	}
 	if err == nil {
 		m.outcome, m.step = succeeded, stepSuccess
+		if s.r.observer == nil && m.release == nil { // nobody is to be told or asked: two steps less
+			m.step = stepFinish
+		}
 		return
 	}
 	if endedBy(s.ctx, err) {
@@ -192,6 +195,13 @@ func (s *stream[T]) giveUp(m *message[T]) {
 		s.givenUp[m.key] = m.seq
 	}
 	many := len(s.givenUp) > maxGivenUp
+	// A given-up message needs no capacity, so it must not lie where only a worker comes by: from now on all are lined
+	// up on receipt.
+	s.inbox.bypass()
+	for m := s.arriveLocked(); m != nil; m = s.arriveLocked() {
+		s.lineUpLocked(m)
+	}
+	s.startLocked()
 	s.mu.Unlock()
 	if many {
 		s.fail(m.failure(FailureOrdering, reasonGivenMany))
@@ -215,29 +225,20 @@ func (c *carrier[T]) next() *message[T] {
 	if m.step == stepPark {
 		return c.park(m)
 	}
-	sh := &s.lanes.shards[m.shard]
-	var turn *turn
-	sh.mu.Lock()
-	s.cells[m.shard].removeLocked(m)
-	if m.lane != nil {
-		turn = s.lanes.leaveLocked(sh, &m.turn)
-	}
-	sh.mu.Unlock()
-	var mine *message[T] // the next of the lane, if it is this stream's
-	if turn != nil {
-		if n, ok := turn.owner.(*message[T]); ok && n.s == s {
-			mine = n
-		} else {
-			turn.owner.turnCame()
-		}
-	}
 	size := m.size
+	var other turnOwner // whose turn comes, if it is not this stream's
 	s.mu.Lock()
-	if mine != nil && s.turnLocked(mine) {
-		if c.slot { // what will not run needs no slot
-			s.carry(mine)
-		} else {
-			c.rest.push(mine)
+	if m.lane != nil {
+		if next := s.leaveLocked(m); next != nil {
+			if mine, ok := next.owner.(*message[T]); !ok || mine.s != s {
+				other = next.owner
+			} else if s.turnLocked(mine) {
+				if c.slot { // what will not run needs no slot
+					s.carry(mine)
+				} else {
+					c.rest.push(mine)
+				}
+			}
 		}
 	}
 	s.countLocked(c, m)
@@ -252,6 +253,9 @@ func (c *carrier[T]) next() *message[T] {
 	s.mu.Unlock()
 	if wake {
 		s.wakeReceiver()
+	}
+	if other != nil {
+		other.turnCame()
 	}
 	if size > 0 {
 		s.r.bytes.sub(size)
@@ -287,14 +291,7 @@ func (s *stream[T]) countLocked(c *carrier[T], m *message[T]) {
 	if s.r.idle > 0 {
 		s.lastUse.Store(int64(s.clock()))
 	}
-	*m = message[T]{s: s, parks: m.parks}
-	m.owner = m
-	if s.free.n < maxFreeMessages {
-		s.free.push(m)
-	}
-	if s.free.n > freeBatch && s.finished == s.received.Load() { // an idle stream keeps little
-		s.free = messageQueue[T]{}
-	}
+	s.retireLocked(m)
 }
 
 // restLocked ends m's time with a worker.
@@ -320,9 +317,9 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 		s.pushLocked(m)
 	} else {
 		m.state = stateParked
-		m.parks++
-		parks := m.parks
-		m.timer = time.AfterFunc(m.delay, func() { s.unpark(m, parks) })
+		p := &parking[T]{m: m}
+		p.timer = time.AfterFunc(m.delay, func() { s.unpark(p) })
+		m.parking = p
 	}
 	next := c.followLocked()
 	s.startLocked()
@@ -337,13 +334,15 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 	return next
 }
 
-// unpark queues m for its next try, unless the sweep was faster.
-func (s *stream[T]) unpark(m *message[T], parks uint64) {
+// unpark queues p's message for its next try, unless the sweep was faster.
+func (s *stream[T]) unpark(p *parking[T]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m.state != stateParked || m.parks != parks {
+	m := p.m
+	if m == nil {
 		return
 	}
+	m.parking = nil
 	m.step = stepAttempt
 	s.pushLocked(m)
 	s.startLocked()

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// Lanes are the keyed FIFO: one queue for each key that has something in it, found through a sharded hash table.
+// Lanes are the keyed FIFO: one queue for each key that has something in it, found through a hash table.
 // No two keys share a queue, so a slow key delays nobody; hashing keys onto a fixed set of workers, the usual way,
 // makes strangers wait for each other.
 //
@@ -14,76 +14,92 @@ import (
 // (its stream ended), because a channel per key needs a goroutine per key to serve it, and because a list costs a tenth:
 // with 1,024 keys a channel and a goroutine per active key took 434 ns a message where a list in a table took 75.
 // The list is intrusive: the turns are part of what waits, so that to wait allocates nothing.
-//
-// Lock order: laneShard.mu before stream.mu; no shard's lock is ever held together with another shard's.
 
-// laneShards is the number of shards: enough that the receiver and the workers rarely meet at one lock.
-const laneShards = 16
-
-// turn is a place in a lane. All fields but owner are guarded by the shard's mu.
+// turn is a place in a lane. All fields but owner are guarded by what guards the lane.
 type turn struct {
 	lane       *lane // nil: in none
 	prev, next *turn
 	owner      turnOwner
+	// spare is a lane's memory, which every turn has but a lane's head, whose spare the lane is: so a key's coming and
+	// going allocates nothing, and there is no list of free lanes to keep small.
+	spare *lane
 }
 
 // turnOwner is told, once and with no lock held, that a turn which had to wait has come.
 type turnOwner interface{ turnCame() }
 
+// waits says whether t is in a lane, behind its head.
+func (t *turn) waits() bool { return t.lane != nil && t.lane.head != t }
+
 // lane is the queue of one key.
 type lane struct {
 	name       string
 	hash       uint64
-	chain      *lane // the next lane of the hash bucket, or of the free list
+	chain      *lane // the next lane of the hash bucket
 	head, tail *turn
 	n          int
 }
 
-// laneTable finds lanes by name.
-type laneTable struct {
-	of      *laneResolver // whose options and end hold
-	waiting atomic.Int64  // turns behind a head; kept only when Ordering.Capacity bounds it
-	shards  [laneShards]laneShard
+// laneBounds are what the lanes of one scope have in common. They are safe for concurrent use.
+type laneBounds struct {
+	opts    OrderingOptions
+	closed  *atomic.Bool // the resolver's
+	waiting atomic.Int64 // turns behind a head; kept only when Ordering.Capacity bounds it
 }
 
-type laneShard struct {
-	mu      sync.Mutex
+// reserve counts one more waiting turn, unless Capacity of them wait: tables share the count, hence the loop.
+func (b *laneBounds) reserve() bool {
+	limit := int64(b.opts.Capacity)
+	if limit == 0 {
+		return true
+	}
+	for {
+		n := b.waiting.Load()
+		if n >= limit {
+			return false
+		}
+		if b.waiting.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (b *laneBounds) unreserve() {
+	if b.opts.Capacity > 0 {
+		b.waiting.Add(-1)
+	}
+}
+
+// laneTable finds lanes by name. It is not safe for concurrent use: a stream guards its own by its lock.
+type laneTable struct {
+	bounds  *laneBounds
 	buckets []*lane // a power of two of them
 	lanes   int
-	free    *lane // lanes to be used again, so that a key's coming and going allocates nothing
-	frees   int
-	_       [64]byte // keeps neighbouring shards' locks off one cache line
 }
 
 const (
-	minBuckets = 16
-	maxFree    = 64
+	minBuckets  = 16
+	idleBuckets = 128 // as many as a table keeps that has no lanes: the next burst will not have to make it grow
 )
 
-func newLaneTable(of *laneResolver) *laneTable { return &laneTable{of: of} }
-
-// shardIndex spreads by the high bits, buckets by the low ones.
-func shardIndex(hash uint64) int { return int(hash >> 60 % laneShards) }
-
-func (tb *laneTable) shard(hash uint64) *laneShard { return &tb.shards[shardIndex(hash)] }
-
-// joinLocked appends t to the lane called name. first says that its turn has come with that; if not, owner.turnCame
-// will be called. A reason that is not "" says why t was refused: it then is in no lane.
-func (tb *laneTable) joinLocked(sh *laneShard, name string, hash uint64, t *turn) (first bool, why reason) {
-	if tb.of.closed.Load() {
+// join appends t to the lane called name. first says that its turn has come with that; if not, it comes when leave
+// returns it. A reason that is not "" says why t was refused: it then is in no lane.
+func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why reason) {
+	if tb.bounds.closed.Load() {
 		return false, reasonOrderShut
 	}
-	l := sh.find(name, hash)
+	l := tb.find(name, hash)
 	if l == nil {
-		l = sh.add(name, hash)
-		l.head, l.tail, l.n = t, t, 1
+		l, t.spare = t.spare, nil
+		*l = lane{name: name, hash: hash, head: t, tail: t, n: 1}
+		tb.add(l)
 		t.lane = l
 		return true, ""
 	}
-	if kc := tb.of.opts.KeyCapacity; kc > 0 && l.n-1 >= kc {
+	if kc := tb.bounds.opts.KeyCapacity; kc > 0 && l.n-1 >= kc {
 		return false, reasonKeyFull
 	}
-	if !tb.reserve() {
+	if !tb.bounds.reserve() {
 		return false, reasonOrderFull
 	}
 	t.lane, t.prev = l, l.tail
@@ -93,40 +109,14 @@ func (tb *laneTable) joinLocked(sh *laneShard, name string, hash uint64, t *turn
 	return false, ""
 }
 
-// reserve counts one more waiting turn, unless Capacity of them wait: shards share the count, hence the loop.
-func (tb *laneTable) reserve() bool {
-	limit := int64(tb.of.opts.Capacity)
-	if limit == 0 {
-		return true
-	}
-	for {
-		n := tb.waiting.Load()
-		if n >= limit {
-			return false
-		}
-		if tb.waiting.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
-
-func (tb *laneTable) unreserve() {
-	if tb.of.opts.Capacity > 0 {
-		tb.waiting.Add(-1)
-	}
-}
-
-// waitsLocked says whether t is in a lane, behind its head.
-func (t *turn) waitsLocked() bool { return t.lane != nil && t.lane.head != t }
-
-// leaveLocked takes t out of its lane, wherever it stands. If it was the head, the turn of the one behind it has come:
-// that one is returned, and the caller, having unlocked, must see to it. The lane of a last turn ceases to exist.
-func (tb *laneTable) leaveLocked(sh *laneShard, t *turn) (next *turn) {
+// leave takes t out of its lane, wherever it stands. If it was the head, the turn of the one behind it has come: that
+// one is returned, and the caller must see to it. The lane of a last turn ceases to exist.
+func (tb *laneTable) leave(t *turn) (next *turn) {
 	l := t.lane
 	l.n--
 	switch {
 	case l.head != t:
-		tb.unreserve()
+		tb.bounds.unreserve()
 		t.prev.next = t.next
 		if t.next != nil {
 			t.next.prev = t.prev
@@ -134,74 +124,109 @@ func (tb *laneTable) leaveLocked(sh *laneShard, t *turn) (next *turn) {
 			l.tail = t.prev
 		}
 	case t.next != nil:
-		tb.unreserve()
+		tb.bounds.unreserve()
 		next = t.next
 		next.prev, l.head = nil, next
+		t.spare, next.spare = next.spare, nil
 	default:
-		sh.remove(l)
+		tb.remove(l)
+		t.spare = l
 	}
 	t.lane, t.prev, t.next = nil, nil, nil
 	return next
 }
 
-func (sh *laneShard) bucket(hash uint64) **lane { return &sh.buckets[hash&uint64(len(sh.buckets)-1)] }
+func (tb *laneTable) bucket(hash uint64) **lane { return &tb.buckets[hash&uint64(len(tb.buckets)-1)] }
 
-func (sh *laneShard) find(name string, hash uint64) *lane {
-	if sh.lanes == 0 {
+func (tb *laneTable) find(name string, hash uint64) *lane {
+	if tb.lanes == 0 {
 		return nil
 	}
-	l := *sh.bucket(hash)
+	l := *tb.bucket(hash)
 	for l != nil && (l.hash != hash || l.name != name) {
 		l = l.chain
 	}
 	return l
 }
 
-func (sh *laneShard) add(name string, hash uint64) *lane {
-	if sh.lanes == len(sh.buckets) {
-		sh.resize(max(minBuckets, 2*len(sh.buckets)))
+func (tb *laneTable) add(l *lane) {
+	if tb.lanes == len(tb.buckets) {
+		tb.resize(max(minBuckets, 2*len(tb.buckets)))
 	}
-	l := sh.free
-	if l != nil {
-		sh.free = l.chain
-		sh.frees--
-	} else {
-		l = new(lane)
-	}
-	b := sh.bucket(hash)
-	l.name, l.hash, l.chain = name, hash, *b
-	*b = l
-	sh.lanes++
-	return l
+	b := tb.bucket(l.hash)
+	l.chain, *b = *b, l
+	tb.lanes++
 }
 
-func (sh *laneShard) remove(l *lane) {
-	b := sh.bucket(l.hash)
+func (tb *laneTable) remove(l *lane) {
+	b := tb.bucket(l.hash)
 	for *b != l {
 		b = &(*b).chain
 	}
 	*b = l.chain
-	sh.lanes--
+	tb.lanes--
 	*l = lane{}
-	if sh.frees < maxFree {
-		l.chain, sh.free = sh.free, l
-		sh.frees++
-	}
-	// A quarter of what would make it grow again: a table that swings around one size is not resized each time.
-	if len(sh.buckets) > minBuckets && sh.lanes < len(sh.buckets)/8 {
-		sh.resize(len(sh.buckets) / 4)
-	}
 }
 
-func (sh *laneShard) resize(n int) {
-	old := sh.buckets
-	sh.buckets = make([]*lane, max(n, minBuckets))
+func (tb *laneTable) resize(n int) {
+	old := tb.buckets
+	tb.buckets = make([]*lane, n)
 	for _, l := range old {
 		for l != nil {
 			rest := l.chain
-			b := sh.bucket(l.hash)
+			b := tb.bucket(l.hash)
 			l.chain, *b = *b, l
 			l = rest
 		}
 	}
+}
+
+// trim gives memory back while there are no lanes: a table that was full once must not stay large for ever.
+func (tb *laneTable) trim() {
+	if tb.lanes == 0 && len(tb.buckets) > idleBuckets {
+		tb.buckets = nil
+	}
+}
+
+// sharedLanes are lanes for many: streams with ScopeFlow, and direct callers. Sharded, so that they rarely meet at one
+// lock. A stream's lock may be held when a shard's is taken, never the other way round, and never two shards at once.
+type sharedLanes struct{ shards [laneShards]laneShard }
+
+const laneShards = 16
+
+type laneShard struct {
+	mu sync.Mutex
+	laneTable
+	_ [64]byte // keeps neighbouring shards' locks off one cache line
+}
+
+func newSharedLanes(bounds *laneBounds) *sharedLanes {
+	sl := new(sharedLanes)
+	for i := range sl.shards {
+		sl.shards[i].bounds = bounds
+	}
+	return sl
+}
+
+// shard spreads by the high bits, buckets by the low ones.
+func (sl *sharedLanes) shard(hash uint64) *laneShard { return &sl.shards[hash>>60%laneShards] }
+
+func (sh *laneShard) join(name string, hash uint64, t *turn) (first bool, why reason) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.laneTable.join(name, hash, t)
+}
+
+func (sh *laneShard) leave(t *turn) (next *turn) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	next = sh.laneTable.leave(t)
+	sh.trim()
+	return next
+}
+
+func (sh *laneShard) waits(t *turn) bool {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return t.waits()
 }

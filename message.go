@@ -1,40 +1,50 @@
 package flow
 
-import "time"
+import (
+	"sync"
+	"time"
+)
 
 // message is a Message on its way through its stream. It has one owner at a time, who alone may touch what is not said
-// to be guarded: the receiver until it is lined up, then its lane or the ready queue, then the carrier that runs it.
-// Messages are used again by their stream: a million of them cost as much memory as are pending at once.
+// to be guarded: its lane or the ready queue, then the carrier that runs it. Messages are used again: a million of them
+// cost as much memory as are pending at once.
 type message[T any] struct {
-	turn // its place in a lane; guarded by the shard's mu
+	turn // its place in a lane; guarded by stream.mu, and in shared lanes by the shard's mu
 
 	s                  *stream[T]
-	prevLive, nextLive *message[T] // the live list of its cell; guarded by the shard's mu
+	prevLive, nextLive *message[T] // the stream's live list; guarded by stream.mu
 	link               *message[T] // the next in the one queue it is in: ready, to be carried, or free
+	place              lane        // the memory of its first spare lane
 
-	seq      uint64
-	key      string // what the OrderingKeyFunc said
-	value    T
-	size     int64 // bytes, where they are counted
-	received time.Duration // since the stream's start; this and the next two are kept for the Observer
-	waited   time.Duration // until the first attempt
+	journey[T]
+}
+
+// journey is what of a message is cleared when it has finished.
+type journey[T any] struct {
+	arrival[T]
+	waited   time.Duration // until the first attempt; this and the next are kept for the Observer
 	took     time.Duration // the last attempt
 	attempts int
-	shard    int
 
 	step      step
 	outcome   outcome
-	fault     *Failure // what failed; kept from the attempt to the telling
-	settled   bool     // OnFailure skipped it
-	told      bool     // the Observer was told its outcome already
+	settled   bool // OnFailure skipped it
+	told      bool // the Observer was told its outcome already
 	unkeyed   bool // its key function panicked
 	pressured bool
-	delay     time.Duration // before the next attempt
-	release   ReleaseFunc   // of a caller's own resolver
+	state     state // guarded by stream.mu
 
-	state state       // guarded by stream.mu
-	timer *time.Timer // of stateParked; guarded by stream.mu
-	parks uint64      // how often it was parked, so that a timer that fires late finds out; guarded by stream.mu
+	fault   *Failure      // what failed; kept from the attempt to the telling
+	delay   time.Duration // before the next attempt
+	release ReleaseFunc   // of a caller's own resolver
+	parking *parking[T]   // of stateParked; guarded by stream.mu
+}
+
+// parking is a message's wait for its next try. A timer that fires although it was stopped finds it empty: the message
+// may be another by then. Guarded by stream.mu.
+type parking[T any] struct {
+	m     *message[T]
+	timer *time.Timer
 }
 
 // state says who has a message. Its changes, under stream.mu, decide what becomes of it when its stream ends: the sweep
@@ -118,6 +128,15 @@ func (q *messageQueue[T]) push(m *message[T]) {
 	q.n++
 }
 
+func (q *messageQueue[T]) pushFront(m *message[T]) {
+	m.link = q.head
+	q.head = m
+	if m.link == nil {
+		q.tail = m
+	}
+	q.n++
+}
+
 func (q *messageQueue[T]) pop() *message[T] {
 	m := q.head
 	if m != nil {
@@ -127,25 +146,59 @@ func (q *messageQueue[T]) pop() *message[T] {
 	return m
 }
 
-// cell is a stream's part of a lane shard: its live messages there, whatever has them. Guarded by the shard's mu.
-type cell[T any] struct{ live *message[T] }
-
-func (c *cell[T]) addLocked(m *message[T]) {
-	m.nextLive = c.live
-	if c.live != nil {
-		c.live.prevLive = m
+// acceptLocked makes a live message of what was received.
+func (s *stream[T]) acceptLocked(a *arrival[T]) *message[T] {
+	m := s.free.pop()
+	if m == nil {
+		s.free.refill(&s.r.messages)
+		if m = s.free.pop(); m == nil {
+			m = new(message[T])
+			m.owner, m.spare = m, &m.place
+		}
 	}
-	c.live = m
+	m.s = s
+	m.arrival = *a
+	if m.nextLive = s.live; s.live != nil {
+		s.live.prevLive = m
+	}
+	s.live = m
+	return m
 }
 
-func (c *cell[T]) removeLocked(m *message[T]) {
+// retireLocked takes back a message that is finished, for use by a later one.
+func (s *stream[T]) retireLocked(m *message[T]) {
 	if m.prevLive != nil {
 		m.prevLive.nextLive = m.nextLive
 	} else {
-		c.live = m.nextLive
+		s.live = m.nextLive
 	}
 	if m.nextLive != nil {
 		m.nextLive.prevLive = m.prevLive
 	}
 	m.prevLive, m.nextLive = nil, nil
+	m.journey = journey[T]{}
+	s.free.pushFront(m) // the one that is still in the cache
+}
+
+// idleFree is how many finished messages an idle stream keeps to use again; the others go to where all streams of the
+// Flow get theirs from, and from there to the garbage collector when nobody does.
+const idleFree = 8
+
+// refill takes over what another stream has given up. The pool holds queues by their heads.
+func (q *messageQueue[T]) refill(pool *sync.Pool) {
+	m, _ := pool.Get().(*message[T])
+	for m != nil {
+		next := m.link
+		q.push(m)
+		m = next
+	}
+}
+
+// giveUp leaves all that is in q to other streams.
+func (q *messageQueue[T]) giveUp(pool *sync.Pool) {
+	for m := q.head; m != nil; m = m.link {
+		m.s = nil
+	}
+	pool.Put(q.head)
+	*q = messageQueue[T]{}
 }

@@ -105,7 +105,7 @@ const (
 // in this one's: a message that waits in a lane costs no goroutine, one that waits in Wait does.
 type laneResolver struct {
 	opts   OrderingOptions
-	lanes  *laneTable
+	lanes  *sharedLanes
 	closed atomic.Bool
 	shut   chan struct{} // closed by Close
 }
@@ -127,27 +127,37 @@ func NewKeyedFIFO(o OrderingOptions) OrderingResolver {
 func newLaneResolver(o OrderingOptions) *laneResolver {
 	mustBeValid(o.validate())
 	r := &laneResolver{opts: o, shut: make(chan struct{})}
-	r.lanes = newLaneTable(r)
+	r.lanes = newSharedLanes(r.bounds())
 	return r
 }
 
+// bounds returns the bounds of a new scope.
+func (r *laneResolver) bounds() *laneBounds { return &laneBounds{opts: r.opts, closed: &r.closed} }
+
 var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
 
-// place returns the lane that key lines up in, and its hash. ordered is false for a key that has no order.
-func (r *laneResolver) place(key string) (lane string, hash uint64, ordered bool) {
+// place returns the hash of key's lane. ordered is false for a key that has no order.
+func (r *laneResolver) place(key string) (hash uint64, ordered bool) {
 	switch {
 	case r.opts.Mode == OrderingFIFO:
-		return "", 0, true
+		return 0, true
 	case key == "" && r.opts.UnorderedEmptyKey:
-		return "", 0, false
+		return 0, false
 	}
-	return key, maphash.String(hashSeed, key), true
+	return maphash.String(hashSeed, key), true
+}
+
+// lane returns the name of key's lane.
+func (r *laneResolver) lane(key string) string {
+	if r.opts.Mode == OrderingFIFO {
+		return ""
+	}
+	return key
 }
 
 // laneWaiter is a direct caller's place in a lane.
 type laneWaiter struct {
 	turn
-	lanes *laneTable
 	shard *laneShard
 	came  chan struct{} // closed when the turn comes
 	over  atomic.Bool   // released
@@ -160,15 +170,13 @@ func (r *laneResolver) join(key string) (w *laneWaiter, err error) {
 	if r.closed.Load() {
 		return nil, &Failure{Kind: FailureShutdown, Key: key, Err: reasonOrderShut}
 	}
-	name, hash, ordered := r.place(key)
+	hash, ordered := r.place(key)
 	if !ordered {
 		return nil, nil
 	}
-	w = &laneWaiter{lanes: r.lanes, shard: r.lanes.shard(hash), came: make(chan struct{})}
-	w.owner = w
-	w.shard.mu.Lock()
-	first, why := r.lanes.joinLocked(w.shard, name, hash, &w.turn)
-	w.shard.mu.Unlock()
+	w = &laneWaiter{shard: r.lanes.shard(hash), came: make(chan struct{})}
+	w.owner, w.spare = w, new(lane)
+	first, why := w.shard.join(r.lane(key), hash, &w.turn)
 	if why != "" {
 		return nil, &Failure{Kind: FailureOrdering, Key: key, Err: why}
 	}
@@ -193,10 +201,7 @@ func (w *laneWaiter) release() {
 	if w.over.Swap(true) {
 		return
 	}
-	w.shard.mu.Lock()
-	next := w.lanes.leaveLocked(w.shard, &w.turn)
-	w.shard.mu.Unlock()
-	if next != nil {
+	if next := w.shard.leave(&w.turn); next != nil {
 		next.owner.turnCame()
 	}
 }

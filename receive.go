@@ -8,28 +8,23 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// intake is a stream's receiver goroutine: it reads the source, numbers the messages, names their keys and lines them
-// up. What is refused on receipt it carries to its end itself, so that refusals slow the client down.
-//
-// The messages don't cross a channel to get to a worker: a hop for each costs as much as all else that is done here.
-// What crosses goroutines is woken by channels (space, done) and lies in lanes and queues meanwhile.
+// intake is a stream's receiver goroutine: it reads the source, numbers the messages, names their keys and passes them
+// on, through the inbox or, where something is to be decided on receipt, into their lanes. What is refused on receipt it
+// carries to its end itself, so that refusals slow the client down.
 type intake[T any] struct {
 	s      *stream[T]
 	recv   func() (T, error)
-	m      *message[T]     // received and not yet lined up
-	free   messageQueue[T] // messages to use again, taken from the stream in batches
-	credit int             // messages that may be received before the window is looked at again
+	seq    uint64     // of the last that was received
+	at     arrival[T] // the one at hand
+	asks   bool       // it is in the caller's functions with that
+	credit int        // messages that may be received before the window is looked at again
 }
 
-// run receives until the source ends, or the stream does. It then closes the input, unless somebody has taken that from
-// it while it was in recv: then all that recv returned is nobody's, and nothing of the stream may be touched.
+// run receives until the source ends, or the stream does: then all that recv still returns is nobody's.
 func (in *intake[T]) run() {
 	s := in.s
 	normal := false
 	defer func() {
-		if s.reading.Load() == readAbandoned {
-			return
-		}
 		if !normal {
 			in.exited()
 		}
@@ -39,20 +34,12 @@ func (in *intake[T]) run() {
 		s.mu.Unlock()
 	}()
 	for in.awaitRoom() {
-		s.reading.Store(readBlocked)
-		if s.closed.Load() { // closed either sees readBlocked or is seen here
-			s.reading.CompareAndSwap(readBlocked, readBusy)
-			break
-		}
 		v, err := in.read()
-		if !s.reading.CompareAndSwap(readBlocked, readBusy) {
-			break
-		}
 		if err != nil {
 			in.ended(err)
 			break
 		}
-		if s.ended.Load() {
+		if s.parent.Err() != nil {
 			s.fail(contextFailure(s.parent))
 			break
 		}
@@ -91,165 +78,134 @@ func (in *intake[T]) ended(err error) {
 	s.fail(f)
 }
 
-// exited is called when user code has called runtime.Goexit on this goroutine.
+// exited is called when user code has called runtime.Goexit on this goroutine: what is left to do is done elsewhere.
 func (in *intake[T]) exited() {
-	s, m := in.s, in.m
-	if m == nil { // in recv, or in the course of a refusal, which goes on elsewhere
+	s := in.s
+	if !in.asks { // it was recv, or came in the course of a refusal, which goes on elsewhere
 		s.fail(&Failure{Kind: FailureInternal, Err: errGoexit})
 		return
 	}
-	// in the key function
-	m.key, m.unkeyed = "", true
-	if ok, _, _ := in.lineUp(m, true); ok {
-		m.fail(FailureInternal, errGoexit)
-		s.mu.Lock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m, refused := in.decideLocked(errGoexit); refused {
 		s.carry(m)
-		s.mu.Unlock()
 	}
 }
 
 // take takes v on. false: the stream has ended meanwhile and v was not received.
 func (in *intake[T]) take(v T) bool {
 	s := in.s
-	m := in.message()
-	m.value = v
-	m.seq = s.received.Load() + 1
+	in.at = arrival[T]{value: v, seq: in.seq + 1}
 	if s.r.observer != nil || s.r.idle > 0 {
-		m.received = s.clock()
-		s.lastUse.Store(int64(m.received))
+		in.at.received = s.clock()
+		s.lastUse.Store(int64(in.at.received))
 	}
-	in.m = m
-	panicked := in.measure(m)
-	in.m = nil
-	if panicked != nil {
-		m.key, m.unkeyed = "", true
+	in.asks = true
+	if s.r.idle > 0 {
+		s.busy.Store(true)
 	}
-	refused := panicked == nil && s.r.gate.pressure.rejects() && !s.isGivenUp(m)
-	ok, first, why := in.lineUp(m, refused || panicked != nil)
-	if !ok {
-		return false
+	crash := in.measure()
+	in.asks = false
+	if s.r.idle > 0 {
+		s.busy.Store(false)
 	}
-	switch {
-	case panicked != nil:
-		m.fail(FailureInternal, panicked)
-	case refused:
-		m.refuse(FailureBackpressure, reasonNoCapacity)
-	case why != "":
-		m.refuse(FailureOrdering, why)
-	case !first:
-		return true
-	default:
-		why = in.admit(m)
-		if why == "" {
+	if crash == nil {
+		direct, shut := s.inbox.put(&in.at, &s.r.arrivals)
+		if shut {
+			return false
+		}
+		if !direct {
+			in.seq++
+			if in.at.size > 0 {
+				s.r.bytes.add(in.at.size)
+			}
+			if !s.attended.Load() {
+				s.attend()
+			}
 			return true
 		}
-		m.refuse(FailureBackpressure, why)
 	}
-	c := carrier[T]{s: s, m: m}
-	_ = c.run()
-	return true
+	s.mu.Lock()
+	m, refused := in.decideLocked(crash)
+	s.mu.Unlock()
+	if refused {
+		c := carrier[T]{s: s, m: m}
+		_ = c.run()
+	}
+	return in.seq == in.at.seq
 }
 
-// measure names m's key and counts its bytes. The error is what the caller's functions panicked with.
-func (in *intake[T]) measure(m *message[T]) (err error) {
+// measure names the key of the message at hand and counts its bytes. The error is what the caller's functions panicked
+// with: the message then has no key.
+func (in *intake[T]) measure() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = newPanicError(p)
 		}
 	}()
-	s := in.s
+	s, a := in.s, &in.at
 	if s.r.bytes != nil {
-		m.size = int64(s.r.sizeOf(m.value))
+		a.size = int64(s.r.sizeOf(a.value))
 	}
 	if s.keyOf != nil {
-		m.key = s.keyOf(m.value)
+		a.key = s.keyOf(a.value)
+	}
+	if s.order != nil {
+		a.hash, a.ordered = s.order.place(a.key)
 	}
 	return nil
 }
 
-// lineUp receives m: here it gets its number, becomes live and takes its place, in one step under the shard's lock.
-// That is what decides between received and not: a sweep marks the stream closed before it comes to this lock, so it
-// finds m or m finds the mark. aside: it has no place, for it will be refused.
-func (in *intake[T]) lineUp(m *message[T], aside bool) (ok, first bool, why reason) {
-	s := in.s
-	name, hash, ordered := "", m.seq<<60, false // without order, messages just spread over the shards
-	if s.order != nil && !aside {
-		if n, h, o := s.order.place(m.key); o {
-			name, hash, ordered = n, h, true
-		}
+// decideLocked receives the message at hand and decides on it here and now: it is lined up, queued, or refused and to be
+// carried to its end by the caller. In one step under mu, so that nothing is refused that has its turn and a slot.
+func (in *intake[T]) decideLocked(crash error) (m *message[T], refused bool) {
+	s, p := in.s, in.s.r.gate.pressure
+	if !s.inbox.count() {
+		return nil, false
 	}
-	m.shard = shardIndex(hash)
-	sh := &s.lanes.shards[m.shard]
-	sh.mu.Lock()
-	if s.closed.Load() {
-		sh.mu.Unlock()
-		return false, false, ""
+	in.seq++
+	if in.at.size > 0 {
+		s.r.bytes.add(in.at.size)
 	}
-	s.received.Store(m.seq)
-	s.cells[m.shard].addLocked(m)
-	if ordered {
-		first, why = s.lanes.joinLocked(sh, name, hash, &m.turn)
-	} else {
-		first = true
+	m = s.acceptLocked(&in.at)
+	if crash != nil {
+		m.ordered, m.unkeyed = false, true
+		m.fail(FailureInternal, crash)
+		return m, true
 	}
-	sh.mu.Unlock()
-	if m.size > 0 {
-		s.r.bytes.add(m.size)
+	if p.rejects() && !s.isGivenUpLocked(m) {
+		m.refuse(FailureBackpressure, reasonNoCapacity)
+		return m, true
 	}
-	return true, first, why
-}
-
-// admit queues m, whose turn came with its receipt, or says why it is refused.
-func (in *intake[T]) admit(m *message[T]) (why reason) {
-	s := in.s
-	p := s.r.gate.pressure
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !p.refuses() || s.own != nil || s.over.Load() || s.isGivenUpLocked(m) {
+	first, why := s.joinLocked(m)
+	switch {
+	case why != "":
+		m.refuse(FailureOrdering, why)
+		return m, true
+	case !first:
+		return m, false
+	case !p.refuses() || s.own != nil || s.isGivenUpLocked(m):
 		if s.turnLocked(m) {
 			s.carry(m)
 		}
-		s.startLocked()
-		return ""
-	}
-	switch {
 	case p.try():
 		s.slots++
 		s.coming++
 		s.carriers.Go(s.comeFn)
+		m.state = stateQueued
+		s.ready.push(m)
 	case p.opts.Policy == BackpressureHardReject:
-		return reasonNoCapacity
+		m.refuse(FailureBackpressure, reasonNoCapacity)
+		return m, true
 	case !p.tryLack():
-		return reasonQueueFull
+		m.refuse(FailureBackpressure, reasonQueueFull)
+		return m, true
+	default:
+		m.state = stateQueued
+		s.ready.push(m)
 	}
-	m.state = stateQueued
-	s.ready.push(m)
 	s.startLocked()
-	return ""
-}
-
-func (s *stream[T]) isGivenUp(m *message[T]) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.isGivenUpLocked(m)
-}
-
-// message returns one to use: of those that have finished, or a new one.
-func (in *intake[T]) message() *message[T] {
-	s := in.s
-	if in.free.n == 0 {
-		s.mu.Lock()
-		for range min(s.free.n, freeBatch) {
-			in.free.push(s.free.pop())
-		}
-		s.mu.Unlock()
-	}
-	if m := in.free.pop(); m != nil {
-		return m
-	}
-	m := &message[T]{s: s}
-	m.owner = m
-	return m
+	return m, false
 }
 
 // checkIdle ends the stream if it has been idle for IdleTimeout, or looks again when it may have been.
@@ -260,12 +216,12 @@ func (s *stream[T]) checkIdle() {
 		return
 	}
 	left := s.r.idle - (s.clock() - time.Duration(s.lastUse.Load()))
-	if left <= 0 && s.reading.Load() == readBlocked && s.finished == s.received.Load() {
+	if left <= 0 && !s.busy.Load() && s.pendingLocked() == 0 {
 		s.mu.Unlock()
 		s.fail(&Failure{Kind: FailureContextCancelled, Err: errIdle})
 		return
 	}
-	if left <= 0 { // something is pending: its finish is still to come, and the timeout runs from then
+	if left <= 0 { // the receipt or the finish from which the timeout runs is still to come
 		left = s.r.idle
 	}
 	s.idle.Reset(left)

@@ -24,6 +24,11 @@ type Receiver[T any] struct {
 
 	ids atomic.Uint64
 
+	// What streams that are idle give up for others to use, until the garbage collector takes it: it owns neither
+	// channel nor timer, so that streams in different synctest bubbles may share it.
+	messages sync.Pool // *message[T], the heads of queues
+	arrivals sync.Pool // *arrivals[T]
+
 	// mu is taken before any lane shard's and any stream's.
 	mu      sync.Mutex
 	streams map[*stream[T]]struct{}
@@ -87,22 +92,32 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		// An error means that the header is sent already, or that nobody is there to get it.
 		s.header = sync.OnceFunc(func() { _ = grpc.SendHeader(ctx, nil) })
 	}
+	direct := r.gate.pressure.refuses()
 	switch o := r.gate.ordering.(type) {
 	case nil:
-		s.lanes = newLaneTable(nil)
 	case *laneResolver:
-		s.order, s.lanes = o, o.lanes
-		if o.opts.Scope == ScopeStream {
-			s.lanes = newLaneTable(o)
+		s.order = o
+		if o.opts.Scope == ScopeFlow {
+			s.shared = o.lanes
 		}
+		direct = direct || s.shared != nil || o.opts.Capacity > 0 || o.opts.KeyCapacity > 0
 	default:
 		s.own = o
 		s.waits, s.endWaits = context.WithCancel(s.ctx)
-		s.order = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
-		s.lanes = s.order.lanes
+		s.order = localOrder
+		direct = true
+	}
+	if s.order != nil && s.shared == nil {
+		s.lanes.bounds = s.order.bounds()
+	}
+	if direct {
+		s.inbox.bypass()
 	}
 	return s
 }
+
+// localOrder is what a stream keeps beside a caller's own resolver.
+var localOrder = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
 
 // run receives and runs until the stream is done and its carriers are gone.
 func (s *stream[T]) run(recv func() (T, error)) {
@@ -137,7 +152,7 @@ func (s *stream[T]) ordered(key string) bool {
 	if s.order == nil {
 		return false
 	}
-	_, _, ordered := s.order.place(key)
+	_, ordered := s.order.place(key)
 	return ordered
 }
 
@@ -159,21 +174,16 @@ func (r *Receiver[T]) stats() Stats {
 	st := Stats{Streams: len(r.streams), Total: r.total}
 	keys := make(map[string]struct{})
 	for s := range r.streams {
-		for i := range s.cells {
-			sh := &s.lanes.shards[i]
-			sh.mu.Lock()
-			for m := s.cells[i].live; m != nil; m = m.nextLive {
-				keys[m.key] = struct{}{}
-			}
-			sh.mu.Unlock()
-		}
 		s.mu.Lock()
+		for m := s.live; m != nil; m = m.nextLive {
+			keys[m.key] = struct{}{}
+		}
+		s.inbox.visitLocked(func(a *arrival[T]) { keys[a.key] = struct{}{} })
 		st.InFlight += s.running
-		st.Waiting += int(s.received.Load()-s.finished) - s.running
+		st.Waiting += int(s.pendingLocked()) - s.running
 		st.Total.add(s.counts)
 		s.mu.Unlock()
 	}
 	st.ActiveKeys = len(keys)
 	return st
 }
-

@@ -30,10 +30,9 @@ type stream[T any] struct {
 	keyOf  OrderingKeyFunc[T]
 	header func() // sends the response header once; nil outside of gRPC
 
-	lanes *laneTable // its own, or with ScopeFlow the resolver's
-	order *laneResolver
-	own   OrderingResolver // a caller's own resolver, asked beside the lanes; nil: none
-	cells [laneShards]cell[T]
+	order  *laneResolver    // nil: no order
+	shared *sharedLanes     // with ScopeFlow: the resolver's
+	own    OrderingResolver // a caller's own resolver, asked beside the lanes; nil: none
 
 	// waits is the context of those who ask the caller's own resolver: a shutdown ends it before ctx.
 	waits    context.Context
@@ -43,16 +42,21 @@ type stream[T any] struct {
 	comeFn   func() error // carriers' bodies as values, so that starting one allocates no closure of ours
 	startFn  func() error
 
-	ended    atomic.Bool   // Run's own context has ended
-	closed   atomic.Bool   // nothing more is received
+	closed   atomic.Bool   // nothing more is received: a quick look at what the inbox decides
 	over     atomic.Bool   // what has not begun to run will not: written under mu, read without it too
-	reading  atomic.Int32  // readBusy, readBlocked or readAbandoned
-	received atomic.Uint64 // written by the receiver, under the lock of the message's shard
+	taken    atomic.Uint64 // messages that workers have taken, for those that look out: written under mu
+	attended atomic.Bool   // a worker will look into the inbox without being started: written under mu
+	busy     atomic.Bool   // the receiver is in the caller's functions; kept for IdleTimeout
 	lastUse  atomic.Int64  // time of the last receipt or finish since start; kept for IdleTimeout
 	space    chan struct{} // wakes the receiver that waits for room
 	done     chan struct{} // closed when the input is closed and all is finished
 
+	inbox inbox[T]
+
+	// mu comes after Receiver.mu, and before the inbox's and a lane shard's.
 	mu       sync.Mutex
+	lanes    laneTable       // unless they are shared
+	live     *message[T]     // all that are accepted and not finished, the latest first
 	ready    messageQueue[T] // those that have their turn and lack a worker
 	coming   int             // workers on their way that hold a slot already
 	starting bool            // a worker is on its way that has yet to get its slot
@@ -62,6 +66,7 @@ type stream[T any] struct {
 	finished uint64
 	counts   Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
 	waiting  waitFor // what the receiver waits for
+	seen     uint64  // received when it began to wait
 	free     messageQueue[T]
 	givenUp  map[string]uint64 // keys that were given up, from which Seq on
 	failure  *Failure          // the first that ended the stream
@@ -73,12 +78,6 @@ type stream[T any] struct {
 	draining bool              // that is all that was accepted
 	isDone   bool
 }
-
-const (
-	readBusy      = iota // the receiver is at work: it will see what has changed
-	readBlocked          // it is in recv
-	readAbandoned        // somebody closed the input while it was in recv: what recv returns is nobody's
-)
 
 // waitFor is what a receiver that doesn't read waits for.
 type waitFor uint8
@@ -96,7 +95,7 @@ func (s *stream[T]) fail(f *Failure) {
 	if first {
 		s.failure = f
 		s.overLocked()
-		s.abandonLocked()
+		s.checkDoneLocked()
 	}
 	s.mu.Unlock()
 	if first {
@@ -109,6 +108,7 @@ func (s *stream[T]) fail(f *Failure) {
 // From here on a turn that comes is dropped by whoever sees it come, and nothing is queued, parked or received.
 func (s *stream[T]) overLocked() {
 	s.closed.Store(true)
+	s.inbox.close()
 	if s.over.Swap(true) {
 		return
 	}
@@ -118,28 +118,19 @@ func (s *stream[T]) overLocked() {
 	s.carriers.Go(s.sweep)
 }
 
-// abandonLocked closes the input if the receiver is in recv. If it is at work it will close it itself.
-func (s *stream[T]) abandonLocked() {
-	if s.reading.CompareAndSwap(readBlocked, readAbandoned) {
-		s.input = true
-		s.checkDoneLocked()
-	}
-}
-
-// checkDoneLocked closes done when all is finished. A stream that a shutdown has stopped does not wait for its client.
+// checkDoneLocked closes done when all is finished that was received, and nothing more will be. The receiver may be
+// blocked in recv even so: a stream that is over, or stopped by a shutdown, doesn't wait for its client. What recv
+// returns then finds the inbox closed.
 func (s *stream[T]) checkDoneLocked() {
-	if s.isDone || s.finished != s.received.Load() {
-		return
-	}
-	if s.stopping && !s.input {
-		s.input = s.reading.CompareAndSwap(readBlocked, readAbandoned)
-	}
-	// The input closed, received can't change any more; it may have before, hence the second look.
-	if s.input && s.finished == s.received.Load() {
+	if (s.input || s.stopping || s.over.Load()) && !s.isDone && s.pendingLocked() == 0 {
+		s.input = true
 		s.isDone = true
 		close(s.done)
 	}
 }
+
+// pendingLocked is how many messages are received and not finished.
+func (s *stream[T]) pendingLocked() uint64 { return s.inbox.total() - s.finished }
 
 func (s *stream[T]) wakeReceiver() {
 	select {
@@ -173,9 +164,8 @@ func (s *stream[T]) cutKindLocked() FailureKind {
 // oversized message returns, so while recv is blocked that end is not yet the reason: recv gets a moment to say.
 // Nothing starts meanwhile, since attempts look at the context.
 func (s *stream[T]) contextEnded() {
-	s.ended.Store(true) // before the look at reading: the receiver looks here after it has changed that
 	s.mu.Lock()
-	if s.reading.Load() == readBlocked && !s.isDone && s.failure == nil {
+	if !s.input && s.waiting == waitNothing && !s.isDone && s.failure == nil {
 		s.grace = time.AfterFunc(recvGrace, func() { s.fail(contextFailure(s.parent)) })
 		s.mu.Unlock()
 		return
@@ -191,6 +181,7 @@ const recvGrace = 50 * time.Millisecond
 func (s *stream[T]) stop(drain bool) {
 	s.mu.Lock()
 	s.closed.Store(true)
+	s.inbox.close()
 	s.stopping, s.draining = true, drain
 	if !drain && !s.isDone {
 		s.overLocked()
@@ -205,32 +196,31 @@ func (s *stream[T]) close() { s.fail(&Failure{Kind: FailureShutdown, Err: reason
 
 // cut implements member.
 func (s *stream[T]) cut() (n int, seq uint64, key string) {
-	for i := range s.cells {
-		sh := &s.lanes.shards[i]
-		sh.mu.Lock()
-		for m := s.cells[i].live; m != nil; m = m.nextLive {
-			s.mu.Lock()
-			counts := s.draining || m.state == stateRunning || m.state == stateParked
-			s.mu.Unlock()
-			if counts {
-				if n++; seq == 0 || m.seq < seq {
-					seq, key = m.seq, m.key
-				}
-			}
+	count := func(m *arrival[T]) {
+		if n++; seq == 0 || m.seq < seq {
+			seq, key = m.seq, m.key
 		}
-		sh.mu.Unlock()
 	}
+	s.mu.Lock()
+	for m := s.live; m != nil; m = m.nextLive {
+		if s.draining || m.state == stateRunning || m.state == stateParked {
+			count(&m.arrival)
+		}
+	}
+	if s.draining {
+		s.inbox.visitLocked(count)
+	}
+	s.mu.Unlock()
 	s.close()
 	return n, seq, key
 }
-
 
 // summary is complete once the stream is done.
 func (s *stream[T]) summary() Summary {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum := s.counts
-	sum.Received = s.received.Load()
+	sum.Received = s.inbox.total()
 	slices.Sort(sum.Unsettled)
 	sum.Committed = sum.Received
 	if len(sum.Unsettled) > 0 {
@@ -255,11 +245,10 @@ func (s *stream[T]) result() *Failure {
 	return &Failure{Kind: FailureShutdown, Err: reasonShutdown}
 }
 
-// sweep clears away, as a carrier, what has not begun to run when the stream is over. It touches each message under the
-// locks that guard its state, so that a message is either taken here or carried by the one who has it.
+// sweep clears away, as a carrier, what has not begun to run when the stream is over. It does so under the lock that
+// guards whose a message is, so that each is either taken here or carried by the one who has it.
 func (s *stream[T]) sweep() error {
-	var c carrier[T]
-	c.s = s
+	c := carrier[T]{s: s}
 	s.mu.Lock()
 	kind := s.cutKindLocked()
 	s.r.gate.pressure.lack(-max(0, s.ready.n-s.coming))
@@ -268,28 +257,25 @@ func (s *stream[T]) sweep() error {
 		m.cutShort(kind)
 		c.rest.push(m)
 	}
-	s.mu.Unlock()
-	for i := range s.cells {
-		sh := &s.lanes.shards[i]
-		sh.mu.Lock()
-		for m := s.cells[i].live; m != nil; m = m.nextLive {
-			if m.waitsLocked() {
-				s.lanes.leaveLocked(sh, &m.turn) // not the head: nobody's turn comes by it
-				m.cutShort(kind)
-				c.rest.push(m)
-				continue
-			}
-			s.mu.Lock()
-			if m.state == stateParked {
-				m.state = stateHeld
-				m.timer.Stop()
-				m.cutShort(kind)
-				c.rest.push(m)
-			}
-			s.mu.Unlock()
+	for m := s.live; m != nil; m = m.nextLive {
+		switch {
+		case s.waitsLocked(m):
+			s.leaveLocked(m) // not the head: nobody's turn comes by it
+		case m.state == stateParked:
+			m.state = stateHeld
+			m.parking.timer.Stop()
+			m.parking.m, m.parking = nil, nil
+		default:
+			continue
 		}
-		sh.mu.Unlock()
+		m.cutShort(kind)
+		c.rest.push(m)
 	}
+	for m := s.arriveLocked(); m != nil; m = s.arriveLocked() {
+		m.cutShort(kind)
+		c.rest.push(m)
+	}
+	s.mu.Unlock()
 	c.m = c.rest.pop()
 	return c.run()
 }

@@ -12,14 +12,7 @@ import (
 // The window is how far a stream is read ahead: MaxPending messages, and MaxPendingBytes over the Flow. Not to read is
 // the only backpressure that gRPC has: HTTP/2 flow control then stops the client.
 
-const (
-	defaultMaxPending = 1024
-
-	// freeBatch is how many finished messages the receiver takes at once, and how many an idle stream keeps.
-	freeBatch = 64
-	// maxFreeMessages is how many finished messages a busy stream keeps to use again.
-	maxFreeMessages = 4096
-)
+const defaultMaxPending = 1024
 
 // awaitRoom blocks while the stream must not be read. false: it must not be read any more.
 func (in *intake[T]) awaitRoom() bool {
@@ -31,7 +24,7 @@ func (in *intake[T]) awaitRoom() bool {
 			return true
 		}
 		s.mu.Lock()
-		pending := s.received.Load() - s.finished
+		pending := in.seq - s.finished
 		in.credit = 0
 		switch {
 		case pending >= uint64(s.r.maxPending):
@@ -47,6 +40,7 @@ func (in *intake[T]) awaitRoom() bool {
 			}
 		}
 		waits := s.waiting
+		s.seen = in.seq
 		s.mu.Unlock()
 		switch {
 		case in.credit > 0:
@@ -71,8 +65,10 @@ func (in *intake[T]) awaitRoom() bool {
 // (a quarter of a microsecond) per message, so it is woken for an eighth of the window, or when nothing is left for the
 // workers: never later, or the places that a stuck key leaves would not be used.
 func (s *stream[T]) roomLocked() bool {
-	pending := s.received.Load() - s.finished
+	pending := s.seen - s.finished
 	switch s.waiting {
+	case waitNothing:
+		return false
 	case waitRoom:
 		limit := uint64(s.r.maxPending)
 		if pending >= limit || pending > limit-limit/8 && s.ready.n > 0 {
@@ -82,8 +78,6 @@ func (s *stream[T]) roomLocked() bool {
 		if pending > 0 {
 			return false
 		}
-	default:
-		return false
 	}
 	s.waiting = waitNothing
 	return true

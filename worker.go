@@ -1,10 +1,15 @@
 package flow
 
-import "context"
+import (
+	"context"
+	"runtime"
+)
 
 // Workers are the carriers that hold a slot. A stream has no goroutine for a message that waits, and none at all while
-// it is idle: a worker is started when something becomes ready, takes message after message from the ready queue, and
-// ends when that is empty. At most one is on its way at a time; having come, it starts the next if there is more to do.
+// it is idle: a worker is started when something is to be done, takes message after message from the ready queue, and
+// ends when that is empty. What was received gets there through the workers themselves: one that finds nothing ready
+// sorts the inbox's messages into their lanes, so that the receiver and the workers hardly ever touch the same memory.
+// At most one is on its way at a time; having come, it starts the next if there is more to do.
 // So a burst of short messages is run by one or two workers, where a goroutine for each message would cost 30% more over
 // a loopback connection, and a burst of long ones by as many as there are slots.
 //
@@ -19,9 +24,31 @@ import "context"
 // startWorker is the body of a worker that has yet to get its slot.
 func (s *stream[T]) startWorker() error {
 	c := carrier[T]{s: s}
+	s.lookOut()
 	c.m = c.lineUp()
 	return c.run()
 }
+
+// lookOut holds a worker back as long as those at work need no help: while they finish a message every few hundred
+// nanoseconds, one more would only fight them for the lock and for the memory behind it, and make all of them slower.
+// It yields, so that whatever else could run does, and comes when it finds that little has happened meanwhile.
+func (s *stream[T]) lookOut() {
+	for before := s.taken.Load(); ; {
+		for range lookOutYields {
+			runtime.Gosched()
+		}
+		now := s.taken.Load()
+		if now-before < lookOutTakes {
+			return
+		}
+		before = now
+	}
+}
+
+var (
+	lookOutYields = 4
+	lookOutTakes  = uint64(3)
+)
 
 // comeWorker is the body of a worker that was given its slot on receipt of a message.
 func (s *stream[T]) comeWorker() error {
@@ -42,19 +69,113 @@ func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
 	s.running++
+	s.taken.Add(1)
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
 	return m
 }
 
 // startLocked starts a worker if there is something to do that nobody comes for, and a slot that may come free.
+//
+// attended spares the receiver this lock. It is true while somebody is bound to sort after now: the worker on its way,
+// or, all slots being taken, any that has one. It becomes false here alone, before the last look into the inbox, as the
+// receiver looks at it after putting something there: one of the two sees the other.
 func (s *stream[T]) startLocked() {
-	p := s.r.gate.pressure
-	if s.starting || s.ready.n <= s.coming || p.slots != nil && s.slots >= p.opts.Capacity {
+	if s.over.Load() {
 		return
 	}
-	s.starting = true
-	s.carriers.Go(s.startFn)
+	p := s.r.gate.pressure
+	if !s.starting && (p.slots == nil || s.slots < p.opts.Capacity) {
+		if s.ready.n <= s.coming && s.inbox.sortedLocked() {
+			s.attended.Store(false)
+			if s.inbox.emptyLocked() {
+				return
+			}
+		}
+		s.starting = true
+		s.carriers.Go(s.startFn)
+	}
+	if !s.attended.Load() {
+		s.attended.Store(true)
+	}
+}
+
+// sortLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and what
+// lies in the inbox takes a quarter of the memory.
+func (s *stream[T]) sortLocked() {
+	if s.ready.n > s.coming {
+		return
+	}
+	for s.ready.n < s.coming+sortBatch && !s.over.Load() {
+		m := s.arriveLocked()
+		if m == nil {
+			return
+		}
+		s.lineUpLocked(m)
+	}
+}
+
+const sortBatch = 32
+
+// arriveLocked takes the next message out of the inbox.
+func (s *stream[T]) arriveLocked() *message[T] {
+	a := s.inbox.takeLocked()
+	if a == nil {
+		return nil
+	}
+	m := s.acceptLocked(a)
+	*a = arrival[T]{}
+	return m
+}
+
+// lineUpLocked brings a message out of the inbox to its lane, or further.
+func (s *stream[T]) lineUpLocked(m *message[T]) {
+	first, why := s.joinLocked(m)
+	switch {
+	case why != "": // the resolver was closed: what is bounded doesn't pass through the inbox
+		m.refuse(FailureOrdering, why)
+		s.carry(m)
+	case first && s.turnLocked(m):
+		s.carry(m)
+	}
+}
+
+// joinLocked lines m up in its lane, if it has an order. first says that its turn has come with that.
+func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
+	if !m.ordered {
+		return true, ""
+	}
+	name := s.order.lane(m.key)
+	if s.shared != nil {
+		return s.shared.shard(m.hash).join(name, m.hash, &m.turn)
+	}
+	return s.lanes.join(name, m.hash, &m.turn)
+}
+
+// leaveLocked takes m out of its lane and returns whose turn comes by it.
+func (s *stream[T]) leaveLocked(m *message[T]) *turn {
+	if s.shared != nil {
+		return s.shared.shard(m.hash).leave(&m.turn)
+	}
+	return s.lanes.leave(&m.turn)
+}
+
+// waitsLocked says whether m waits in its lane for an earlier message.
+func (s *stream[T]) waitsLocked(m *message[T]) bool {
+	if s.shared != nil {
+		return s.shared.shard(m.hash).waits(&m.turn)
+	}
+	return m.waits()
+}
+
+// attend is called by the receiver that has put something into an inbox that nobody will look into.
+func (s *stream[T]) attend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sortLocked()
+	if s.ready.n > s.coming {
+		s.startLocked()
+	}
 }
 
 // lineUp gets the starting worker its slot, behind the other streams' that asked before, and its first message.
@@ -93,6 +214,7 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 		s.slots++
 	}
 	var m *message[T]
+	s.sortLocked()
 	if c.slot = s.ready.n > s.coming; c.slot {
 		m = s.takeLocked()
 		if !called {
@@ -109,6 +231,7 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 // followLocked is what a worker does after a message: the next one, or its slot goes back.
 func (c *carrier[T]) followLocked() *message[T] {
 	s, p := c.s, c.s.r.gate.pressure
+	s.sortLocked()
 	more := s.ready.n > s.coming
 	if more && !s.yieldsLocked() {
 		p.lack(-1)
@@ -117,7 +240,10 @@ func (c *carrier[T]) followLocked() *message[T] {
 	c.slot = false
 	s.slots--
 	p.giveBack()
-	if more && !s.starting {
+	switch {
+	case !more:
+		s.trimLocked()
+	case !s.starting:
 		s.starting, c.back = true, true
 	}
 	return nil
@@ -205,4 +331,16 @@ func (s *stream[T]) askOwn(m *message[T]) (release ReleaseFunc, err error) {
 		return err
 	})
 	return release, err
+}
+
+// trimLocked gives memory back when nothing is pending: ten thousand streams may be idle.
+func (s *stream[T]) trimLocked() {
+	if s.live != nil || s.pendingLocked() > 0 {
+		return
+	}
+	if s.free.n > idleFree {
+		s.free.giveUp(&s.r.messages)
+	}
+	s.inbox.trimLocked(&s.r.arrivals)
+	s.lanes.trim()
 }
