@@ -1,0 +1,113 @@
+// Package flowtest helps to test what is built on package flow: a source that a test controls, and a conformance suite
+// for a caller's own OrderingResolver. All of it works in testing/synctest bubbles.
+package flowtest
+
+import (
+	"io"
+	"sync"
+	"testing"
+)
+
+// Source is the receiving side of a stream, in the hands of a test: its Recv is what Run is given. It reports a test
+// failure when Recv is used as gRPC forbids: again after its first error, or from two goroutines at once.
+// All methods are safe for concurrent use, and but for Recv none blocks.
+type Source[T any] struct {
+	tb testing.TB
+
+	mu       sync.Mutex
+	changed  *sync.Cond
+	values   []T
+	end      error // what comes after the values; nil: the stream is open
+	stalled  bool
+	reading  bool
+	over     bool // Recv has returned an error
+	received int
+}
+
+// NewSource returns a source that gives values and then waits for what the test does. When the test ends, a Recv that
+// still waits is ended too: in a bubble, tb must be the bubble's.
+func NewSource[T any](tb testing.TB, values ...T) *Source[T] {
+	s := &Source[T]{tb: tb, values: values}
+	s.changed = sync.NewCond(&s.mu)
+	tb.Cleanup(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.values, s.stalled = nil, false
+		s.finish(io.ErrClosedPipe)
+	})
+	return s
+}
+
+// Recv returns the next value, or the end that the test has set, and waits until there is one of them.
+func (s *Source[T]) Recv() (value T, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+		s.tb.Error("flowtest: Recv was called again after its error: the first error is final")
+	case s.reading:
+		s.tb.Error("flowtest: Recv was called by two goroutines at once: a stream has one receiver")
+	}
+	s.reading = true
+	defer func() { s.reading = false }()
+	for s.stalled || len(s.values) == 0 && s.end == nil {
+		s.changed.Wait()
+	}
+	if len(s.values) == 0 {
+		s.over = true
+		return value, s.end
+	}
+	value, s.values = s.values[0], s.values[1:]
+	s.received++
+	return value, nil
+}
+
+// Send adds values to what Recv will return. After End or Fail it is a test failure.
+func (s *Source[T]) Send(values ...T) {
+	s.tb.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end != nil {
+		s.tb.Error("flowtest: Send after End or Fail")
+		return
+	}
+	s.values = append(s.values, values...)
+	s.changed.Broadcast()
+}
+
+// End has Recv return io.EOF when all that was sent is received.
+func (s *Source[T]) End() { s.Fail(io.EOF) }
+
+// Fail has Recv return err when all that was sent is received. Only the first End or Fail counts.
+func (s *Source[T]) Fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finish(err)
+}
+
+func (s *Source[T]) finish(err error) {
+	if s.end == nil {
+		s.end = err
+	}
+	s.changed.Broadcast()
+}
+
+// Stall has Recv wait, whatever there is to receive, until Resume.
+func (s *Source[T]) Stall() { s.stall(true) }
+
+// Resume ends a Stall.
+func (s *Source[T]) Resume() { s.stall(false) }
+
+func (s *Source[T]) stall(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stalled = on
+	s.changed.Broadcast()
+}
+
+// Received is how many values Recv has returned.
+func (s *Source[T]) Received() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.received
+}
