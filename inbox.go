@@ -36,14 +36,18 @@ type arrival[T any] struct {
 	received time.Duration // since the stream's start, kept for the Observer
 }
 
-// put takes *a on if nothing is to be decided about it; else it says why not.
-func (b *inbox[T]) put(a *arrival[T], pool *sync.Pool) (direct, shut bool) {
+// put takes *a on if nothing is to be decided about it; else it says why not. Its bytes are counted before a worker can
+// take it, and so before they can be counted off.
+func (b *inbox[T]) put(a *arrival[T], r *Receiver[T]) (direct, shut bool) {
 	b.mu.Lock()
 	if direct, shut = b.direct, b.shut; !direct && !shut {
 		if b.in == nil {
-			if b.in, _ = pool.Get().(*arrivals[T]); b.in == nil {
+			if b.in, _ = r.arrivals.Get().(*arrivals[T]); b.in == nil {
 				b.in = new(arrivals[T])
 			}
+		}
+		if a.size > 0 {
+			r.bytes.add(a.size)
 		}
 		b.in.list = append(b.in.list, *a)
 		b.received++

@@ -110,15 +110,12 @@ func (in *intake[T]) take(v T) bool {
 		s.busy.Store(false)
 	}
 	if crash == nil {
-		direct, shut := s.inbox.put(&in.at, &s.r.arrivals)
+		direct, shut := s.inbox.put(&in.at, s.r)
 		if shut {
 			return false
 		}
 		if !direct {
 			in.seq++
-			if in.at.size > 0 {
-				s.r.bytes.add(in.at.size)
-			}
 			if !s.attended.Load() {
 				s.attend()
 			}

@@ -45,9 +45,9 @@ func (s *stream[T]) lookOut() {
 	}
 }
 
-var (
+const (
 	lookOutYields = 4
-	lookOutTakes  = uint64(3)
+	lookOutTakes  = 3
 )
 
 // comeWorker is the body of a worker that was given its slot on receipt of a message.
