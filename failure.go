@@ -18,17 +18,17 @@ type FailureKind int
 const (
 	// FailureNone is the kind of nil.
 	FailureNone FailureKind = iota
-	// FailureHandlerError: the handler returned an error and its attempts are used up.
+	// FailureHandlerError means that the handler returned an error and its attempts are used up.
 	FailureHandlerError
-	// FailureContextCancelled: the client is gone or a deadline has passed.
+	// FailureContextCancelled means that the client is gone or a deadline has passed.
 	FailureContextCancelled
-	// FailureBackpressure: refused for pressure.
+	// FailureBackpressure means that capacity is exhausted and the policy refuses.
 	FailureBackpressure
-	// FailureOrdering: order can't be kept. Too many wait, or an earlier message of the key was given up.
+	// FailureOrdering means that order can't be kept: too many wait, or an earlier message of the key was given up.
 	FailureOrdering
-	// FailureShutdown: the Flow is shutting down.
+	// FailureShutdown means that the Flow is shutting down.
 	FailureShutdown
-	// FailureInternal: a panic in the handler or another of the caller's functions, runtime.Goexit, a broken source.
+	// FailureInternal is a panic in the handler or another of the caller's functions, runtime.Goexit, or a broken source.
 	FailureInternal
 )
 

@@ -157,13 +157,13 @@ func (s *stream[T]) ordered(key string) bool {
 }
 
 // add adds what a stream has finished.
-func (t *Summary) add(s Summary) {
-	t.Succeeded += s.Succeeded
-	t.Failed += s.Failed
-	t.Rejected += s.Rejected
-	t.Dropped += s.Dropped
-	t.Retried += s.Retried
-	t.Received = t.Succeeded + t.Failed + t.Rejected + t.Dropped
+func (s *Summary) add(o Summary) {
+	s.Succeeded += o.Succeeded
+	s.Failed += o.Failed
+	s.Rejected += o.Rejected
+	s.Dropped += o.Dropped
+	s.Retried += o.Retried
+	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped
 }
 
 // stats looks at every stream and every pending message: its cost grows with those, and each lock is held for the few

@@ -1,0 +1,57 @@
+// Package flow does something with every message of a client-streaming gRPC call: in order where order matters, side by
+// side where it doesn't, within bounds, with retries, and with a word to the client about how far it got.
+//
+//	f, err := flow.New(handle, func(r *pb.Reading) string { return r.Device }, flow.Options{
+//		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+//		Backpressure: flow.BackpressureOptions{Capacity: 64},
+//	})
+//	…
+//	func (s *server) Upload(stream grpc.ClientStreamingServer[pb.Reading, pb.Ack]) error {
+//		sum, err := s.flow.Run(stream.Context(), stream.Recv)
+//		if err != nil {
+//			return err // a *Failure is a gRPC status already
+//		}
+//		return stream.SendAndClose(&pb.Ack{Stored: sum.Succeeded})
+//	}
+//
+// # Concepts
+//
+// Order. With [OrderingFIFO] one message of a stream runs at a time. With [OrderingKeyedFIFO] one message of a key does:
+// each key has a lane of its own, so a slow key delays no other, and an idle key costs nothing. [OrderingNone] keeps none.
+//
+// Capacity. A slot belongs to a running handler: a message that waits for its turn, or for its next try, holds none.
+// What becomes of a message that finds all slots taken is the [BackpressurePolicy]; streams share the slots fairly.
+//
+// Windows. What is received and not finished is bounded for each stream (MaxPending) and over the Flow
+// (MaxPendingBytes). At the bound the stream is not read, HTTP/2 flow control stops its client, and nothing is lost.
+//
+// Failure. Each has a [FailureKind] and is a gRPC status. The first that ends a stream is what Run returns; OnFailure
+// may say that a message, or a key, is to be skipped instead. No handler outlives its Run.
+//
+// Progress. Every [Summary] adds up, whatever happened, and says exactly which messages are settled. Under gRPC it
+// reaches the client in trailers: see [ProgressFromTrailer] and [Rest].
+//
+// # How it is built
+//
+// A stream is three stages: a Receiver reads the transport and numbers the messages; a [Gate] admits them, by order,
+// capacity and shutdown; an [Engine] runs the handler.
+//
+//		recv → intake → inbox → lanes → ready queue → worker → handler
+//		       (receive.go) (inbox.go) (lane.go) (worker.go)  (carry.go, retry.go)
+//
+//	  - The intake is a goroutine of its own, because a blocked Recv can't be interrupted: Run returns without it.
+//	  - The inbox joins it to the workers. A channel that carries single messages would be a lock, and often a wake-up, for
+//	    each of them, and a wake-up costs ten times what a queue costs. So whole batches change hands.
+//	  - The lanes are the order: intrusive lists in a hash table, which exist only while something is in them.
+//	  - The ready queue holds what has its turn and lacks a worker. Workers are goroutines with a slot; there are as many
+//	    as have something to do, and none while the stream is idle.
+//	  - A message has one owner at a time, and one state transition under the stream's lock decides whether it runs or is
+//	    dropped when its stream ends.
+//
+// Channels carry what ends things: done (all is finished), space (there is room to read), the shutdown's stages. The
+// lifetimes are errgroups: one for the carriers of a stream, one for a Shutdown. Capacity is a semaphore.Weighted, which
+// serves whoever asks in order; a stream asks with at most one goroutine, and that is what makes streams share fairly.
+//
+// Locks are taken in this order: Receiver.mu, stream.mu, then inbox.mu or a lane shard's. None is held while a function
+// of the caller's runs, or across a wait.
+package flow
