@@ -28,9 +28,6 @@ type turn struct {
 // turnOwner is told, once and with no lock held, that a turn which had to wait has come.
 type turnOwner interface{ turnCame() }
 
-// waits says whether t is in a lane, behind its head.
-func (t *turn) waits() bool { return t.lane != nil && t.lane.head != t }
-
 // lane is the queue of one key.
 type lane struct {
 	name       string
@@ -136,6 +133,15 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 	return next
 }
 
+// giveUp takes t out of its lane if it stands there behind the head, and says whether it did: nobody's turn comes by it.
+func (tb *laneTable) giveUp(t *turn) bool {
+	if t.lane == nil || t.lane.head == t {
+		return false
+	}
+	tb.leave(t)
+	return true
+}
+
 func (tb *laneTable) bucket(hash uint64) **lane { return &tb.buckets[hash&uint64(len(tb.buckets)-1)] }
 
 func (tb *laneTable) find(name string, hash uint64) *lane {
@@ -225,8 +231,8 @@ func (sh *laneShard) leave(t *turn) (next *turn) {
 	return next
 }
 
-func (sh *laneShard) waits(t *turn) bool {
+func (sh *laneShard) giveUp(t *turn) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return t.waits()
+	return sh.laneTable.giveUp(t)
 }

@@ -259,8 +259,7 @@ func (s *stream[T]) sweep() error {
 	}
 	for m := s.live; m != nil; m = m.nextLive {
 		switch {
-		case s.waitsLocked(m):
-			s.leaveLocked(m) // not the head: nobody's turn comes by it
+		case s.giveUpPlaceLocked(m):
 		case m.state == stateParked:
 			m.state = stateHeld
 			m.parking.timer.Stop()

@@ -160,12 +160,13 @@ func (s *stream[T]) leaveLocked(m *message[T]) *turn {
 	return s.lanes.leave(&m.turn)
 }
 
-// waitsLocked says whether m waits in its lane for an earlier message.
-func (s *stream[T]) waitsLocked(m *message[T]) bool {
+// giveUpPlaceLocked takes m out of its lane if it waits there for an earlier message, and says whether it did. In one step:
+// in a shared lane its turn may come at any moment, and then it is turnCame's.
+func (s *stream[T]) giveUpPlaceLocked(m *message[T]) bool {
 	if s.shared != nil {
-		return s.shared.shard(m.hash).waits(&m.turn)
+		return s.shared.shard(m.hash).giveUp(&m.turn)
 	}
-	return m.waits()
+	return s.lanes.giveUp(&m.turn)
 }
 
 // attend is called by the receiver that has put something into an inbox that nobody will look into.

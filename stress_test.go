@@ -1,0 +1,309 @@
+package flow_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"example.com/flow"
+)
+
+// TestStress lets Flows with random options live through random lives, in real time: messages that succeed, fail, panic,
+// exit their goroutine and wait for their cancellation; sources that end, break and fall silent; streams that are
+// cancelled and that start while Shutdown and Close run. Whatever happens, order, capacity and conservation hold, and
+// nothing is left. FLOW_STRESS says how long it takes (default 1s).
+func TestStress(t *testing.T) {
+	length := time.Second
+	if v := os.Getenv("FLOW_STRESS"); v != "" {
+		var err error
+		if length, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("FLOW_STRESS: %v", err)
+		}
+	}
+	lives := 0
+	for end := time.Now().Add(length); time.Now().Before(end); lives++ {
+		seed := rand.Uint64()
+		if err := newLife(seed).live(); err != nil {
+			t.Fatalf("life with seed %d: %v", seed, err)
+		}
+	}
+	t.Logf("%d lives", lives)
+	if p := pprof.Lookup("goroutineleak"); p != nil { // where it is built in: what no live object can wake
+		var text strings.Builder
+		if err := p.WriteTo(&text, 1); err != nil {
+			t.Error(err)
+		} else if strings.Contains(text.String(), "example.com/flow.") {
+			t.Errorf("leaked goroutines:\n%s", text.String())
+		}
+	}
+}
+
+// life is one Flow's. The choices follow its seed, the schedule doesn't.
+type life struct {
+	mu   sync.Mutex
+	rand *rand.Rand
+	opts flow.Options
+	flow *flow.Flow[int]
+
+	inFlight atomic.Int64
+	running  map[string]int // of each key in its scope, where it has an order
+	wrong    error
+	told     flow.Summary // what the Observer heard
+}
+
+func newLife(seed uint64) *life {
+	l := &life{rand: rand.New(rand.NewPCG(seed, 0)), running: map[string]int{}}
+	n := l.n
+	o := &l.opts
+	o.Ordering.Mode = flow.OrderingMode(n(3))
+	if o.Ordering.Mode != flow.OrderingNone {
+		o.Ordering.Scope = flow.OrderingScope(n(2))
+		o.Ordering.Capacity = n(2) * n(20)
+	}
+	if o.Ordering.Mode == flow.OrderingKeyedFIFO {
+		o.Ordering.KeyCapacity = n(2) * n(8)
+		o.Ordering.UnorderedEmptyKey = n(2) == 0
+	}
+	if o.Backpressure.Capacity = n(6); o.Backpressure.Capacity > 0 {
+		o.Backpressure.Policy = flow.BackpressurePolicy(n(4))
+		if o.Backpressure.Policy == flow.BackpressureQueue {
+			o.Backpressure.QueueCapacity = n(2) * n(10)
+		}
+	}
+	o.Retry.MaxAttempts = n(4)
+	o.Retry.Backoff = time.Duration(n(2)*n(500)) * time.Microsecond
+	if n(3) == 0 {
+		o.Retry.AttemptTimeout = time.Duration(1+n(300)) * time.Microsecond
+	}
+	if n(3) == 0 {
+		o.Retry.Budget = flow.RetryBudget{MaxTokens: 10, TokenRatio: 0.5}
+	}
+	o.Shutdown = flow.ShutdownOptions{GracePeriod: time.Duration(n(3)) * time.Millisecond, DrainOnClose: n(2) == 0}
+	o.MaxPending = []int{0, 1, 3, 20, -1}[n(5)]
+	if n(4) == 0 {
+		o.IdleTimeout = time.Duration(1+n(2000)) * time.Microsecond
+	}
+	if n(2) == 0 {
+		o.OnFailure = func(context.Context, *flow.Failure) flow.FailureAction { return flow.FailureAction(n(20)) % 4 }
+	}
+	if n(2) == 0 {
+		o.Observer = l.observe
+	}
+	return l
+}
+
+// n is a random number below limit.
+func (l *life) n(limit int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rand.IntN(max(1, limit))
+}
+
+func (l *life) blame(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wrong = errors.Join(l.wrong, fmt.Errorf(format, args...))
+}
+
+// Messages are ten times the number of the stream's key, plus what the handler does with it.
+func stressKey(v int) string { return []string{"", "a", "b", "c"}[v/10%4] }
+
+type streamOf struct{}
+
+func (l *life) handle(ctx context.Context, m flow.Message[int]) error {
+	if n, limit := l.inFlight.Add(1), l.opts.Backpressure.Capacity; limit > 0 && n > int64(limit) &&
+		l.opts.Backpressure.Policy <= flow.BackpressureHardReject {
+		l.blame("%d in flight with capacity %d", n, limit)
+	}
+	defer l.inFlight.Add(-1)
+	defer l.enter(ctx, m.Key)()
+	switch m.Value % 10 {
+	case 0:
+		return errHandler
+	case 1:
+		if l.n(8) == 0 {
+			panic("stress")
+		}
+	case 2:
+		if l.n(8) == 0 {
+			runtime.Goexit()
+		}
+	case 3:
+		time.Sleep(time.Duration(l.n(300)) * time.Microsecond)
+	case 4:
+		if l.n(8) == 0 {
+			wait, cancel := context.WithTimeout(ctx, time.Millisecond)
+			defer cancel()
+			<-wait.Done()
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// enter notes that a message of key runs, until the returned function is called.
+func (l *life) enter(ctx context.Context, key string) (leave func()) {
+	o := l.opts.Ordering
+	if o.Mode == flow.OrderingNone || key == "" && o.UnorderedEmptyKey {
+		return func() {}
+	}
+	if o.Mode == flow.OrderingFIFO {
+		key = ""
+	}
+	if o.Scope == flow.ScopeStream {
+		key = fmt.Sprint(ctx.Value(streamOf{}), key)
+	}
+	l.mu.Lock()
+	l.running[key]++
+	n := l.running[key]
+	l.mu.Unlock()
+	if n > 1 {
+		l.blame("%d messages of key %q at once", n, key)
+	}
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.running[key]--
+	}
+}
+
+func (l *life) observe(_ context.Context, e flow.Event) {
+	if l.n(50) == 0 {
+		l.flow.Stats()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch e.Kind {
+	case flow.EventSuccess:
+		l.told.Succeeded++
+	case flow.EventFailure:
+		l.told.Failed++
+	case flow.EventReject:
+		l.told.Rejected++
+	case flow.EventDrop:
+		l.told.Dropped++
+	case flow.EventAttempt:
+		if e.Attempt > 1 {
+			l.told.Retried++
+		}
+	}
+}
+
+// live starts the Flow, its streams and its end, and checks what must hold when all is over.
+func (l *life) live() error {
+	f, err := flow.New(l.handle, stressKey, l.opts)
+	if err != nil {
+		return fmt.Errorf("%+v: %w", l.opts, err)
+	}
+	l.flow = f
+	var all sync.WaitGroup
+	var total flow.Summary
+	for id := range 1 + l.n(6) {
+		late := time.Duration(l.n(3)*l.n(500)) * time.Microsecond
+		all.Go(func() {
+			time.Sleep(late)
+			sum := l.stream(id)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			add(&total, sum)
+		})
+	}
+	for range l.n(3) {
+		after, how := time.Duration(l.n(3000))*time.Microsecond, l.n(3)
+		all.Go(func() {
+			time.Sleep(after)
+			if how == 0 {
+				_ = f.Close()
+				return
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(how)*time.Millisecond)
+			defer cancel()
+			_ = f.Shutdown(ctx)
+		})
+	}
+	over := make(chan struct{})
+	go func() { all.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(30 * time.Second):
+		text := make([]byte, 1<<20)
+		return fmt.Errorf("hangs with %+v and %+v\n%s", l.opts, f.Stats(), text[:runtime.Stack(text, true)])
+	}
+	if st := f.Stats(); st.Streams != 0 || st.InFlight != 0 || st.Waiting != 0 || st.ActiveKeys != 0 || differ(st.Total, total) {
+		l.blame("%+v at the end, want Total %+v and nothing else", st, total)
+	}
+	if l.opts.Observer != nil && differ(l.told, total) {
+		l.blame("the Observer heard of %+v, the Summaries say %+v", l.told, total)
+	}
+	if n := l.inFlight.Load(); n != 0 {
+		l.blame("%d handlers outlived their Run", n)
+	}
+	if l.wrong != nil {
+		return fmt.Errorf("%w, with %+v", l.wrong, l.opts)
+	}
+	return nil
+}
+
+func add(to *flow.Summary, s flow.Summary) {
+	to.Succeeded += s.Succeeded
+	to.Failed += s.Failed
+	to.Rejected += s.Rejected
+	to.Dropped += s.Dropped
+	to.Retried += s.Retried
+}
+
+func differ(a, b flow.Summary) bool {
+	return a.Succeeded != b.Succeeded || a.Failed != b.Failed || a.Rejected != b.Rejected || a.Dropped != b.Dropped ||
+		a.Retried != b.Retried
+}
+
+// stream is one Run.
+func (l *life) stream(id int) flow.Summary {
+	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), streamOf{}, id))
+	defer cancel() // as gRPC does when the service method returns: it ends a recv that is still blocked
+	if l.n(4) == 0 {
+		defer time.AfterFunc(time.Duration(l.n(3000))*time.Microsecond, cancel).Stop()
+	}
+	messages, ending := l.n(100), l.n(5)
+	n := 0
+	recv := func() (int, error) {
+		if n++; n <= messages {
+			if l.n(10) == 0 {
+				time.Sleep(time.Duration(l.n(100)) * time.Microsecond)
+			}
+			return l.n(40), nil
+		}
+		switch ending {
+		case 0:
+			return 0, errors.New("the source broke")
+		case 1:
+			select { // silent
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+		return 0, io.EOF
+	}
+	sum, err := l.flow.Run(ctx, recv)
+	if sum.Received != sum.Succeeded+sum.Failed+sum.Rejected+sum.Dropped {
+		l.blame("not conserved: %+v", sum)
+	}
+	if err == nil && len(sum.Unsettled) > 0 {
+		l.blame("a good end leaves %v unsettled", sum.Unsettled)
+	}
+	if _, ok := errors.AsType[*flow.Failure](err); err != nil && !ok {
+		l.blame("Run returned a %T", err)
+	}
+	return sum
+}
