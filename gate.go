@@ -52,6 +52,7 @@ type admission struct {
 	mu      sync.Mutex
 	cancel  context.CancelCauseFunc // ends the wait
 	stopped bool                    // the wait was ended by a Shutdown without drain
+	refused bool                    // the wait was ended, by that or by anything else
 	running bool                    // the wait is over and the caller runs
 	over    bool                    // released
 }
@@ -82,11 +83,21 @@ func (g *Gate) Admit(ctx context.Context, key string) (Admission, error) {
 	if err := g.pass(wait, a); err != nil {
 		return Admission{}, err
 	}
+	if !a.run() {
+		a.giveBack()
+		return Admission{}, &Failure{Kind: FailureShutdown, Key: key, Err: reasonShutdown}
+	}
 	passed = true
-	a.mu.Lock()
-	a.running = true
-	a.mu.Unlock()
 	return Admission{a}, nil
+}
+
+// run ends a's wait. Here it is decided, in one step with close, whether a runs or was refused by the end that came
+// meanwhile: once Close has returned, nobody who waited gets in.
+func (a *admission) run() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.running = !a.refused
+	return a.running
 }
 
 // pass takes a through order, then pressure.
@@ -148,7 +159,7 @@ func shutdownCause(ctx context.Context, err error) error {
 	return err
 }
 
-// end gives back what the admission holds, once: the slot first, so that the next in turn finds it.
+// end gives back what the admission holds, once.
 func (a *admission) end() {
 	a.mu.Lock()
 	over := a.over
@@ -157,12 +168,17 @@ func (a *admission) end() {
 	if over {
 		return
 	}
+	a.giveBack()
+	if a.gate != nil {
+		a.gate.shutdown.leave(a)
+	}
+}
+
+// giveBack gives back the slot, then the turn, so that the next in turn finds the slot.
+func (a *admission) giveBack() {
 	a.pressure.leave()
 	if a.release != nil {
 		a.release()
-	}
-	if a.gate != nil {
-		a.gate.shutdown.leave(a)
 	}
 }
 
@@ -191,6 +207,7 @@ func (a *admission) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.running {
+		a.refused = true
 		a.cancel(&Failure{Kind: FailureShutdown, Key: a.key, Err: reasonShutdown})
 	}
 }
