@@ -77,6 +77,7 @@ type ShutdownCoordinator struct {
 	idle     chan struct{} // closed when closing and nobody is under way
 	cutting  bool
 	cutOff   *ShutdownError // nil when nothing was cut off
+	judged   chan struct{}  // closed when the cut has been counted
 	late     chan struct{}  // closed cutWait after the cut
 }
 
@@ -85,7 +86,8 @@ type ShutdownCoordinator struct {
 func NewShutdownCoordinator(o ShutdownOptions) *ShutdownCoordinator {
 	mustBeValid(o.validate())
 	return &ShutdownCoordinator{
-		opts: o, members: map[member]uint64{}, idle: make(chan struct{}), late: make(chan struct{}),
+		opts: o, members: map[member]uint64{},
+		idle: make(chan struct{}), judged: make(chan struct{}), late: make(chan struct{}),
 	}
 }
 
@@ -194,6 +196,12 @@ func (c *ShutdownCoordinator) Shutdown(ctx context.Context) error {
 	})
 	_ = g.Wait() // the verdict below is the same for every caller, also for one whose own watch saw nothing
 	c.mu.Lock()
+	cutting := c.cutting
+	c.mu.Unlock()
+	if cutting { // by another call, maybe: what it ends may be gone before it is counted
+		<-c.judged
+	}
+	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cutOff != nil {
 		return c.cutOff
@@ -229,6 +237,7 @@ func (c *ShutdownCoordinator) cut(why error) error {
 		c.cutOff = off
 	}
 	c.mu.Unlock()
+	close(c.judged)
 	time.AfterFunc(cutWait, func() { close(c.late) })
 	return why
 }

@@ -58,25 +58,29 @@ type stream[T any] struct {
 	lanes    laneTable       // unless they are shared
 	live     *message[T]     // all that are accepted and not finished, the latest first
 	ready    messageQueue[T] // those that have their turn and lack a worker
+	again    int             // how many were queued since the inbox was last sorted
 	coming   int             // workers on their way that hold a slot already
 	starting bool            // a worker is on its way that has yet to get its slot
-	asking   bool            // that worker waits for its slot
-	slots    int             // held by its workers
-	running  int             // messages that workers have
-	finished uint64
-	counts   Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
-	waiting  waitFor // what the receiver waits for
-	seen     uint64  // received when it began to wait
-	free     messageQueue[T]
-	givenUp  map[string]uint64 // keys that were given up, from which Seq on
-	failure  *Failure          // the first that ended the stream
-	grace    *time.Timer       // of a context that ended while recv was blocked
-	idle     *time.Timer       // of IdleTimeout
-	eof      bool              // recv said io.EOF
-	input    bool              // the input is closed
-	stopping bool              // by a shutdown: the stream ends when what still runs has run
-	draining bool              // that is all that was accepted
-	isDone   bool
+	// When it was started, and how much had been taken then: its own to read.
+	startTaken uint64
+	startTime  time.Duration
+	asking     bool // that worker waits for its slot
+	slots      int  // held by its workers
+	running    int  // messages that workers have
+	finished   uint64
+	counts     Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
+	waiting    waitFor // what the receiver waits for
+	seen       uint64  // received when it began to wait
+	free       messageQueue[T]
+	givenUp    map[string]uint64 // keys that were given up, from which Seq on
+	failure    *Failure          // the first that ended the stream
+	grace      *time.Timer       // of a context that ended while recv was blocked
+	idle       *time.Timer       // of IdleTimeout
+	eof        bool              // recv said io.EOF
+	input      bool              // the input is closed
+	stopping   bool              // by a shutdown: the stream ends when what still runs has run
+	draining   bool              // that is all that was accepted
+	isDone     bool
 }
 
 // waitFor is what a receiver that doesn't read waits for.

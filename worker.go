@@ -2,7 +2,9 @@ package flow
 
 import (
 	"context"
+	"math"
 	"runtime"
+	"time"
 )
 
 // Workers are the carriers that hold a slot. A stream has no goroutine for a message that waits, and none at all while
@@ -31,23 +33,29 @@ func (s *stream[T]) startWorker() error {
 
 // lookOut holds a worker back as long as those at work need no help: while they finish a message every few hundred
 // nanoseconds, one more would only fight them for the lock and for the memory behind it, and make all of them slower.
-// It yields, so that whatever else could run does, and comes when it finds that little has happened meanwhile.
+// It yields, so that whatever else could run does, and comes when it finds that little has happened since it was started,
+// or not fast: on busy cores, a moment is many milliseconds, in which slow handlers finish some messages too.
 func (s *stream[T]) lookOut() {
-	for before := s.taken.Load(); ; {
+	for before, from := s.startTaken, s.startTime; ; {
 		for range lookOutYields {
+			if s.clock()-from > lookOutTime {
+				break
+			}
 			runtime.Gosched()
 		}
-		now := s.taken.Load()
-		if now-before < lookOutTakes {
+		taken, now := s.taken.Load(), s.clock()
+		if n := taken - before; n < lookOutTakes || now-from > time.Duration(n)*lookOutPace {
 			return
 		}
-		before = now
+		before, from = taken, now
 	}
 }
 
 const (
 	lookOutYields = 4
-	lookOutTakes  = 3
+	lookOutTime   = 10 * time.Microsecond
+	lookOutTakes  = 3                    // messages
+	lookOutPace   = 2 * time.Microsecond // a message
 )
 
 // comeWorker is the body of a worker that was given its slot on receipt of a message.
@@ -61,6 +69,7 @@ func (s *stream[T]) comeWorker() error {
 func (s *stream[T]) pushLocked(m *message[T]) {
 	m.state = stateQueued
 	s.ready.push(m)
+	s.again++
 	s.r.gate.pressure.lack(1)
 }
 
@@ -93,6 +102,7 @@ func (s *stream[T]) startLocked() {
 			}
 		}
 		s.starting = true
+		s.startTaken, s.startTime = s.taken.Load(), s.clock()
 		s.carriers.Go(s.startFn)
 	}
 	if !s.attended.Load() {
@@ -101,21 +111,31 @@ func (s *stream[T]) startLocked() {
 }
 
 // sortLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and what
-// lies in the inbox takes a quarter of the memory.
+// lies in the inbox takes a quarter of the memory (to line up all each time would cost a quarter of the throughput).
+// But when what was lined up before has brought enough to do in the meantime, all is lined up: a key that came later must
+// not wait for as long as an earlier one has messages.
 func (s *stream[T]) sortLocked() {
+	enough := s.coming + sortBatch
 	if s.ready.n > s.coming {
-		return
+		if s.again < sortTurns {
+			return
+		}
+		enough = math.MaxInt
 	}
-	for s.ready.n < s.coming+sortBatch && !s.over.Load() {
+	for s.ready.n < enough && !s.over.Load() {
 		m := s.arriveLocked()
 		if m == nil {
-			return
+			break
 		}
 		s.lineUpLocked(m)
 	}
+	s.again = 0
 }
 
-const sortBatch = 32
+const (
+	sortBatch = 32 // messages ready
+	sortTurns = 16 // messages that became ready by another's end
+)
 
 // arriveLocked takes the next message out of the inbox.
 func (s *stream[T]) arriveLocked() *message[T] {
@@ -216,7 +236,7 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 	}
 	var m *message[T]
 	s.sortLocked()
-	if c.slot = s.ready.n > s.coming; c.slot {
+	if c.slot = s.moreLocked(); c.slot {
 		m = s.takeLocked()
 		if !called {
 			s.r.gate.pressure.lack(-1)
@@ -226,14 +246,20 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 		s.r.gate.pressure.giveBack()
 	}
 	s.startLocked()
+	if s.roomLocked() { // this may have been the last that was ready
+		s.wakeReceiver()
+	}
 	return m
 }
+
+// moreLocked says whether there is something for a worker to take. What is ready when the stream is over is the sweep's.
+func (s *stream[T]) moreLocked() bool { return s.ready.n > s.coming && !s.over.Load() }
 
 // followLocked is what a worker does after a message: the next one, or its slot goes back.
 func (c *carrier[T]) followLocked() *message[T] {
 	s, p := c.s, c.s.r.gate.pressure
 	s.sortLocked()
-	more := s.ready.n > s.coming
+	more := s.moreLocked()
 	if more && !s.yieldsLocked() {
 		p.lack(-1)
 		return s.takeLocked()
