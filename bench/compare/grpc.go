@@ -13,7 +13,7 @@ const (
 	wayLoop        = "Recv loop"
 	wayHash        = contender.Hash
 	wayRun         = "flow"
-	wayInterceptor = "flow, interceptor"
+	wayInterceptor = "flow interceptor"
 	grpcKeys       = 1024
 )
 

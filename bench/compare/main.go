@@ -25,7 +25,7 @@ func main() {
 	rounds := flag.Int("rounds", 5, "how often each measurement is made")
 	only := flag.String("rows", "", "comma-separated `list` of rows; all if empty: "+strings.Join(rowNames(), " "))
 	columns := flag.String("columns", "", "comma-separated `list` of columns, written without commas and spaces; all if empty")
-	among := flag.String("contenders", "", "comma-separated `list` of contenders, written likewise; a row's base is always measured")
+	among := flag.String("contenders", "", "comma-separated `list` of contenders, by their first word; a row's base is always measured")
 	cores := flag.Int("cpu", runtime.NumCPU(), "GOMAXPROCS of each measurement")
 	quick := flag.Bool("quick", false, "a tenth of the messages: to see that it works")
 	dir := flag.String("write", "", "`directory` to write RESULTS.md and throughput.svg to")

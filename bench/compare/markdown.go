@@ -21,7 +21,12 @@ func markdown(tables []*table, machine string, rounds int, quick bool) string {
 	for _, t := range tables {
 		fmt.Fprintf(&b, "\n## %s (`%s`)\n\nTo reach: %s.\n\n", t.title, t.name, t.target)
 		t.write(&b)
-		fmt.Fprintf(&b, "\nThe middle half of the rounds lies within %s of its median, at worst.\n", percent(t.noise()))
+		if t.note != nil {
+			fmt.Fprintf(&b, "\n%s\n", t.note(t))
+		}
+		if rounds >= enoughRounds {
+			fmt.Fprintf(&b, "\nThe middle half of a cell's rounds is %.0f %% of its median wide, at worst.\n", 100*t.noise())
+		}
 	}
 	return b.String()
 }
@@ -99,4 +104,31 @@ func number(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-func percent(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
+// enoughRounds is how many it takes to say how far they lie apart.
+const enoughRounds = 3
+
+// above is a note: how far the contenders are above the first.
+func above(t *table) string {
+	var parts []string
+	for _, column := range t.columns {
+		base := median(t.values(t.base, column))
+		for _, c := range t.contenders {
+			if list := t.values(c, column); c != t.base && len(list) > 0 {
+				parts = append(parts, fmt.Sprintf("%s %s", c, number(median(list)-base)))
+			}
+		}
+	}
+	return fmt.Sprintf("Above %s, in %s: %s.", t.base, t.unit, strings.Join(parts, ", "))
+}
+
+// across is a note: the last column by the first.
+func across(t *table) string {
+	first, last := t.columns[0], t.columns[len(t.columns)-1]
+	var parts []string
+	for _, c := range t.contenders {
+		if to := ratio(t.values(c, last), t.values(c, first)); !math.IsNaN(to) {
+			parts = append(parts, fmt.Sprintf("%s %.2f×", c, to))
+		}
+	}
+	return fmt.Sprintf("“%s” by “%s”: %s.", last, first, strings.Join(parts, ", "))
+}

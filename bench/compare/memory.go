@@ -24,6 +24,7 @@ func inUse() float64 {
 
 var idleRow = &row{
 	name: "idle", unit: "B", base: wayLoop,
+	note:       above,
 	title:      "10,000 gRPC streams that have sent one message each and are idle: memory of each, both ends",
 	target:     "flow at most 4,096 above the Recv loop",
 	columns:    []string{"a stream"},
@@ -61,7 +62,7 @@ var idleRow = &row{
 }
 
 // flowOnReceipt decides on receipt, as it does where a bound may refuse: then each waiting message is in its lane.
-const flowOnReceipt = "flow, KeyCapacity set"
+const flowOnReceipt = "flow KeyCapacity"
 
 var keyMemoryRow = &row{
 	name: "memory", unit: "B", base: contender.Flow,

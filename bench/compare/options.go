@@ -14,37 +14,37 @@ import (
 )
 
 var settings = map[string]func(*flow.Options){
-	"none": func(*flow.Options) {},
-	"retry": func(o *flow.Options) {
+	"flow": func(*flow.Options) {},
+	"flow retry": func(o *flow.Options) {
 		o.Retry = flow.RetryOptions{MaxAttempts: 3, Backoff: time.Millisecond, Jitter: 0.5}
 	},
-	"budget": func(o *flow.Options) {
+	"flow budget": func(o *flow.Options) {
 		o.Retry = flow.RetryOptions{MaxAttempts: 3, Budget: flow.RetryBudget{MaxTokens: 100, TokenRatio: 0.1}}
 	},
-	"bytes": func(o *flow.Options) { o.MaxPendingBytes = 1 << 20 },
-	"observer": func(o *flow.Options) {
+	"flow bytes": func(o *flow.Options) { o.MaxPendingBytes = 1 << 20 },
+	"flow observer": func(o *flow.Options) {
 		var n atomic.Int64
 		o.Observer = func(context.Context, flow.Event) { n.Add(1) }
 	},
 }
 
 var optionsRow = &row{
-	name: "options", unit: "ns", base: "none",
+	name: "options", unit: "ns", base: contender.Flow, note: above,
 	title:      "What options cost when they are set, keyed, a handler that does nothing",
-	target:     "at most 100 ns a message above none, the observer apart",
+	target:     "at most 100 ns a message above flow without, the observer apart",
 	columns:    []string{load.Keys1Ki.Name},
-	contenders: []string{"none", "retry", "budget", "bytes", "observer"},
+	contenders: []string{contender.Flow, "flow retry", "flow budget", "flow bytes", "flow observer"},
 	measure: func(j job) (result, error) {
 		opts := contender.FlowOptions(flow.OrderingKeyedFIFO, workers, pending)
 		settings[j.Contender](&opts)
-		return pushed(j, 1, opts)
+		return pushed(nil, j, 1, opts)
 	},
 }
 
-const sharedFlow, sharedKeys = "flow, ScopeStream", "flow, ScopeFlow"
+const sharedFlow, sharedKeys = "flow ScopeStream", "flow ScopeFlow"
 
 var streamsRow = &row{
-	name: "streams", unit: "ns", base: contender.Hash,
+	name: "streams", unit: "ns", base: contender.Hash, note: across,
 	title:      "Streams that push at once, keyed, 1,024 keys, a handler that does nothing: time by all messages",
 	target:     "flow with eight at most what it takes with one",
 	columns:    []string{"1", "8"},
@@ -58,12 +58,12 @@ var streamsRow = &row{
 		if j.Contender == sharedKeys {
 			opts.Ordering.Scope = flow.ScopeFlow
 		}
-		return pushed(j, streams, opts)
+		return pushed(contender.Named(j.Contender), j, streams, opts)
 	},
 }
 
-// pushed runs streams side by side on one executor: the contender of that name, or flow with opts.
-func pushed(j job, streams int, opts flow.Options) (result, error) {
+// pushed runs streams side by side on one executor: c's, or without c flow's with opts.
+func pushed(c *contender.Contender, j job, streams int, opts flow.Options) (result, error) {
 	n := j.size(400_000) / streams
 	var lists [][]load.Message
 	slots := 0
@@ -82,7 +82,7 @@ func pushed(j job, streams int, opts flow.Options) (result, error) {
 		runtime.ReadMemStats(&before)
 		start := time.Now()
 		var e contender.Executor
-		if c := contender.Named(j.Contender); c != nil {
+		if c != nil {
 			e = c.Start(check.Note, workers, pending)
 		} else {
 			e = contender.StartFlow(check.Note, opts)

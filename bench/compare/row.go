@@ -13,6 +13,7 @@ type row struct {
 	unit       string
 	base       string // the contender that the others are divided by
 	target     string
+	note       func(*table) string // a line below the table; may be nil
 	columns    []string
 	contenders []string
 	measure    func(j job) (result, error)
@@ -54,7 +55,7 @@ func chosen(list, s string) bool {
 	return list == "" || slices.Contains(strings.Split(list, ","), s)
 }
 
-// column matches by name without commas and spaces, which a list can't hold.
+// plain is a name without commas and spaces, as it stands in a list.
 func plain(s string) string { return strings.NewReplacer(",", "", " ", "").Replace(s) }
 
 func rowNamed(name string) *row {

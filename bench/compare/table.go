@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"example.com/flow/bench/internal/contender"
 )
 
 // table is a row with what was measured of it.
@@ -29,7 +31,7 @@ func plan(only, columns, among string) (tables []*table) {
 			}
 		}
 		for _, c := range r.contenders {
-			if chosen(among, plain(c)) || c == r.base {
+			if first, _, _ := strings.Cut(c, " "); chosen(among, first) || c == r.base {
 				t.contenders = append(t.contenders, c)
 			}
 		}
@@ -128,8 +130,7 @@ func (t *table) noise() (widest float64) {
 func promised(tables []*table) (failures []error) {
 	for _, t := range tables {
 		for _, c := range t.contenders {
-			mine := strings.HasPrefix(c, "flow") || t.row == optionsRow
-			if n := t.broken(c); mine && n > 0 {
+			if n := t.broken(c); strings.HasPrefix(c, contender.Flow) && n > 0 {
 				failures = append(failures, fmt.Errorf("%s: %s broke order %d times", t.name, c, n))
 			}
 		}

@@ -42,7 +42,7 @@ const (
 	Flow = "flow"
 	FIFO = "flow FIFO"
 	Ring = "ringlane"
-	Sub  = "pond, a subpool a key"
+	Sub  = "pond subpools"
 	One  = "one worker"
 )
 
