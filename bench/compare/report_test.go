@@ -28,7 +28,7 @@ func measured() *table {
 func TestReportGivesMediansAndRatios(t *testing.T) {
 	text := markdown([]*table{measured()}, "a machine", 3, false)
 	for _, want := range []string{
-		"| hash64 | 200 | 0.00 |\n", "| flow | 100 (0.50×) | 0.00 |\n", "a machine", "100 % of its median",
+		"| hash64 | 200 | 0.00 |\n", "| flow | 100 (0.50×) | 0.00 |\n", "a machine", "50 % of its median",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
