@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"image/color"
+	"math"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -29,20 +31,28 @@ func plotTo(tables []*table, file string) error {
 }
 
 func (t *table) plot(file string) error {
+	plot.DefaultFont.Variant = "Sans"
 	p := plot.New()
 	p.Title.Text = t.title
-	p.Y.Label.Text = "nanoseconds a message (less is better)"
+	p.Y.Label.Text = "ns a message (less is better)"
 	p.X.Label.Text = "keys"
 	p.Y.Min = 0
 	p.Legend.Top = true
-	p.Legend.Left = true
-	p.Add(plotter.NewGrid())
-	const width = 6
+	p.Legend.Left = true // of where it is moved to: so no reader's font makes names run into their colours
+	p.Legend.XOffs = 7.5 * vg.Inch
+	p.Legend.Padding = vg.Points(3)
+	p.Legend.TextStyle.Font.Size = vg.Points(10)
+	grid := plotter.NewGrid()
+	grid.Vertical.Width = 0
+	p.Add(grid)
+	const width = 7
+	var all []float64
 	for i, c := range t.contenders {
 		heights := make(plotter.Values, len(t.columns))
 		for j, column := range t.columns {
 			if list := t.values(c, column); len(list) > 0 {
 				heights[j] = median(list)
+				all = append(all, heights[j])
 			}
 		}
 		bars, err := plotter.NewBarChart(heights, vg.Points(width))
@@ -60,5 +70,11 @@ func (t *table) plot(file string) error {
 		p.Legend.Add(name, bars)
 	}
 	p.NominalX(t.columns...)
-	return p.Save(9*vg.Inch, 4.5*vg.Inch, file)
+	const legend = 1.6 // as wide as so many groups
+	p.X.Min, p.X.Max = -0.6, float64(len(t.columns))-0.5+legend
+	if top := 100 * math.Ceil(quantile(all, 0.95)/100); top < p.Y.Max { // one far outlier would make all others flat
+		p.Y.Max = top
+		p.Title.Text += fmt.Sprintf(" (bars above %s ns are cut off)", number(top))
+	}
+	return p.Save(10*vg.Inch, 4.5*vg.Inch, file)
 }
