@@ -39,7 +39,7 @@ func (t *table) plot(file string) error {
 	p.Y.Min = 0
 	p.Legend.Top = true
 	p.Legend.Left = true // of where it is moved to: so no reader's font makes names run into their colours
-	p.Legend.XOffs = 7.5 * vg.Inch
+	p.Legend.XOffs = 7.1 * vg.Inch
 	p.Legend.Padding = vg.Points(3)
 	p.Legend.TextStyle.Font.Size = vg.Points(10)
 	grid := plotter.NewGrid()
@@ -70,7 +70,7 @@ func (t *table) plot(file string) error {
 		p.Legend.Add(name, bars)
 	}
 	p.NominalX(t.columns...)
-	const legend = 1.6 // as wide as so many groups
+	const legend = 2.1 // as wide as so many groups
 	p.X.Min, p.X.Max = -0.6, float64(len(t.columns))-0.5+legend
 	if top := 100 * math.Ceil(quantile(all, 0.95)/100); top < p.Y.Max { // one far outlier would make all others flat
 		p.Y.Max = top

@@ -118,10 +118,12 @@ func (t *table) broken(contender string) (n uint64) {
 	return n
 }
 
-// noise is the widest spread of a cell of the table.
+// noise is the widest spread of a cell of the table. What is below one of its unit, a few bytes by a million, is left out.
 func (t *table) noise() (widest float64) {
 	for at := range t.cells {
-		widest = max(widest, spread(t.values(at.contender, at.column)))
+		if list := t.values(at.contender, at.column); median(list) >= 1 {
+			widest = max(widest, spread(list))
+		}
 	}
 	return widest
 }
