@@ -69,8 +69,9 @@ func pushed(c *contender.Contender, j job, streams int, opts flow.Options) (resu
 	slots := 0
 	for i := range streams {
 		list, k := load.Stream(load.Keys1Ki, n)
-		for m := range list { // an order of its own for each stream
-			list[m].Slot += uint32(i * k)
+		list = rotated(list, i*n/streams) // else all would be at the same key at the same time
+		for m := range list {             // an order of its own for each stream
+			list[m].Seq, list[m].Slot = uint64(m+1), list[m].Slot+uint32(i*k)
 		}
 		lists, slots = append(lists, list), slots+k
 	}
