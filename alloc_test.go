@@ -1,0 +1,75 @@
+package flow_test
+
+import (
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+// What a message costs in allocations is exact, so it is gated, where times on shared machines can't be.
+
+// allocsPerMessage is what each further message of a stream allocates: the difference between a run of 2n messages and
+// one of n, so that what a run costs once cancels out. Each is the least of a few tries, since how many workers a run
+// starts and how far its buffers grow is up to the scheduler. No garbage is collected meanwhile: that empties the pool
+// which a stream's messages go to when it is idle, and the next burst then fills it again, at most MaxPending of them.
+func allocsPerMessage(n int, run func(n int)) float64 {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	count := func(n int) float64 {
+		least := uint64(1 << 63)
+		for range 5 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			run(n)
+			runtime.ReadMemStats(&after)
+			least = min(least, after.Mallocs-before.Mallocs)
+		}
+		return float64(least)
+	}
+	run(n) // fills the pools
+	return (count(2*n) - count(n)) / float64(n)
+}
+
+// allocSlack is a rounding: one allocation in a hundred messages is no cost of each.
+const allocSlack = 0.01
+
+func skipUnderRace(t *testing.T) {
+	t.Helper()
+	if raceEnabled {
+		t.Skip("under the race detector sync.Pool drops some of what it is given, and the runtime allocates")
+	}
+}
+
+func TestRunAllocatesNothingPerMessage(t *testing.T) {
+	skipUnderRace(t)
+	for _, m := range modes {
+		for _, keys := range []struct {
+			name string
+			n    int
+		}{{"one key", 1}, {"1024 keys", 1024}, {"keys that all differ", 0}} {
+			t.Run(m.name+"/"+keys.name, func(t *testing.T) {
+				f, list := newFlow(t, noop, busyOptions(m.mode)), records(keys.n)
+				got := allocsPerMessage(100_000, func(n int) { runAll(t, f, repeat(list, n)) })
+				t.Logf("%.4f allocations a message", got)
+				if got >= allocSlack {
+					t.Errorf("%.4f allocations a message, want none", got)
+				}
+			})
+		}
+	}
+}
+
+// A stream that has one message in flight at a time holds no goroutine between two: for each it starts a worker, and
+// errgroup.Group.Go allocates the closure that it starts. That is the one allocation, of 24 bytes.
+func TestOneMessageInFlightAllocatesOnce(t *testing.T) {
+	skipUnderRace(t)
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			list := records(1024)
+			got := allocsPerMessage(10_000, func(n int) { pingPong(t, m.mode, list, n) })
+			t.Logf("%.4f allocations a message", got)
+			if got >= 1+allocSlack {
+				t.Errorf("%.4f allocations a message, want at most one", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"time"
+
+	"example.com/flow/bench/internal/contender"
+	"example.com/flow/bench/internal/load"
+)
+
+const slowKey = 0 // its slot
+
+var slowRow = &row{
+	name: "slow", unit: "%", base: contender.Hash,
+	title:      "One key of 1,024 sleeps for a millisecond each time: what the others keep of their throughput",
+	target:     "flow at least 97 %",
+	columns:    []string{"does nothing", "computes 1 µs"},
+	contenders: append(append([]string{}, keyed...), contender.Sub),
+	measure: func(j job) (result, error) {
+		list, slots := load.Stream(load.Keys1Ki, j.size(600_000))
+		work := func(c *load.Checker) contender.Handler { return c.Note }
+		if j.Column != "does nothing" {
+			work = func(c *load.Checker) contender.Handler { return load.Spin(c) }
+		}
+		var broken uint64
+		// once runs all and returns the time until the last message of a fast key was done.
+		once := func(list []load.Message, slow time.Duration) time.Duration {
+			fast := uint64(0)
+			for i := range list {
+				if list[i].Slot != slowKey {
+					fast++
+				}
+			}
+			check := load.NewChecker(slots)
+			h := work(check)
+			runtime.GC()
+			start := time.Now()
+			e := contender.Named(j.Contender).Start(func(m *load.Message) {
+				if m.Slot == slowKey {
+					time.Sleep(slow)
+				}
+				h(m)
+			}, workers, pending)
+			ran := make(chan struct{})
+			go func() { e.Run(load.Source(list)); close(ran) }()
+			for check.Done(slowKey) < fast {
+				time.Sleep(100 * time.Microsecond)
+			}
+			took := time.Since(start)
+			<-ran
+			e.Close()
+			broken += check.Breaches()
+			return took
+		}
+		once(list[:len(list)/8], 0)
+		before, slow, after := once(list, 0), once(list, time.Millisecond), once(list, 0)
+		return result{Value: 50 * float64(before+after) / float64(slow), Ideal: 100, Allocs: -1, Broken: broken}, nil
+	},
+}
+
+var pacedRow = &row{
+	name: "paced", unit: "µs", base: contender.Hash, note: across,
+	title:      "The same at 400,000 messages a second: p99.9 of the time from receipt to done, fast keys",
+	target:     "flow with the slow key as without it",
+	columns:    []string{"without", "with a slow key"},
+	contenders: keyed,
+	measure: func(j job) (result, error) {
+		const perMs = 400
+		list, slots := load.Stream(load.Keys1Ki, j.size(200_000))
+		check := load.NewChecker(slots)
+		sent := make([]time.Duration, len(list))
+		late := make([]float64, len(list))
+		slow := j.Column != "without"
+		runtime.GC()
+		start := time.Now()
+		e := contender.Named(j.Contender).Start(func(m *load.Message) {
+			if slow && m.Slot == slowKey {
+				time.Sleep(time.Millisecond)
+			}
+			check.Note(m)
+			late[m.Seq-1] = float64(time.Since(start)-sent[m.Seq-1]) / 1e3
+		}, workers, pending)
+		i := 0
+		e.Run(func() *load.Message {
+			if i == len(list) {
+				return nil
+			}
+			for int(time.Since(start).Microseconds())*perMs/1000 <= i {
+				time.Sleep(200 * time.Microsecond)
+			}
+			sent[i] = time.Since(start)
+			i++
+			return &list[i-1]
+		})
+		e.Close()
+		var fast []float64
+		for i := range list {
+			if list[i].Slot != slowKey {
+				fast = append(fast, late[i])
+			}
+		}
+		return result{Value: quantile(fast, 0.999), Allocs: -1, Broken: check.Breaches()}, nil
+	},
+}
+
+var makespanRow = &row{
+	name: "makespan", unit: "ms", base: contender.Hash,
+	title:      "100 workers, 10,000 messages of 0 to 5 ms",
+	target:     "flow at most 1.15 × ideal",
+	columns:    []string{load.Keys100.Name, load.Keys1k.Name},
+	contenders: append(append([]string{}, keyed...), contender.Sub),
+	measure: func(j job) (result, error) {
+		const hands = 100
+		keys := load.Keys100
+		if j.Column == load.Keys1k.Name {
+			keys = load.Keys1k
+		}
+		list, slots := load.Stream(keys, j.size(10_000))
+		rnd := rand.New(rand.NewPCG(5, 5))
+		busy := make([]time.Duration, slots)
+		total := time.Duration(0)
+		for i := range list {
+			m := &list[i]
+			m.Busy = time.Duration(1 + rnd.Int64N(int64(5*time.Millisecond)))
+			busy[m.Slot] += m.Busy
+			total += m.Busy
+		}
+		check := load.NewChecker(slots)
+		start := time.Now()
+		e := contender.Named(j.Contender).Start(load.Sleep(check, 0), hands, len(list))
+		e.Run(load.Source(list))
+		e.Close()
+		return result{
+			Value: float64(time.Since(start)) / 1e6,
+			Ideal: float64(max(total/hands, slices.Max(busy))) / 1e6, Allocs: -1, Broken: check.Breaches(),
+		}, nil
+	},
+}
