@@ -18,8 +18,8 @@ import (
 // parse reads the flags. Its error names a flag, its value and the rule that it breaks.
 func parse(args []string) (*config, error) {
 	c := &config{
-		devices: 100, records: 20000, bad: "stop", streams: 1,
-		mode: flow.OrderingKeyedFIFO, capacity: 64, grace: 10 * time.Second, slowBy: 50 * time.Millisecond,
+		devices: 100, records: 40000, bad: "stop", streams: 1,
+		mode: flow.OrderingKeyedFIFO, capacity: 64, grace: 10 * time.Second, slowBy: 20 * time.Millisecond,
 	}
 	fs := flag.NewFlagSet("ingest", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints the error

@@ -9,7 +9,7 @@ In the end it compares the stored state with a sequential replay of the input.
 
 Input (client)
   -devices N       devices of the generated fleet, device-1 to device-N (100)
-  -records N       records that they send (20000)
+  -records N       records that they send (40000)
   -in FILE         read records from FILE instead; - is standard input
   -key KEY         where a line of -in has its key: a number is a column of text, counted from 1;
                    any other word is a field of NDJSON
@@ -28,7 +28,7 @@ How the server runs them
 
 To see it work
   -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it
-  -slow-by D       how slow, for each record (50ms)
+  -slow-by D       how slow, for each record (20ms)
   -fail RATE       let this share of attempts fail, from 0 to below 1; they are tried again
   -restart         shut the server down in the middle (of standard input: after 1000 lines) and start
                    another one on the same database; the client sends it what is not stored yet
