@@ -29,8 +29,10 @@ type upload struct {
 	wait    *backoff.ExponentialBackOff
 }
 
-// maxFruitless is after how many calls that stored nothing the client gives up.
-const maxFruitless = 30
+const (
+	maxFruitless = 30 // calls that stored nothing, one after the other, until the client gives up
+	minPace      = 20 // records/s
+)
 
 func newUpload(c *client, next <-chan *pb.Record) *upload {
 	wait := backoff.NewExponentialBackOff() // with jitter
@@ -57,7 +59,7 @@ func (u *upload) run(ctx context.Context) error {
 			return err
 		}
 		if kind == flow.FailureBackpressure {
-			u.slowDown(float64(stored) / time.Since(start).Seconds())
+			u.slowDown(float64(len(u.sent)) / time.Since(start).Seconds())
 		}
 		select {
 		case <-time.After(max(u.wait.NextBackOff(), retryInfo(err))):
@@ -136,18 +138,18 @@ func (u *upload) send(ctx context.Context, stream pb.Ingest_UploadClient, answer
 			return err
 		}
 		if l := u.limit.Limit(); l != rate.Inf {
-			u.limit.SetLimit(l * 1.0005) // twice as fast after some 1400 records that were not refused
+			u.limit.SetLimit(l + 0.2) // a fifth more each second, as l of them are sent in one
 		}
 	}
 }
 
-// slowDown halves the pace. The first time that is half of what the server managed.
-func (u *upload) slowDown(managed float64) {
+// slowDown halves the pace; the first time it was as fast as it could.
+func (u *upload) slowDown(pace float64) {
 	if l := u.limit.Limit(); l != rate.Inf {
-		managed = float64(l)
+		pace = float64(l)
 	}
-	u.limit.SetLimit(rate.Limit(max(managed/2, 1)))
-	u.c.note("the server is at its capacity: going on with %.0f records/s", float64(u.limit.Limit()))
+	u.limit.SetLimit(rate.Limit(max(pace/2, minPace)))
+	u.c.note("the server refused a record: going on with %.0f/s", float64(u.limit.Limit()))
 }
 
 // retryInfo is how long the server asks to wait.
