@@ -163,7 +163,8 @@ func duration(to *time.Duration) func(string) error {
 func address(to *string) func(string) error {
 	return func(s string) error {
 		*to = s
-		if _, _, err := net.SplitHostPort(s); err != nil {
+		_, port, err := net.SplitHostPort(s)
+		if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
 			return errors.New("must be host:port, such as 127.0.0.1:7443")
 		}
 		return nil

@@ -36,8 +36,7 @@ func (r *report) client(c *client, in *input, took time.Duration) {
 		r.row("bad lines", in.bad)
 	}
 	if n := c.resumed.Load(); n > 0 {
-		again := c.sent.Load() - int64(in.records)
-		r.row("resumed", fmt.Sprintf("%d times, %d records sent again", n, again))
+		r.row("resumed", fmt.Sprintf("%dx, %d records sent again", n, c.sent.Load()-int64(in.records)))
 	}
 }
 
