@@ -75,7 +75,7 @@ func (n *node) clean() {
 func (n *node) progress() (uint64, string) {
 	stored, p50, p99 := n.metrics.now()
 	st := n.current().flow.Stats()
-	return stored, fmt.Sprintf("in flight %d  waiting %d  handler p50 %v p99 %v",
+	return stored, fmt.Sprintf("in flight %d  waiting %d  p50 %v p99 %v",
 		st.InFlight, st.Waiting, short(p50), short(p99))
 }
 

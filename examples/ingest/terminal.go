@@ -25,6 +25,10 @@ type terminal struct {
 const (
 	liveEvery  = 100 * time.Millisecond
 	plainEvery = 2 * time.Second
+
+	barWidth = 10
+	besides  = barWidth + 11 // columns that the bar and its percentage take
+	wide     = 100           // columns: a narrower terminal has no room for the bar beside the numbers
 )
 
 func newTerminal(stdout, stderr io.Writer) *terminal {
@@ -64,8 +68,12 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 	if t.live {
 		every = liveEvery
 		t.mu.Lock()
-		t.bar = progressbar.NewOptions(total,
-			progressbar.OptionSetWriter(t.err), progressbar.OptionShowCount(), progressbar.OptionSetWidth(20),
+		size := total
+		if t.width() < wide {
+			size = -1 // a spinner
+		}
+		t.bar = progressbar.NewOptions(size,
+			progressbar.OptionSetWriter(t.err), progressbar.OptionSetWidth(barWidth),
 			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionSetPredictTime(false),
 			progressbar.OptionSetElapsedTime(false), progressbar.OptionSpinnerType(14),
 			progressbar.OptionSetRenderBlankState(true))
@@ -87,9 +95,9 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 			now := float64(n-last) / every.Seconds()
 			if t.live { // smooth enough to be read
 				rate += (now - rate) / 5
-				t.render(n, fmt.Sprintf("%.0f/s  %s", rate, rest))
+				t.render(n, fmt.Sprintf("%s  %.0f/s  %s", of(n, total), rate, rest))
 			} else if n != last {
-				t.note("%d records  %.0f/s  %s", n, now, rest)
+				t.note("%s  %.0f/s  %s", of(n, total), now, rest)
 			}
 			last = n
 		}
@@ -104,9 +112,31 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 	}
 }
 
+func of(n uint64, total int) string {
+	if total < 0 {
+		return fmt.Sprintf("%d records", n)
+	}
+	return fmt.Sprintf("%d/%d records", n, total)
+}
+
+// render draws the live line. A line that wraps can't be cleared, so what doesn't fit is cut off.
 func (t *terminal) render(n uint64, words string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.bar.Describe(words)
+	room := t.width() - 4
+	if t.bar.GetMax() > 0 {
+		room = t.width() - besides
+	}
+	t.bar.Describe(words[:max(0, min(len(words), room))])
 	_ = t.bar.Set64(int64(n))
+}
+
+// width is the terminal's, in columns.
+func (t *terminal) width() int {
+	if f, ok := t.err.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return width
+		}
+	}
+	return wide
 }
