@@ -27,8 +27,11 @@ type client struct {
 	resumed atomic.Int64 // streams that were taken up again
 }
 
-// serverWait is how long the client waits for a server that serves: as long as a restart may take.
-const serverWait = 30 * time.Second
+// How long the client waits for a server that serves.
+const (
+	firstWait  = 5 * time.Second  // one that is not there at first won't come
+	serverWait = 30 * time.Second // a restart may take as long as that
+)
 
 func dial(addr string, note func(string, ...any)) (*client, error) {
 	conn, err := grpc.NewClient(addr,
@@ -84,8 +87,8 @@ func (c *client) upload(ctx, stop context.Context, in *input, streams int) error
 }
 
 // check compares the stored state with the replay. It returns what differs first; "" means that nothing does.
-func (c *client) check(ctx context.Context, upload string, want replay) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, serverWait)
+func (c *client) check(ctx context.Context, limit time.Duration, upload string, want replay) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stream, err := c.api.State(ctx, &pb.StateRequest{Upload: upload}, grpc.WaitForReady(true))
 	if err != nil {

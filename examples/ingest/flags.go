@@ -51,15 +51,18 @@ func parse(args []string) (*config, error) {
 	define("fail", share(&c.fail))
 	define("serve", address(&c.serve))
 	define("connect", address(&c.connect))
-	fs.BoolVar(&c.restart, "restart", false, "")
+	fs.BoolFunc("restart", "", func(s string) (err error) {
+		given["restart"] = s
+		if c.restart, err = strconv.ParseBool(s); err != nil {
+			return errors.New("must be true or false")
+		}
+		return nil
+	})
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: there are only flags", fs.Arg(0))
-	}
-	if c.restart {
-		given["restart"] = "true"
 	}
 	if name, rule := c.conflict(given); name != "" {
 		return nil, fmt.Errorf("invalid value %q for flag -%s: %s", given[name], name, rule)

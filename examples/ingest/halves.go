@@ -81,7 +81,7 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	stop := ctx
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // the end of stop must not cut off what was sent
 	defer cancel(nil)
-	if err := c.await(ctx, 5*time.Second); err != nil {
+	if err := c.await(ctx, firstWait); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -98,12 +98,13 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	cancel(nil)
 	middle()
 	end()
+	limit := serverWait
 	if err != nil {
-		err = fmt.Errorf("upload: %w", err)
+		err, limit = fmt.Errorf("upload: %w", err), firstWait
 	}
 	took := time.Since(start)
 
-	differs, checkErr := c.check(context.WithoutCancel(ctx), in.upload, in.replay)
+	differs, checkErr := c.check(context.WithoutCancel(ctx), limit, in.upload, in.replay)
 	r := newReport()
 	r.client(c, in, took)
 	if j.report != nil {

@@ -20,15 +20,18 @@ type terminal struct {
 
 	mu  sync.Mutex
 	bar *progressbar.ProgressBar // nil: no live line
+
+	besides int // columns of the live line that are not for words
 }
 
 const (
 	liveEvery  = 100 * time.Millisecond
 	plainEvery = 2 * time.Second
 
-	barWidth = 10
-	besides  = barWidth + 11 // columns that the bar and its percentage take
-	wide     = 100           // columns: a narrower terminal has no room for the bar beside the numbers
+	barWidth   = 10
+	besideBar  = barWidth + 11 // columns that it and its percentage take
+	besideSpin = 4
+	wide       = 100 // columns: a narrower terminal has no room for a bar beside the numbers
 )
 
 func newTerminal(stdout, stderr io.Writer) *terminal {
@@ -69,8 +72,9 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 		every = liveEvery
 		t.mu.Lock()
 		size := total
-		if t.width() < wide {
-			size = -1 // a spinner
+		t.besides = besideBar
+		if total <= 0 || t.width() < wide {
+			size, t.besides = -1, besideSpin
 		}
 		t.bar = progressbar.NewOptions(size,
 			progressbar.OptionSetWriter(t.err), progressbar.OptionSetWidth(barWidth),
@@ -123,11 +127,7 @@ func of(n uint64, total int) string {
 func (t *terminal) render(n uint64, words string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	room := t.width() - 4
-	if t.bar.GetMax() > 0 {
-		room = t.width() - besides
-	}
-	t.bar.Describe(words[:max(0, min(len(words), room))])
+	t.bar.Describe(words[:max(0, min(len(words), t.width()-t.besides))])
 	_ = t.bar.Set64(int64(n))
 }
 
