@@ -1,0 +1,47 @@
+package main
+
+import (
+	"time"
+
+	"example.com/flow"
+)
+
+// config is what the flags say. It is valid once parse has returned it.
+type config struct {
+	devices, records int
+	in, key, bad     string
+	streams          int
+
+	mode     flow.OrderingMode
+	capacity int
+	policy   flow.BackpressurePolicy
+	db       string
+	grace    time.Duration
+
+	slow    string
+	slowBy  time.Duration
+	fail    float64
+	restart bool
+
+	serve, connect string
+}
+
+// flowOptions are the server's: what a record may cost, when it is tried again, and how a shutdown ends it.
+func (c *config) flowOptions(see flow.Observer) flow.Options {
+	o := flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: c.mode},
+		Backpressure: flow.BackpressureOptions{Policy: c.policy, Capacity: c.capacity},
+		Retry: flow.RetryOptions{
+			MaxAttempts: 20,
+			Backoff:     time.Millisecond,
+			Multiplier:  2,
+			MaxBackoff:  20 * time.Millisecond,
+			Jitter:      0.5,
+		},
+		Shutdown:        flow.ShutdownOptions{DrainOnClose: true, GracePeriod: c.grace},
+		MaxPending:      1024,
+		MaxPendingBytes: 64 << 20,
+		Observer:        see,
+	}
+	return o
+}

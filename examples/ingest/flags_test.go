@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestWrongFlagIsNamedWithItsValueAndItsRule is what a user who mistyped needs: which flag, what was given, what may be.
+func TestWrongFlagIsNamedWithItsValueAndItsRule(t *testing.T) {
+	for args, want := range map[string]string{
+		"-devices 0":                  `invalid value "0" for flag -devices: must be a whole number, at least 1`,
+		"-records -1":                 `invalid value "-1" for flag -records: must be a whole number, at least 0`,
+		"-streams many":               `invalid value "many" for flag -streams: must be a whole number, at least 1`,
+		"-capacity -3":                `invalid value "-3" for flag -capacity: must be a whole number, at least 0`,
+		"-mode lifo":                  `invalid value "lifo" for flag -mode: must be one of fifo, keyed, none`,
+		"-policy block":               `invalid value "block" for flag -policy: must be one of hard, queue, signal, soft`,
+		"-policy hard -capacity 0":    `invalid value "hard" for flag -policy: needs a -capacity above 0`,
+		"-grace 0s":                   `invalid value "0s" for flag -grace: must be a duration above 0`,
+		"-slow-by 1 -slow device-1":   `invalid value "1" for flag -slow-by: must be a duration above 0`,
+		"-slow-by 1s":                 `invalid value "1s" for flag -slow-by: needs -slow`,
+		"-slow toaster":               `invalid value "toaster" for flag -slow: must be a key of the generated fleet: device-1 to device-100`,
+		"-slow device-07":             `invalid value "device-07" for flag -slow: must be a key of the generated fleet`,
+		"-fail 1":                     `invalid value "1" for flag -fail: must be a number from 0 to below 1`,
+		"-fail NaN":                   `invalid value "NaN" for flag -fail: must be a number from 0 to below 1`,
+		"-fail -0.1":                  `invalid value "-0.1" for flag -fail: must be a number from 0 to below 1`,
+		"-restart=maybe":              `invalid boolean value "maybe" for -restart: must be true or false`,
+		"-restart -serve 127.0.0.1:0": `invalid value "true" for flag -restart: needs both halves in one process`,
+		"-serve here":                 `invalid value "here" for flag -serve: must be host:port`,
+		"-serve 127.0.0.1:70000":      `invalid value "127.0.0.1:70000" for flag -serve: must be host:port`,
+		"-connect 127.0.0.1:0":        `invalid value "127.0.0.1:0" for flag -connect: must have the port that the server printed`,
+		"-serve 127.0.0.1:0 -connect 127.0.0.1:1": `invalid value "127.0.0.1:1" for flag -connect: can't go with -serve`,
+		"-serve 127.0.0.1:0 -records 5":           `invalid value "5" for flag -records: is the client's`,
+		"-connect 127.0.0.1:1 -mode fifo":         `invalid value "fifo" for flag -mode: is the server's`,
+		"-in x":                                   `invalid value "x" for flag -in: needs -key`,
+		"-in= -key 1":                             `invalid value "1" for flag -key: needs -in`,
+		"-in x -key 0":                            `invalid value "0" for flag -key: must be a column counted from 1`,
+		"-in x -key=":                             `invalid value "" for flag -key: must be a column counted from 1`,
+		"-in x -key 1 -bad ignore":                `invalid value "ignore" for flag -bad: must be one of skip, stop`,
+		"-in x -key 1 -devices 5":                 `invalid value "5" for flag -devices: can't go with -in`,
+		"-key 5":                                  `invalid value "5" for flag -key: needs -in`,
+		"-unknown":                                `-unknown`,
+		"upload":                                  `unexpected argument "upload"`,
+	} {
+		var out, errs bytes.Buffer
+		code := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out, &errs)
+		if code != exitUsage {
+			t.Errorf("%s: exit code %d, want %d", args, code, exitUsage)
+		}
+		if !strings.Contains(errs.String(), want) {
+			t.Errorf("%s: says %q, want %q", args, errs.String(), want)
+		}
+		if out.Len() > 0 {
+			t.Errorf("%s: wrote %q to the standard output", args, out.String())
+		}
+	}
+}
+
+func TestHelpNamesEveryFlagAndExitsWell(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), []string{"-h"}, nil, &out, &errs); code != exitOK {
+		t.Errorf("exit code %d, want %d", code, exitOK)
+	}
+	for _, name := range append([]string{"serve", "connect"}, append(clientFlags, serverFlags...)...) {
+		if !regexp.MustCompile(`-` + name + `\b`).MatchString(out.String()) {
+			t.Errorf("the help doesn't name -%s", name)
+		}
+	}
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"io"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const yes = "state equals a sequential replay: yes\n"
+
+// lockedBuffer may be read while run writes to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// try runs the program.
+func try(t *testing.T, ctx context.Context, stdin string, args ...string) (code int, out, errs string) {
+	t.Helper()
+	var o, e lockedBuffer
+	code = run(ctx, args, strings.NewReader(stdin), &o, &e)
+	return code, o.String(), e.String()
+}
+
+// await waits until ok, for as long as a slow machine may take.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
+	for _, args := range []string{
+		"-records 2000",
+		"-records 0",
+		"-records 1 -restart",
+		"-records 2000 -streams 7",
+		"-records 1000 -mode fifo",
+		"-records 1000 -mode fifo -fail 0.1 -streams 3",
+		"-records 1000 -capacity 1",
+		"-records 1000 -capacity 0",
+		"-records 1000 -policy queue -capacity 2",
+		"-records 1000 -policy soft -capacity 2",
+		"-records 1000 -policy signal -capacity 2",
+		"-records 300 -policy hard -capacity 4",
+		"-records 1000 -slow device-3 -slow-by 5ms",
+		"-records 1000 -fail 0.5",
+		"-records 100 -devices 20 -fail 0.9",
+		"-records 2000 -restart -fail 0.1 -streams 2 -slow device-5 -slow-by 2ms",
+		"-in testdata/packages.log -key 5 -bad skip -restart",
+	} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			code, out, errs := try(t, context.Background(), "", strings.Fields(args)...)
+			if code != exitOK || !strings.HasSuffix(out, yes) {
+				t.Errorf("exit code %d\n%s%s", code, out, errs)
+			}
+		})
+	}
+}
+
+func TestWithoutOrderTheCheckSaysNo(t *testing.T) {
+	code, out, _ := try(t, context.Background(), "", "-mode", "none", "-devices", "2", "-records", "2000")
+	if code != exitFailed || !strings.Contains(out, `state equals a sequential replay: no (key "device-1": its `) {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+}
+
+func TestRestartRunsEachRecordOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.db")
+	code, out, errs := try(t, context.Background(), "", "-restart", "-records", "5000", "-streams", "2", "-db", file)
+	if code != exitOK || !strings.HasSuffix(out, yes) || !strings.Contains(out, "resumed  ") {
+		t.Fatalf("exit code %d\n%s%s", code, out, errs)
+	}
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var records, lines int
+	if err := db.QueryRow("SELECT count(*), count(DISTINCT line) FROM records").Scan(&records, &lines); err != nil {
+		t.Fatal(err)
+	}
+	if records != 5000 || lines != 5000 {
+		t.Errorf("%d records of %d lines are stored, want 5000 of 5000", records, lines)
+	}
+}
+
+func TestSlowKeyIsShownBesideTheOthers(t *testing.T) {
+	_, out, _ := try(t, context.Background(), "", "-slow", "device-3", "-slow-by", "20ms", "-records", "1000")
+	row := func(name string) []string { return strings.Fields(regexp.MustCompile(name + `.*`).FindString(out)) }
+	slow, others := row("device-3 "), row("all other keys")
+	if len(slow) != 7 || len(others) != 9 {
+		t.Fatalf("%s", out)
+	}
+	slowest, err1 := time.ParseDuration(slow[2])
+	rest, err2 := time.ParseDuration(others[4])
+	if err1 != nil || err2 != nil || rest >= slowest {
+		t.Errorf("the others are stored after %v, the slow key after %v\n%s", rest, slowest, out)
+	}
+}
+
+func TestInterruptStoresWhatWasSent(t *testing.T) {
+	stdin, keyboard := io.Pipe()
+	defer keyboard.Close()
+	ctx, interrupt := context.WithCancel(context.Background())
+	var out, errs lockedBuffer
+	code := make(chan int)
+	file := filepath.Join(t.TempDir(), "x.db")
+	go func() { code <- run(ctx, []string{"-in", "-", "-key", "1", "-db", file}, stdin, &out, &errs) }()
+	for range 100 {
+		_, _ = io.WriteString(keyboard, "a x\nb y\n")
+	}
+	interrupt()
+	if c := <-code; c != exitFailed {
+		t.Errorf("exit code %d, want %d", c, exitFailed)
+	}
+	if !strings.Contains(errs.String(), "interrupted before the end of the input") || !strings.HasSuffix(out.String(), yes) {
+		t.Errorf("%s%s", out.String(), errs.String())
+	}
+}
+
+// serving is a server process, as far as a test can have one.
+type serving struct {
+	addr      string
+	terminate context.CancelFunc
+	code      chan int
+	out, errs lockedBuffer
+}
+
+func startServing(t *testing.T, args ...string) *serving {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &serving{terminate: cancel, code: make(chan int, 1)}
+	go func() { s.code <- run(ctx, args, nil, &s.out, &s.errs) }()
+	await(t, "the server's address", func() bool {
+		m := regexp.MustCompile(`serving on (\S+),`).FindStringSubmatch(s.out.String())
+		if m != nil {
+			s.addr = m[1]
+		}
+		return m != nil || len(s.code) > 0
+	})
+	if s.addr == "" {
+		t.Fatalf("the server did not start: %s", s.errs.String())
+	}
+	t.Cleanup(cancel)
+	return s
+}
+
+func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.db")
+	first := startServing(t, "-serve", "127.0.0.1:0", "-db", file)
+	stdin, feed := io.Pipe()
+	var out, errs lockedBuffer
+	code := make(chan int, 1)
+	go func() {
+		code <- run(context.Background(), []string{"-connect", first.addr, "-in", "-", "-key", "1"}, stdin, &out, &errs)
+	}()
+	send := func(n int) {
+		for i := range n {
+			_, _ = io.WriteString(feed, device(i%17)+" reports\n")
+		}
+	}
+	send(2000)
+	first.terminate()
+	send(2000)
+	if c := <-first.code; c != exitOK {
+		t.Errorf("the server's exit code is %d: %s", c, first.errs.String())
+	}
+	second := startServing(t, "-serve", first.addr, "-db", file)
+	send(10)
+	feed.Close()
+	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "4010 of 17 keys") {
+		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
+	}
+	second.terminate()
+	if c := <-second.code; c != exitOK || !strings.Contains(second.out.String(), "all keys") {
+		t.Errorf("the second server's exit code is %d: %s%s", c, second.out.String(), second.errs.String())
+	}
+}
+
+func TestServerThatCutsRecordsOffSaysSo(t *testing.T) {
+	s := startServing(t, "-serve", "127.0.0.1:0", "-grace", "200ms", "-slow", "a", "-slow-by", "1h")
+	stdin, feed := io.Pipe()
+	clientCode := make(chan int, 1)
+	var out, errs lockedBuffer
+	ctx, interrupt := context.WithCancel(context.Background())
+	go func() {
+		clientCode <- run(ctx, []string{"-connect", s.addr, "-in", "-", "-key", "1"}, stdin, &out, &errs)
+	}()
+	_, _ = io.WriteString(feed, "b 1\na 1\nb 2\n")
+	await(t, "b's records", func() bool { return strings.Contains(s.errs.String(), "2 records") })
+	s.terminate()
+	if c := <-s.code; c != exitFailed || !strings.Contains(s.errs.String(), "cut off 1 unfinished messages") {
+		t.Errorf("exit code %d: %s", c, s.errs.String())
+	}
+	next := startServing(t, "-serve", s.addr) // a new database: the check is to see that all is lost
+	interrupt()
+	feed.Close()
+	if c := <-clientCode; c != exitFailed || !strings.Contains(out.String(), `replay: no (key "b": 0 records stored, 2 sent)`) {
+		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
+	}
+	next.terminate()
+	<-next.code
+}
+
+func TestConnectionThatBreaksIsNotResumedBlindly(t *testing.T) {
+	var out, errs lockedBuffer
+	cfg, err := parse([]string{"-records", "4000"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := newNode(cfg, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &job{cfg: cfg, t: newTerminal(&out, &errs), addr: n.current().addr}
+	j.middle = func() error {
+		n.current().grpc.Stop() // no trailer reaches the client
+		return n.restart()
+	}
+	err = j.run(context.Background(), nil)
+	if err == nil || !strings.Contains(err.Error(), "it is not known which records are stored") {
+		t.Errorf("error %v\n%s%s", err, out.String(), errs.String())
+	}
+	if !strings.Contains(out.String(), "replay: no (") {
+		t.Errorf("%s", out.String())
+	}
+	if err := n.stop(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,54 @@
+// Command ingest is a telemetry service on flow, and its client. Without flags it starts the server on 127.0.0.1, uploads
+// the records of a generated fleet over real gRPC, stores each in SQLite, and checks that the stored state is what a
+// sequential replay of the input gives. Its flags let one see how flow behaves; README.md shows them at work.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const (
+	exitOK     = 0 // all is done, and the state is right
+	exitFailed = 1 // something failed, was cut short, or the check says no
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the first signal drains, a second one kills
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the program. The end of ctx asks it to stop taking records on and to finish those that it took.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	cfg, err := parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "ingest: %v\nTry -h for help.\n", err)
+		return exitUsage
+	}
+	t := newTerminal(stdout, stderr)
+	switch {
+	case cfg.serve != "":
+		err = serve(ctx, cfg, t)
+	case cfg.connect != "":
+		err = connect(ctx, cfg, stdin, t)
+	default:
+		err = both(ctx, cfg, stdin, t)
+	}
+	if err != nil {
+		t.note("ingest: %v", err)
+		return exitFailed
+	}
+	return exitOK
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// node is where the server runs: its database and its numbers outlive a restart.
+type node struct {
+	cfg     *config
+	file    string
+	remove  string // directory of a temporary database
+	metrics *metrics
+
+	mu     sync.Mutex
+	server *server
+}
+
+func newNode(cfg *config, addr string) (*node, error) {
+	n := &node{cfg: cfg, file: cfg.db, metrics: newMetrics(cfg.slow)}
+	if n.file == "" {
+		dir, err := os.MkdirTemp("", "ingest")
+		if err != nil {
+			return nil, err
+		}
+		n.file, n.remove = filepath.Join(dir, "ingest.db"), dir
+	}
+	s, err := startServer(cfg, addr, n.file, n.metrics)
+	if err != nil {
+		n.clean()
+		return nil, err
+	}
+	n.server = s
+	return n, nil
+}
+
+func (n *node) current() *server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.server
+}
+
+// restart stops the server as an operator would, and starts another one on the same address and database.
+func (n *node) restart() error {
+	old := n.current()
+	if err := old.stop(); err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	s, err := startServer(n.cfg, old.addr, n.file, n.metrics)
+	if err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.server = s
+	return nil
+}
+
+func (n *node) stop() error {
+	err := n.current().stop()
+	n.clean()
+	return err
+}
+
+func (n *node) clean() {
+	if n.remove != "" {
+		_ = os.RemoveAll(n.remove)
+	}
+}
+
+// progress is what the live line says about the server.
+func (n *node) progress() (uint64, string) {
+	stored, p50, p99 := n.metrics.now()
+	st := n.current().flow.Stats()
+	return stored, fmt.Sprintf("in flight %d  waiting %d  p50 %v p99 %v",
+		st.InFlight, st.Waiting, short(p50), short(p99))
+}
+
+// short rounds a duration to what one reads at a glance.
+func short(d time.Duration) time.Duration {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(100 * time.Millisecond)
+	case d >= 10*time.Millisecond:
+		return d.Round(time.Millisecond)
+	case d >= 100*time.Microsecond:
+		return d.Round(10 * time.Microsecond)
+	}
+	return d
+}

@@ -1,0 +1,38 @@
+package main
+
+const usage = `ingest uploads records to a server over gRPC, which runs them through flow into SQLite.
+In the end it compares the stored state with a sequential replay of the input.
+
+  ingest [flags]                 server and client in one process
+  ingest -serve ADDR [flags]     the server alone
+  ingest -connect ADDR [flags]   the client alone
+
+Input (client)
+  -devices N       devices of the generated fleet, device-1 to device-N (100)
+  -records N       records that they send (40000)
+  -in FILE         read records from FILE instead; - is standard input
+  -key KEY         where a line of -in has its key: a number is a column of text, counted from 1;
+                   any other word is a field of NDJSON
+  -bad ACTION      what to do with a bad line: stop there, or skip it (stop)
+  -streams N       streams to upload over, each with its own keys (1)
+
+How the server runs them
+  -mode MODE       fifo: one record of a stream at a time; keyed: one of a key at a time;
+                   none: no order, so that the check will hardly ever say yes (keyed)
+  -capacity N      records in the handler at a time; 0 is no limit (64)
+  -policy POLICY   what happens to a record beyond that: it waits (queue), it is refused and the client
+                   slows down and sends it again (hard), it runs all the same (soft), or it runs and is
+                   counted (signal) (queue)
+  -db FILE         database to store in; it may hold earlier uploads (a temporary one)
+  -grace D         how long a shutdown lets accepted records go on (10s)
+
+To see it work
+  -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it
+  -slow-by D       how slow, for each record (20ms)
+  -fail RATE       let this share of attempts fail, from 0 to below 1; they are tried again
+  -restart         shut the server down in the middle (of standard input: after 1000 lines) and start
+                   another one on the same database; the client sends it what is not stored yet
+
+Ctrl-C ends the input and finishes what was sent; a second one kills.
+Exit code: 0 if all is stored and the check says yes, 1 if not, 2 for wrong usage.
+`
