@@ -59,6 +59,7 @@ type server struct {
 	*grpc.Server
 	testpb.UnimplementedTestServiceServer
 	upload func(uploading) error
+	others otherCalls
 	dial   func(context.Context, string) (net.Conn, error)
 
 	calls  atomic.Int64 // of the service method
@@ -88,6 +89,7 @@ func serveOn(t testing.TB, upload func(uploading) error, lis net.Listener,
 	t.Helper()
 	s := &server{Server: grpc.NewServer(opts...), upload: upload, dial: dial}
 	testpb.RegisterTestServiceServer(s.Server, s)
+	testpb.RegisterBenchmarkServiceServer(s.Server, &s.others)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
