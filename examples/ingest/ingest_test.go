@@ -189,13 +189,14 @@ func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 	}
 	send(2000)
 	first.terminate()
-	send(2000)
+	go func() { // the client takes no more while it has no server
+		send(2010)
+		feed.Close()
+	}()
 	if c := <-first.code; c != exitOK {
 		t.Errorf("the server's exit code is %d: %s", c, first.errs.String())
 	}
 	second := startServing(t, "-serve", first.addr, "-db", file)
-	send(10)
-	feed.Close()
 	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "4010 of 17 keys") {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
