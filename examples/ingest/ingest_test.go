@@ -119,10 +119,8 @@ func TestSlowKeyIsShownBesideTheOthers(t *testing.T) {
 	if len(slow) != 7 || len(others) != 9 {
 		t.Fatalf("%s", out)
 	}
-	slowest, err1 := time.ParseDuration(slow[2])
-	rest, err2 := time.ParseDuration(others[4])
-	if err1 != nil || err2 != nil || rest >= slowest {
-		t.Errorf("the others are stored after %v, the slow key after %v\n%s", rest, slowest, out)
+	if p50, err := time.ParseDuration(slow[5]); err != nil || p50 < 20*time.Millisecond {
+		t.Errorf("the slow key's handler took %v\n%s", p50, out)
 	}
 }
 
