@@ -119,10 +119,8 @@ func TestSlowKeyIsShownBesideTheOthers(t *testing.T) {
 	if len(slow) != 7 || len(others) != 9 {
 		t.Fatalf("%s", out)
 	}
-	slowest, err1 := time.ParseDuration(slow[2])
-	rest, err2 := time.ParseDuration(others[4])
-	if err1 != nil || err2 != nil || rest >= slowest {
-		t.Errorf("the others are stored after %v, the slow key after %v\n%s", rest, slowest, out)
+	if p50, err := time.ParseDuration(slow[5]); err != nil || p50 < 20*time.Millisecond {
+		t.Errorf("the slow key's handler took %v\n%s", p50, out)
 	}
 }
 
@@ -189,13 +187,14 @@ func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 	}
 	send(2000)
 	first.terminate()
-	send(2000)
+	go func() { // the client takes no more while it has no server
+		send(2010)
+		feed.Close()
+	}()
 	if c := <-first.code; c != exitOK {
 		t.Errorf("the server's exit code is %d: %s", c, first.errs.String())
 	}
 	second := startServing(t, "-serve", first.addr, "-db", file)
-	send(10)
-	feed.Close()
 	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "4010 of 17 keys") {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
