@@ -71,12 +71,12 @@ func BenchmarkGRPC(b *testing.B) {
 		} {
 			b.Run(fmt.Sprintf("streams=%d/%s", streams, way.name), func(b *testing.B) {
 				client := serveCalls(b, way.call, way.opts...)
-				call(b, client, 1) // the connection, and gRPC's estimate of its window
+				callOnce(b, client, 1) // the connection, and gRPC's estimate of its window
 				b.ReportAllocs()
 				b.ResetTimer()
 				var wg sync.WaitGroup
 				for i := range streams {
-					wg.Go(func() { call(b, client, (b.N+i)/streams) })
+					wg.Go(func() { callOnce(b, client, (b.N+i)/streams) })
 				}
 				wg.Wait()
 			})
@@ -106,8 +106,8 @@ func serveCalls(tb testing.TB, method func(callStream) error, opts ...grpc.Serve
 	return pb.NewTestServiceClient(conn)
 }
 
-// call sends n messages in one stream and waits for the answer.
-func call(tb testing.TB, client pb.TestServiceClient, n int) {
+// callOnce sends n messages in one stream and waits for the answer.
+func callOnce(tb testing.TB, client pb.TestServiceClient, n int) {
 	stream, err := client.StreamingInputCall(context.Background())
 	if err != nil {
 		tb.Error(err)
