@@ -23,8 +23,8 @@ import (
 
 // A fault is what becomes of a connection at its n-th read or write.
 type fault struct {
-	name string
-	at   func(c *faultyConn, op op, b []byte) (n int, err error)
+	name    string
+	at      func(c *faultyConn, op op, b []byte) (n int, err error)
 	mends   bool // the connection goes on afterwards, as if nothing had happened
 	atReads bool // it shows at a read only
 }
@@ -250,8 +250,8 @@ func uploadOverFaultyNet(t *testing.T, f fault, lis net.Listener, dial func(cont
 	}
 }
 
-// sendSlowly uploads sent, so slowly that messages run meanwhile. took is how many Send took: all, unless the connection
-// broke. (Before anything was answered grpc-go may then try those again by itself, and so get an OK for them alone.)
+// sendSlowly uploads sent, so slowly that messages run meanwhile. took is how many were given to Send: all, unless it
+// failed. (When nothing was processed, grpc-go may then send them again by itself, and get an OK for them alone.)
 func sendSlowly(ctx context.Context, client testpb.TestServiceClient, sent []string) (
 	took, n int, st *status.Status, p flow.Progress) {
 	stream, err := client.StreamingInputCall(ctx)
@@ -259,10 +259,10 @@ func sendSlowly(ctx context.Context, client testpb.TestServiceClient, sent []str
 		return 0, 0, status.Convert(err), p
 	}
 	for _, v := range sent {
+		took++
 		if err = stream.Send(requestOf(v)); err != nil {
 			break
 		}
-		took++
 		time.Sleep(3 * time.Millisecond)
 	}
 	if err != nil && err != io.EOF {
