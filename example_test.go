@@ -54,17 +54,16 @@ func ExampleOrderingKeyFunc() {
 
 // With HardReject a message that finds no capacity ends the stream. The Progress says what is left to send.
 func ExampleBackpressureHardReject() {
-	release := make(chan struct{})
-	f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
-		if m.Value == "first" {
-			<-release
-		}
+	running, refused := make(chan struct{}), make(chan struct{})
+	f, err := flow.New(func(context.Context, flow.Message[string]) error {
+		close(running)
+		<-refused // it takes until then
 		return nil
 	}, nil, flow.Options{
 		Ordering:     flow.OrderingOptions{Mode: flow.OrderingNone},
 		Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1},
-		OnFailure: func(_ context.Context, f *flow.Failure) flow.FailureAction {
-			close(release) // the first may finish now: the stream ends with the refusal all the same
+		OnFailure: func(context.Context, *flow.Failure) flow.FailureAction {
+			close(refused)
 			return flow.FailStream
 		},
 	})
@@ -72,12 +71,18 @@ func ExampleBackpressureHardReject() {
 		panic(err)
 	}
 	sent := []string{"first", "second"}
-	sum, err := f.Run(context.Background(), from(sent...))
+	ctx, ch := context.Background(), make(chan string)
+	go func() {
+		ch <- sent[0]
+		<-running
+		ch <- sent[1]
+	}()
+	sum, err := f.Run(ctx, flow.FromChan(ctx, ch))
 	fmt.Println(err)
 	fmt.Println("succeeded:", sum.Succeeded, "rejected:", sum.Rejected)
 	fmt.Println("rest:", slices.Collect(flow.Rest(sum.Progress(), slices.Values(sent))))
 	// Output:
-	// flow: message 2: refused for pressure: no capacity
+	// flow: message 2: refused for pressure: capacity is exhausted
 	// succeeded: 1 rejected: 1
 	// rest: [second]
 }
