@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,10 +23,10 @@ import (
 
 // A fault is what becomes of a connection at its n-th read or write.
 type fault struct {
-	name string
-	at   func(c *faultyConn, op op, b []byte) (n int, err error)
-	// mends says that the connection goes on afterwards, as if nothing had happened.
-	mends bool
+	name    string
+	at      func(c *faultyConn, op op, b []byte) (n int, err error)
+	mends   bool // the connection goes on afterwards, as if nothing had happened
+	atReads bool // it shows at a read only
 }
 
 var errCut = errors.New("the connection was cut")
@@ -40,7 +41,7 @@ var faults = []fault{
 		_ = c.Conn.Close()
 		return n, errCut
 	}},
-	{name: "half closed", at: func(*faultyConn, op, []byte) (int, error) { // the other half goes on
+	{name: "half closed", atReads: true, at: func(*faultyConn, op, []byte) (int, error) { // the other half goes on
 		return 0, io.EOF
 	}},
 	{name: "silent", at: func(c *faultyConn, op op, b []byte) (int, error) { // all is lost, and nobody is told
@@ -114,6 +115,9 @@ func (l *faultyListener) Accept() (net.Conn, error) {
 func TestEveryFaultOfTheConnectionEndsClassifiedConservedAndWithNothingRunning(t *testing.T) {
 	for _, f := range faults {
 		for _, where := range []string{"server reads", "server writes", "client reads", "client writes"} {
+			if f.atReads && !strings.HasSuffix(where, "reads") {
+				continue
+			}
 			t.Run(f.name+" where the "+where, func(t *testing.T) {
 				t.Parallel()
 				n := int64(1)
@@ -139,7 +143,7 @@ func strikes(t *testing.T, f fault, where string, n int64) bool {
 		})
 		first := sync.OnceValue(func() *faultyConn {
 			c := &faultyConn{fault: f, struck: &struck, closed: make(chan struct{})}
-			if where == "server reads" || where == "client reads" {
+			if strings.HasSuffix(where, "reads") {
 				c.reads = n
 			} else {
 				c.writes = n
@@ -162,7 +166,7 @@ func strikes(t *testing.T, f fault, where string, n int64) bool {
 			}
 			return wrap(c), nil
 		}
-		if where == "server reads" || where == "server writes" {
+		if strings.HasPrefix(where, "server") {
 			lis = &faultyListener{inner, wrap}
 			dial = func(ctx context.Context, _ string) (net.Conn, error) { return inner.DialContext(ctx) }
 		}
@@ -203,11 +207,11 @@ func uploadOverFaultyNet(t *testing.T, f fault, lis net.Listener, dial func(cont
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	n, st, p := sendSlowly(ctx, s.client, sent)
+	took, n, st, p := sendSlowly(ctx, s.client, sent)
 	switch {
 	case st.Code() == codes.OK:
-		if n != len(sent) {
-			t.Errorf("the answer is OK and says that %d of %d ran", n, len(sent))
+		if n != took {
+			t.Errorf("the answer is OK and says that %d of %d ran", n, took)
 		}
 	case f.mends:
 		t.Errorf("the client sees %v after a delay", st)
@@ -226,7 +230,7 @@ func uploadOverFaultyNet(t *testing.T, f fault, lis net.Listener, dial func(cont
 		conserved(t, o.sum)
 		if o.err != nil {
 			failureOf(t, o.err, flow.FailureContextCancelled)
-		} else if o.sum.Succeeded != uint64(len(sent)) {
+		} else if o.sum.Succeeded != uint64(took) {
 			t.Errorf("Run returned nil with %+v", o.sum)
 		}
 	}
@@ -241,26 +245,32 @@ func uploadOverFaultyNet(t *testing.T, f fault, lis net.Listener, dial func(cont
 	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	client := testpb.NewTestServiceClient(s.connect(t))
-	if n, st, _ := sendSlowly(ctx, client, sent); n != len(sent) || st.Code() != codes.OK {
+	if _, n, st, _ := sendSlowly(ctx, client, sent); n != len(sent) || st.Code() != codes.OK {
 		t.Errorf("the next client gets %d, %v", n, st)
 	}
 }
 
-// sendSlowly uploads sent, so slowly that messages run meanwhile.
-func sendSlowly(ctx context.Context, client testpb.TestServiceClient, sent []string) (int, *status.Status, flow.Progress) {
+// sendSlowly uploads sent, so slowly that messages run meanwhile. took is how many were given to Send: all, unless it
+// failed. (When nothing was processed, grpc-go may then send them again by itself, and get an OK for them alone.)
+func sendSlowly(ctx context.Context, client testpb.TestServiceClient, sent []string) (
+	took, n int, st *status.Status, p flow.Progress) {
 	stream, err := client.StreamingInputCall(ctx)
 	if err != nil {
-		return 0, status.Convert(err), flow.Progress{}
+		return 0, 0, status.Convert(err), p
 	}
 	for _, v := range sent {
-		if stream.Send(requestOf(v)) != nil {
-			break // CloseAndRecv says why
+		took++
+		if err = stream.Send(requestOf(v)); err != nil {
+			break
 		}
 		time.Sleep(3 * time.Millisecond)
 	}
+	if err != nil && err != io.EOF {
+		return took, 0, status.Convert(err), p
+	}
 	r, err := stream.CloseAndRecv()
-	p, _ := flow.ProgressFromTrailer(stream.Trailer())
-	return int(r.GetAggregatedPayloadSize()), status.Convert(err), p
+	p, _ = flow.ProgressFromTrailer(stream.Trailer())
+	return took, int(r.GetAggregatedPayloadSize()), status.Convert(err), p
 }
 
 // checkOncePerMessage checks that of each key a first part of what was sent ran, in order and none of it twice.

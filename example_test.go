@@ -1,0 +1,251 @@
+package flow_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"example.com/flow"
+)
+
+// from makes a recv of values: a source as gRPC's would be.
+func from[T any](values ...T) func() (T, error) {
+	return func() (v T, err error) {
+		if len(values) == 0 {
+			return v, io.EOF
+		}
+		v, values = values[0], values[1:]
+		return v, nil
+	}
+}
+
+type reading struct {
+	Device string
+	Value  int
+}
+
+func device(r reading) string { return r.Device }
+
+// Readings of one device are handled in order, those of different devices side by side.
+func ExampleOrderingKeyFunc() {
+	var mu sync.Mutex
+	state := map[string][]int{}
+	f, err := flow.New(func(_ context.Context, m flow.Message[reading]) error {
+		mu.Lock()
+		defer mu.Unlock()
+		state[m.Key] = append(state[m.Key], m.Value.Value)
+		return nil
+	}, device, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		Backpressure: flow.BackpressureOptions{Capacity: 8},
+	})
+	if err != nil {
+		panic(err)
+	}
+	_, err = f.Run(context.Background(), from(
+		reading{"oven", 1}, reading{"fridge", 1}, reading{"oven", 2}, reading{"oven", 3}, reading{"fridge", 2}))
+	fmt.Println(state["oven"], state["fridge"], err)
+	// Output: [1 2 3] [1 2] <nil>
+}
+
+// With HardReject a message that finds no capacity ends the stream. The Progress says what is left to send.
+func ExampleBackpressureHardReject() {
+	running, refused := make(chan struct{}), make(chan struct{})
+	f, err := flow.New(func(context.Context, flow.Message[string]) error {
+		close(running)
+		<-refused // it takes until then
+		return nil
+	}, nil, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingNone},
+		Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1},
+		OnFailure: func(context.Context, *flow.Failure) flow.FailureAction {
+			close(refused)
+			return flow.FailStream
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	sent := []string{"first", "second"}
+	ctx, ch := context.Background(), make(chan string)
+	go func() {
+		ch <- sent[0]
+		<-running
+		ch <- sent[1]
+	}()
+	sum, err := f.Run(ctx, flow.FromChan(ctx, ch))
+	fmt.Println(err)
+	fmt.Println("succeeded:", sum.Succeeded, "rejected:", sum.Rejected)
+	fmt.Println("rest:", slices.Collect(flow.Rest(sum.Progress(), slices.Values(sent))))
+	// Output:
+	// flow: message 2: refused for pressure: capacity is exhausted
+	// succeeded: 1 rejected: 1
+	// rest: [second]
+}
+
+// OnFailure as a dead-letter store: the poison and all that follows it of the same key is kept, in order, and the other
+// keys go on.
+func ExampleSkipKey() {
+	var mu sync.Mutex
+	var dead []string
+	f, err := flow.New(func(_ context.Context, m flow.Message[reading]) error {
+		if m.Value.Value < 0 {
+			return flow.Permanent(errors.New("no such value"))
+		}
+		return nil
+	}, device, flow.Options{
+		Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		OnFailure: func(_ context.Context, f *flow.Failure) flow.FailureAction {
+			mu.Lock()
+			defer mu.Unlock()
+			dead = append(dead, fmt.Sprint(f.Value, " ", f.Kind))
+			return flow.SkipKey
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	sum, err := f.Run(context.Background(), from(
+		reading{"oven", 1}, reading{"oven", -2}, reading{"fridge", 1}, reading{"oven", 3}))
+	fmt.Println("succeeded:", sum.Succeeded, "committed:", sum.Committed, "error:", err)
+	for _, d := range dead {
+		fmt.Println(d)
+	}
+	// Output:
+	// succeeded: 2 committed: 4 error: <nil>
+	// {oven -2} FailureHandlerError
+	// {oven 3} FailureOrdering
+}
+
+// A failed message is tried again, unless its error is marked as permanent.
+func ExamplePermanent() {
+	f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+		switch {
+		case m.Value == "poison":
+			return flow.Permanent(errors.New("can't be parsed"))
+		case m.Attempt < 3:
+			return errors.New("the store is busy")
+		}
+		fmt.Println(m.Value, "at attempt", m.Attempt)
+		return nil
+	}, nil, flow.Options{
+		Retry: flow.RetryOptions{MaxAttempts: 5, Backoff: time.Millisecond, Multiplier: 2, Jitter: 0.2},
+	})
+	if err != nil {
+		panic(err)
+	}
+	sum, err := f.Run(context.Background(), from("good", "poison"))
+	fmt.Println("retried:", sum.Retried)
+	fmt.Println(err)
+	// Output:
+	// good at attempt 3
+	// retried: 2
+	// flow: message 2: can't be parsed
+}
+
+// A Gate alone: order, capacity and shutdown for callers that are no streams.
+func ExampleGate_Admit() {
+	gate := flow.NewGate(
+		flow.NewKeyedFIFO(flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}),
+		flow.NewPressureController(flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1}),
+		flow.NewShutdownCoordinator(flow.ShutdownOptions{}))
+	first, err := gate.Admit(context.Background(), "oven")
+	fmt.Println("first:", err)
+	_, err = gate.Admit(context.Background(), "fridge")
+	fmt.Println("second:", flow.ClassifyFailure(err))
+	first.Release()
+	third, err := gate.Admit(context.Background(), "fridge")
+	fmt.Println("third:", err)
+	third.Release()
+	// Output:
+	// first: <nil>
+	// second: FailureBackpressure
+	// third: <nil>
+}
+
+// locks is an OrderingResolver of one's own, as one that keeps a lock for each key in a database would be.
+type locks struct{}
+
+func (locks) Wait(_ context.Context, key string) (flow.ReleaseFunc, error) {
+	fmt.Println("lock", key)
+	return func() { fmt.Println("unlock", key) }, nil
+}
+
+func (locks) Close() {}
+
+// An OrderingResolver of one's own is asked when a message's turn in its stream has come.
+func ExampleOrderingResolver() {
+	r := flow.NewReceiver(
+		flow.NewGate(locks{}, nil, nil),
+		flow.NewEngine(func(_ context.Context, m flow.Message[reading]) error {
+			fmt.Println("handle", m.Value)
+			return nil
+		}, flow.RetryOptions{}))
+	sum, err := r.Receive(context.Background(), from(reading{"oven", 1}, reading{"oven", 2}), device)
+	fmt.Println(sum.Succeeded, err)
+	// Output:
+	// lock oven
+	// handle {oven 1}
+	// unlock oven
+	// lock oven
+	// handle {oven 2}
+	// unlock oven
+	// 2 <nil>
+}
+
+// A channel as the source.
+func ExampleFromChan() {
+	f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+		fmt.Println(m.Seq, m.Value)
+		return nil
+	}, nil, flow.Options{})
+	if err != nil {
+		panic(err)
+	}
+	ch := make(chan string, 2)
+	ch <- "hello"
+	ch <- "world"
+	close(ch)
+	ctx := context.Background()
+	_, err = f.Run(ctx, flow.FromChan(ctx, ch))
+	fmt.Println(err)
+	// Output:
+	// 1 hello
+	// 2 world
+	// <nil>
+}
+
+// An Observer sees what happens to each message.
+func ExampleObserver() {
+	f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+		if m.Value == "b" && m.Attempt == 1 {
+			return errors.New("the store is busy")
+		}
+		return nil
+	}, nil, flow.Options{
+		Retry: flow.RetryOptions{MaxAttempts: 2},
+		Observer: func(_ context.Context, e flow.Event) {
+			switch e.Kind {
+			case flow.EventRetry:
+				fmt.Println("message", e.Seq, "failed at attempt", e.Attempt, "and is tried again")
+			case flow.EventSuccess:
+				fmt.Println("message", e.Seq, "succeeded at attempt", e.Attempt)
+			case flow.EventStreamEnd:
+				fmt.Println("stream", e.Stream, "ended with", e.Summary.Succeeded, "of", e.Summary.Received)
+			}
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	_, _ = f.Run(context.Background(), from("a", "b"))
+	// Output:
+	// message 1 succeeded at attempt 1
+	// message 2 failed at attempt 1 and is tried again
+	// message 2 succeeded at attempt 2
+	// stream 1 ended with 2 of 2
+}
