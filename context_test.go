@@ -72,3 +72,19 @@ func TestPanickingSizeIsAFailedMessageWithNoAttempts(t *testing.T) {
 		})
 	}
 }
+
+func TestCrashOfOnFailureOnReceiptNamesItsMessage(t *testing.T) {
+	for how, crash := range crashes {
+		bubble(t, func(t *testing.T) {
+			s := newStage()
+			c := start(t, mustNew(t, s.handle, flow.Options{
+				Ordering:  flow.OrderingOptions{Capacity: 1},
+				OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { crash(); return flow.SkipMessage },
+			}), "a1", "a2", "a3")
+			_, err := c.result(t)
+			if f := failureOf(t, err, flow.FailureInternal); f.Seq != 3 || f.Value != "a3" {
+				t.Errorf("%s: failure is %+v, want that of message 3", how, f)
+			}
+		})
+	}
+}
