@@ -16,7 +16,8 @@ type intake[T any] struct {
 	recv   func() (T, error)
 	seq    uint64     // of the last that was received
 	at     arrival[T] // the one at hand
-	asks   bool       // it is in the caller's functions with that
+	reads  bool       // it is in recv
+	asks   bool       // it is in the caller's functions with the one at hand
 	credit int        // messages that may be received before the window is looked at again
 }
 
@@ -57,7 +58,10 @@ func (in *intake[T]) read() (v T, err error) {
 			err = newPanicError(p)
 		}
 	}()
-	return in.recv()
+	in.reads = true
+	v, err = in.recv()
+	in.reads = false
+	return v, err
 }
 
 // ended is told recv's first error, which is its last word.
@@ -81,8 +85,11 @@ func (in *intake[T]) ended(err error) {
 // exited is called when user code has called runtime.Goexit on this goroutine: what is left to do is done elsewhere.
 func (in *intake[T]) exited() {
 	s := in.s
-	if !in.asks { // it was recv, or came in the course of a refusal, which goes on elsewhere
+	switch {
+	case in.reads:
 		s.fail(&Failure{Kind: FailureInternal, Err: errGoexit})
+		return
+	case !in.asks: // in the course of a refusal: its carrier goes on elsewhere and ends the stream with that message
 		return
 	}
 	s.mu.Lock()

@@ -1,0 +1,244 @@
+package flow_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"example.com/flow"
+)
+
+// reporter is what *testing.T and *rapid.T have in common here.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+}
+
+// wantRefusal says that err is New's and names field and value.
+func wantRefusal(t reporter, err error, field, value string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("New accepted %s = %s", field, value)
+		return
+	}
+	if text := err.Error(); !strings.HasPrefix(text, "flow: ") || !strings.Contains(text, field) || !strings.Contains(text, value) {
+		t.Errorf("New says %q, which does not name %s and %s", text, field, value)
+	}
+}
+
+// with is New with the options that set has changed. A panic in New is a failure of the test.
+func with(t reporter, set func(*flow.Options)) (*flow.Flow[string], error) {
+	t.Helper()
+	defer func() {
+		if v := recover(); v != nil {
+			t.Errorf("New panicked: %v", v)
+		}
+	}()
+	var o flow.Options
+	set(&o)
+	return flow.New(succeed, keyOf, o)
+}
+
+func TestNewRefusesWhatCantMeanAnything(t *testing.T) {
+	nan, inf := math.NaN(), math.Inf(1)
+	queue, reject := flow.BackpressureQueue, flow.BackpressureHardReject
+	for _, c := range []struct {
+		field, value string
+		set          func(*flow.Options)
+	}{
+		// negatives
+		{"MaxPendingBytes", "-1", func(o *flow.Options) { o.MaxPendingBytes = -1 }},
+		{"IdleTimeout", "-1s", func(o *flow.Options) { o.IdleTimeout = -time.Second }},
+		{"Ordering.Capacity", "-2", func(o *flow.Options) { o.Ordering.Capacity = -2 }},
+		{"Ordering.KeyCapacity", "-3", func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Mode: 1, KeyCapacity: -3} }},
+		{"Backpressure.Capacity", "-4", func(o *flow.Options) { o.Backpressure.Capacity = -4 }},
+		{"Backpressure.QueueCapacity", "-5", func(o *flow.Options) {
+			o.Backpressure = flow.BackpressureOptions{Policy: queue, Capacity: 1, QueueCapacity: -5}
+		}},
+		{"Retry.MaxAttempts", "-6", func(o *flow.Options) { o.Retry.MaxAttempts = -6 }},
+		{"Retry.Backoff", "-1ms", func(o *flow.Options) { o.Retry.Backoff = -time.Millisecond }},
+		{"Retry.MaxBackoff", "-2ms", func(o *flow.Options) { o.Retry.MaxBackoff = -2 * time.Millisecond }},
+		{"Retry.AttemptTimeout", "-3ms", func(o *flow.Options) { o.Retry.AttemptTimeout = -3 * time.Millisecond }},
+		{"Retry.Multiplier", "-2", func(o *flow.Options) { o.Retry.Multiplier = -2 }},
+		{"Retry.Jitter", "-0.5", func(o *flow.Options) { o.Retry.Jitter = -0.5 }},
+		{"Retry.Budget.MaxTokens", "-1", func(o *flow.Options) { o.Retry.Budget.MaxTokens = -1 }},
+		{"Retry.Budget.TokenRatio", "-0.1", func(o *flow.Options) {
+			o.Retry.Budget = flow.RetryBudget{MaxTokens: 10, TokenRatio: -0.1}
+		}},
+		{"Shutdown.GracePeriod", "-1m0s", func(o *flow.Options) { o.Shutdown.GracePeriod = -time.Minute }},
+		// unknown enum values
+		{"Ordering.Mode", "OrderingMode(3)", func(o *flow.Options) { o.Ordering.Mode = 3 }},
+		{"Ordering.Mode", "OrderingMode(-1)", func(o *flow.Options) { o.Ordering.Mode = -1 }},
+		{"Ordering.Scope", "OrderingScope(2)", func(o *flow.Options) { o.Ordering.Scope = 2 }},
+		{"Ordering.Scope", "OrderingScope(-1)", func(o *flow.Options) { o.Ordering.Scope = -1 }},
+		{"Backpressure.Policy", "BackpressurePolicy(4)", func(o *flow.Options) { o.Backpressure.Policy = 4 }},
+		{"Backpressure.Policy", "BackpressurePolicy(-1)", func(o *flow.Options) { o.Backpressure.Policy = -1 }},
+		// what the mode has no use for
+		{"Ordering.KeyCapacity", "7", func(o *flow.Options) { o.Ordering.KeyCapacity = 7 }},
+		{"Ordering.KeyCapacity", "7", func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Mode: 2, KeyCapacity: 7} }},
+		{"Ordering.UnorderedEmptyKey", "true", func(o *flow.Options) { o.Ordering.UnorderedEmptyKey = true }},
+		{"Ordering.UnorderedEmptyKey", "true", func(o *flow.Options) {
+			o.Ordering = flow.OrderingOptions{Mode: flow.OrderingNone, UnorderedEmptyKey: true}
+		}},
+		{"Ordering.Capacity", "8", func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Mode: 2, Capacity: 8} }},
+		{"Ordering.Scope", "ScopeFlow", func(o *flow.Options) {
+			o.Ordering = flow.OrderingOptions{Mode: flow.OrderingNone, Scope: flow.ScopeFlow}
+		}},
+		// what the policy has no use for
+		{"Backpressure.QueueCapacity", "9", func(o *flow.Options) {
+			o.Backpressure = flow.BackpressureOptions{Policy: reject, Capacity: 1, QueueCapacity: 9}
+		}},
+		{"Backpressure.QueueCapacity", "9", func(o *flow.Options) { o.Backpressure.QueueCapacity = 9 }},
+		{"Backpressure.Policy", "BackpressureHardReject", func(o *flow.Options) { o.Backpressure.Policy = 1 }},
+		{"Backpressure.Policy", "BackpressureSoftAllow", func(o *flow.Options) { o.Backpressure.Policy = 2 }},
+		{"Backpressure.Policy", "BackpressureSoftAllowWithSignal", func(o *flow.Options) { o.Backpressure.Policy = 3 }},
+		// numbers that are none, or out of range
+		{"Retry.Budget.TokenRatio", "0.5", func(o *flow.Options) { o.Retry.Budget.TokenRatio = 0.5 }},
+		{"Retry.Multiplier", "NaN", func(o *flow.Options) { o.Retry.Multiplier = nan }},
+		{"Retry.Multiplier", "Inf", func(o *flow.Options) { o.Retry.Multiplier = inf }},
+		{"Retry.Multiplier", "0.5", func(o *flow.Options) { o.Retry.Multiplier = 0.5 }},
+		{"Retry.Jitter", "NaN", func(o *flow.Options) { o.Retry.Jitter = nan }},
+		{"Retry.Jitter", "1.01", func(o *flow.Options) { o.Retry.Jitter = 1.01 }},
+		{"Retry.Budget.MaxTokens", "NaN", func(o *flow.Options) { o.Retry.Budget.MaxTokens = nan }},
+		{"Retry.Budget.TokenRatio", "NaN", func(o *flow.Options) {
+			o.Retry.Budget = flow.RetryBudget{MaxTokens: 10, TokenRatio: nan}
+		}},
+		{"Retry.MaxBackoff", "1s", func(o *flow.Options) {
+			o.Retry = flow.RetryOptions{Backoff: time.Minute, MaxBackoff: time.Second}
+		}},
+	} {
+		f, err := with(t, c.set)
+		wantRefusal(t, err, c.field, c.value)
+		if err != nil && f != nil {
+			t.Errorf("%s: New returned a Flow with its error", c.field)
+		}
+	}
+}
+
+func TestNewAcceptsTheEdgesOfWhatMeansSomething(t *testing.T) {
+	for name, set := range map[string]func(*flow.Options){
+		"nothing":             func(*flow.Options) {},
+		"negative MaxPending": func(o *flow.Options) { o.MaxPending = -1 },
+		"multiplier 1":        func(o *flow.Options) { o.Retry.Multiplier = 1 },
+		"jitter 0 and 1":      func(o *flow.Options) { o.Retry.Jitter = 1 },
+		"MaxBackoff alone":    func(o *flow.Options) { o.Retry.MaxBackoff = 1 },
+		"MaxBackoff = Backoff": func(o *flow.Options) {
+			o.Retry.Backoff, o.Retry.MaxBackoff = time.Second, time.Second
+		},
+		"budget without ratio": func(o *flow.Options) { o.Retry.Budget.MaxTokens = 1 },
+		"FIFO over the Flow":   func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Scope: flow.ScopeFlow, Capacity: 1} },
+		"queue":                func(o *flow.Options) { o.Backpressure = flow.BackpressureOptions{Capacity: 1, QueueCapacity: 1} },
+	} {
+		if _, err := with(t, set); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestNewRefusesNilFunctions(t *testing.T) {
+	_, err := flow.New(nil, keyOf, flow.Options{})
+	wantRefusal(t, err, "handler", "nil")
+	_, err = flow.New(succeed, nil, flow.Options{Ordering: keyed})
+	wantRefusal(t, err, "key", "nil")
+}
+
+func TestPartConstructorsPanicWithTheTextOfNew(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		o    flow.Options
+		make func(o flow.Options)
+	}{
+		{"NewFIFO", flow.Options{Ordering: flow.OrderingOptions{Capacity: -1}}, func(o flow.Options) { flow.NewFIFO(o.Ordering) }},
+		{"NewKeyedFIFO", flow.Options{Ordering: flow.OrderingOptions{Mode: 1, KeyCapacity: -1}},
+			func(o flow.Options) { flow.NewKeyedFIFO(o.Ordering) }},
+		{"NewPressureController", flow.Options{Backpressure: flow.BackpressureOptions{Capacity: -1}},
+			func(o flow.Options) { flow.NewPressureController(o.Backpressure) }},
+		{"NewShutdownCoordinator", flow.Options{Shutdown: flow.ShutdownOptions{GracePeriod: -1}},
+			func(o flow.Options) { flow.NewShutdownCoordinator(o.Shutdown) }},
+		{"NewEngine", flow.Options{Retry: flow.RetryOptions{MaxAttempts: -1}},
+			func(o flow.Options) { flow.NewEngine(succeed, o.Retry) }},
+	} {
+		_, err := flow.New(succeed, keyOf, c.o)
+		if err == nil {
+			t.Fatalf("%s: New accepted its options", c.name)
+		}
+		func() {
+			defer func() {
+				if v := recover(); v != err.Error() {
+					t.Errorf("%s panics with %v, want %q", c.name, v, err)
+				}
+			}()
+			c.make(c.o)
+		}()
+	}
+}
+
+// drawOdd draws a good value mostly, and an odd one in about one of forty.
+func drawOdd[T any](t *rapid.T, name string, good, odd []T) T {
+	if rapid.IntRange(0, 39).Draw(t, name+" is odd") == 39 {
+		return rapid.SampledFrom(odd).Draw(t, name)
+	}
+	return rapid.SampledFrom(good).Draw(t, name)
+}
+
+// drawAnyOptions draws from what is good, what is bad and what is odd, each field for itself.
+func drawAnyOptions(t *rapid.T) flow.Options {
+	number := func(name string) int {
+		return drawOdd(t, name, []int{0, 0, 0, 1, 3}, []int{-1, math.MinInt, math.MaxInt})
+	}
+	enum := func(name string) int { return drawOdd(t, name, []int{0, 1}, []int{2, 3, 4, -1}) }
+	float := func(name string) float64 {
+		return drawOdd(t, name, []float64{0, 1}, []float64{0.5, 1.5, 1e300, -1, math.NaN(), math.Inf(1), math.Inf(-1)})
+	}
+	span := func(name string) time.Duration {
+		return drawOdd(t, name, []time.Duration{0, time.Second}, []time.Duration{1, math.MaxInt64, -1, math.MinInt64})
+	}
+	return flow.Options{
+		MaxPending: number("MaxPending"), MaxPendingBytes: int64(number("MaxPendingBytes")), IdleTimeout: span("IdleTimeout"),
+		Ordering: flow.OrderingOptions{
+			Mode: flow.OrderingMode(enum("Mode")), Scope: flow.OrderingScope(enum("Scope")), Capacity: number("Capacity"),
+			KeyCapacity: number("KeyCapacity"), UnorderedEmptyKey: rapid.Bool().Draw(t, "UnorderedEmptyKey"),
+		},
+		Backpressure: flow.BackpressureOptions{
+			Policy: flow.BackpressurePolicy(enum("Policy")), Capacity: number("slots"), QueueCapacity: number("QueueCapacity"),
+		},
+		Retry: flow.RetryOptions{
+			MaxAttempts: number("MaxAttempts"), Backoff: span("Backoff"), MaxBackoff: span("MaxBackoff"),
+			Multiplier: float("Multiplier"), Jitter: float("Jitter"), AttemptTimeout: span("AttemptTimeout"),
+			Budget: flow.RetryBudget{MaxTokens: float("MaxTokens"), TokenRatio: float("TokenRatio")},
+		},
+		Shutdown: flow.ShutdownOptions{GracePeriod: span("GracePeriod"), DrainOnClose: rapid.Bool().Draw(t, "DrainOnClose")},
+	}
+}
+
+func TestAnyOptionsAreRefusedOrGiveAFlowThatWorks(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		o := drawAnyOptions(r)
+		o.OnFailure = func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
+		var complaint string
+		bubble(t, func(t *testing.T) { // else IdleTimeout 1 might be over in real time
+			f, err := with(r, func(to *flow.Options) { *to = o })
+			if err != nil {
+				return
+			}
+			sum, err := f.Run(t.Context(), given("a1", "b1", "a2", "1", "2", "b2"))
+			if err != nil || sum.Received != 6 || sum.Succeeded+sum.Rejected != 6 || sum.Committed != 6 {
+				complaint = fmt.Sprintf("Run() = %+v, %v", sum, err)
+			}
+			if err := f.Shutdown(t.Context()); err != nil {
+				complaint = fmt.Sprintf("Shutdown() = %v", err)
+			}
+			if _, err = f.Run(t.Context(), given("a1")); flow.ClassifyFailure(err) != flow.FailureShutdown {
+				complaint = fmt.Sprintf("Run() after Shutdown() = %v", err)
+			}
+		})
+		if complaint != "" {
+			r.Fatal(complaint)
+		}
+	})
+}

@@ -1,0 +1,268 @@
+package flow_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"example.com/flow"
+	"example.com/flow/flowtest"
+)
+
+// wantRead compares how many values a stream has read once everything has come to rest.
+func wantRead(t testing.TB, c *call, want int) {
+	t.Helper()
+	synctest.Wait()
+	if got := c.Received(); got != want {
+		t.Fatalf("%d messages read, want %d", got, want)
+	}
+}
+
+// many returns n values, each with a key of its own.
+func many(n int) []string {
+	values := make([]string, n)
+	for i := range values {
+		values[i] = fmt.Sprintf("k%dx", i)
+	}
+	return values
+}
+
+func TestStreamIsReadUpToMaxPendingAhead(t *testing.T) {
+	for _, c := range []struct{ maxPending, want int }{
+		{0, 1024}, {1, 1}, {3, 3}, {1024, 1024}, {2000, 2000}, {-1, 5000}, {-1 << 62, 5000},
+	} {
+		for _, ordering := range []flow.OrderingOptions{{}, keyed, {Mode: flow.OrderingNone}} {
+			t.Run(fmt.Sprint(c.maxPending, ordering.Mode), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					s := newStage()
+					f := mustNew(t, s.handle, flow.Options{
+						MaxPending: c.maxPending, Ordering: ordering, Backpressure: flow.BackpressureOptions{Capacity: 1},
+					})
+					r := start(t, f, many(5000)...)
+					wantRead(t, r, c.want)
+				})
+			})
+		}
+	}
+}
+
+func TestWhatFinishesMakesRoomForTheNextRead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{MaxPending: 2, Ordering: keyed})
+		c := start(t, f, "a1", "b1", "b2", "c1", "d1")
+		wantNow(t, s, "a1 b1")
+		s.finish(t, "b1")
+		wantRead(t, c, 3)
+		s.finish(t, "b2")
+		wantRead(t, c, 4)
+		wantNow(t, s, "a1 c1")
+		s.finish(t, "a1")
+		wantRead(t, c, 5)
+		c.End()
+		s.finishAll(t)
+		if sum, err := c.result(t); err != nil || sum.Succeeded != 5 {
+			t.Errorf("Run() = %+v, %v: nothing may be lost", sum, err)
+		}
+	})
+}
+
+func TestMaxPendingIsEachStreamsOwn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{MaxPending: 2})
+		one, two := start(t, f, "a1", "a2", "a3"), start(t, f, "b1", "b2", "b3")
+		wantRead(t, one, 2)
+		wantRead(t, two, 2)
+		s.finish(t, "a1")
+		wantRead(t, one, 3)
+		wantRead(t, two, 2)
+	})
+}
+
+func TestRefusedMessagesMakeRoomToo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{
+			MaxPending:   2,
+			Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1},
+			OnFailure:    func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+		})
+		c := start(t, f, "a1", "b1", "c1", "d1")
+		c.End()
+		wantRead(t, c, 4)
+		s.finish(t, "a1")
+		if sum, err := c.result(t); err != nil || sum.Succeeded != 1 || sum.Rejected != 3 || sum.Committed != 4 {
+			t.Errorf("Run() = %+v, %v", sum, err)
+		}
+	})
+}
+
+// bytesOf runs values of any T under MaxPendingBytes 100 and says how many are read while none finishes.
+func bytesOf[T any](t *testing.T, values ...T) (read int) {
+	bubble(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		f, err := flow.New(func(ctx context.Context, m flow.Message[T]) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, nil, flow.Options{MaxPendingBytes: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := flowtest.NewSource(t, values...)
+		done := make(chan struct{})
+		go func() { defer close(done); _, _ = f.Run(ctx, src.Recv) }()
+		synctest.Wait()
+		read = src.Received()
+		cancel()
+		<-done
+	})
+	return read
+}
+
+type sized struct{ n int }
+
+func (s sized) Size() int { return s.n }
+
+type (
+	text string
+	blob []byte
+)
+
+func TestBytesAreCountedByWhatTheMessageIs(t *testing.T) {
+	// A message of proto.Size 50: two make 100, and a third is not read.
+	pb := wrapperspb.String("0123456789012345678901234567890123456789" + "01234567")
+	if n := proto.Size(pb); n != 50 {
+		t.Fatalf("proto.Size is %d: the test is wrong", n)
+	}
+	forty := make([]byte, 40)
+	for _, c := range []struct {
+		name      string
+		got, want int
+	}{
+		{"proto", bytesOf(t, pb, pb, pb, pb), 2},
+		{"Size", bytesOf(t, sized{99}, sized{1}, sized{1}), 2},
+		{"Size that is negative counts as nothing", bytesOf(t, sized{-50}, sized{60}, sized{60}, sized{1}), 3},
+		{"string", bytesOf(t, string(forty), string(forty), string(forty), string(forty)), 3},
+		{"a string type", bytesOf(t, text(forty), text(forty), text(forty), text(forty)), 3},
+		{"bytes", bytesOf(t, forty, forty, forty, forty), 3},
+		{"a bytes type", bytesOf(t, blob(forty), blob(forty), blob(forty), blob(forty)), 3},
+		{"nil proto", bytesOf[*wrapperspb.StringValue](t, nil, nil, pb, pb, pb), 4},
+		{"of no size", bytesOf(t, "", "", "", ""), 4},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %d read, want %d", c.name, c.got, c.want)
+		}
+	}
+}
+
+func TestMessagesWithoutASizeCanHaveNoBytesLimit(t *testing.T) {
+	refusesBytes[int](t)
+	refusesBytes[struct{ A string }](t)
+	refusesBytes[[]int](t)
+	refusesBytes[[4]byte](t)
+	refusesBytes[*string](t)
+	refusesBytes[any](t)
+	refusesBytes[error](t)
+	if _, err := flow.New(func(context.Context, flow.Message[int]) error { return nil }, nil, flow.Options{}); err != nil {
+		t.Errorf("without the limit: %v", err)
+	}
+}
+
+func refusesBytes[T any](t *testing.T) {
+	t.Helper()
+	_, err := flow.New(func(context.Context, flow.Message[T]) error { return nil }, nil, flow.Options{MaxPendingBytes: 77})
+	wantRefusal(t, err, "MaxPendingBytes", "77")
+}
+
+func TestOverTheBytesOnlyStreamsWithNothingPendingAreRead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 4, Ordering: keyed})
+		one := start(t, f, "a1", "b1", "c1")
+		wantRead(t, one, 2) // 4 bytes, checked before the read of the third
+		two := start(t, f, "long1", "d1", "e1")
+		wantRead(t, two, 1) // it has nothing pending, so it is read; then it has
+		wantNow(t, s, "a1 b1 long1")
+		s.finish(t, "long1") // back to 4: still full, yet the stream has nothing pending again
+		wantRead(t, two, 2)
+		wantRead(t, one, 2)
+		s.finish(t, "a1") // 4 of b1 and d1
+		wantRead(t, one, 2)
+		s.finish(t, "b1") // nothing pending
+		wantRead(t, one, 3)
+		s.finish(t, "d1") // c1 alone is pending
+		wantRead(t, two, 3)
+		wantNow(t, s, "c1 e1")
+		one.End()
+		two.End()
+		s.finishAll(t)
+		for _, c := range []*call{one, two} {
+			if sum, err := c.result(t); err != nil || sum.Succeeded != 3 {
+				t.Errorf("Run() = %+v, %v", sum, err)
+			}
+		}
+	})
+}
+
+func TestOneStreamsFinishLetsAnotherBeRead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 8, Ordering: keyed})
+		one := start(t, f, "a1", "b1", "c1")
+		two := start(t, f, "d1", "e1")
+		wantRead(t, one, 3)
+		wantRead(t, two, 1) // 8 are pending
+		s.finish(t, "a1")
+		wantRead(t, two, 2)
+	})
+}
+
+// The bytes must come back to zero whatever becomes of the messages: else the next stream is read one by one.
+func TestBytesComeBackToZeroInEveryEnding(t *testing.T) {
+	const n = 10
+	full := flow.Options{MaxPendingBytes: 2 * n, Ordering: keyed}
+	skip := func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
+	panics := func(context.Context, flow.Message[string]) error { panic("here") }
+	bubble(t, func(t *testing.T) {
+		for name, end := range map[string]func(t *testing.T, s *stage, c *call){
+			"success": func(t *testing.T, s *stage, c *call) { s.finishAll(t) },
+			"failure": func(t *testing.T, s *stage, c *call) { s.fail(t, "a1", errHandler) },
+			"panic": func(t *testing.T, s *stage, c *call) {
+				s.end(t, "a1", func() error { return panics(nil, flow.Message[string]{}) })
+			},
+			"cancel": func(t *testing.T, s *stage, c *call) { c.cancel(nil) },
+			"key":    func(t *testing.T, s *stage, c *call) { c.Send("!1"); s.finish(t, "a1") },
+		} {
+			o := full
+			o.OnFailure = skip
+			if name == "failure" {
+				o.OnFailure = nil
+			}
+			s := newStage()
+			f, err := flow.New(s.handle, func(v string) string {
+				if v == "!1" {
+					panic("no key")
+				}
+				return keyOf(v)
+			}, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := start(t, f, "a1", "b1", "a2", "a3", "b2", "c1", "a4", "a5", "a6", "a7")
+			wantRead(t, c, n)
+			end(t, s, c)
+			c.End()
+			s.finishAll(t)
+			if !c.over() {
+				t.Fatalf("%s: Run has not returned", name)
+			}
+			next := start(t, f, many(n)...)
+			wantRead(t, next, 7) // of 3 bytes each: the seventh is read at 18 of 20, the eighth not at 21
+		}
+	})
+}
