@@ -8,7 +8,8 @@ import (
 
 func TestModelHoldsForAnyScript(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		if wrong := play(t, drawScript(rt)); wrong != "" {
+		s := drawScript(rt)
+		if wrong := play(t, s); wrong != "" {
 			rt.Fatal(wrong)
 		}
 	})

@@ -130,7 +130,7 @@ func (w *world) play() string {
 func (w *world) wind() string {
 	finish := func() string {
 		for range 1000 {
-			if at := w.o.next(); at > 0 && w.o.Options.IdleTimeout == 0 {
+			if at := w.o.next(); at > 0 {
 				if wrong := w.make(move{Do: doAdvance, N: 50}); wrong != "" {
 					return wrong
 				}
