@@ -186,7 +186,7 @@ func (o *oracle) compareStats() {
 
 func (o *oracle) compareShutdown() {
 	e := &o.end
-	over := len(o.underWay()) == 0 || e.cutAt > 0 && o.now >= e.cutAt+cutWait
+	over := len(o.underWay()) == 0 || e.cutting && o.now >= e.cutAt+cutWait
 	if over {
 		e.waiting = false
 	}

@@ -13,7 +13,8 @@ type modelEnd struct {
 	calls    int  // of Shutdown
 	waiting  bool // one of them has not returned
 	deadline time.Duration
-	cutAt    time.Duration // 0: nothing was cut
+	cutting  bool
+	cutAt    time.Duration
 	cutOff   flow.ShutdownError
 	slack    int // how many fewer may have been cut off, for what finished at the same time
 }
@@ -52,13 +53,13 @@ func (o *oracle) close() {
 }
 
 // mayCut says whether somebody waits for what a cut would end.
-func (o *oracle) mayCut() bool { return o.end.waiting && o.end.cutAt == 0 && len(o.underWay()) > 0 }
+func (o *oracle) mayCut() bool { return o.end.waiting && !o.end.cutting && len(o.underWay()) > 0 }
 
 func (o *oracle) cut(why error) {
 	if !o.mayCut() {
 		return
 	}
-	o.end.cutAt, o.end.cutOff.Err = o.now, why
+	o.end.cutting, o.end.cutAt, o.end.cutOff.Err = true, o.now, why
 	drain := o.Options.Shutdown.DrainOnClose
 	o.end.slack = o.raced()
 	off := &o.end.cutOff
@@ -159,7 +160,7 @@ func (o *oracle) next() (at time.Duration) {
 	if o.mayCut() {
 		sooner(o.end.deadline)
 	}
-	if o.end.waiting && o.end.cutAt > 0 {
+	if o.end.waiting && o.end.cutting {
 		sooner(o.end.cutAt + cutWait)
 	}
 	return at

@@ -142,8 +142,8 @@ func drawScript(t *rapid.T) script {
 			never, instead = flow.SkipKey, flow.SkipMessage
 		}
 		for i := range s.Moves {
-			if s.Moves[i].Verdict == never {
-				s.Moves[i].Verdict = instead
+			if m := &s.Moves[i]; m.Do == doSend && m.Verdict == never {
+				m.Verdict = instead
 			}
 		}
 	}
