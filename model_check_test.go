@@ -55,8 +55,17 @@ func (o *oracle) find(stream int, seq uint64) *modelMessage {
 
 // dispatch gives slots to those that were seen to start, and had their turn.
 func (o *oracle) dispatch() {
+	for _, st := range o.streams {
+		o.dispatchOf(st)
+	}
+}
+
+func (o *oracle) dispatchOf(st *modelStream) {
 	for s, accounted := range o.seen.starts {
-		if m := o.find(s.stream, s.seq); !accounted && m != nil && m.state == ready && s.attempt == m.attempts+1 {
+		if accounted || s.stream != st.n || o.limited() && o.load().running >= o.Options.Backpressure.Capacity {
+			continue
+		}
+		if m := o.find(s.stream, s.seq); m != nil && m.state == ready && s.attempt == m.attempts+1 {
 			o.start(m, s)
 		}
 	}

@@ -250,6 +250,7 @@ func (o *oracle) turn(m *modelMessage) {
 	case m.st.over:
 		o.finish(m, &m.st.sum.Dropped, false)
 	case m.givenUp():
+		o.dispatchOf(m.st) // what got the slot before m, should it end the stream, had ended it
 		o.refuse(m, flow.FailureOrdering)
 	default:
 		m.state = ready
