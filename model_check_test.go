@@ -80,14 +80,8 @@ func (o *oracle) start(m *modelMessage, s start) {
 	}
 }
 
-// settle says what follows of a move, and compares it with what was seen. reader is the stream whose messages the move
-// may have finished: nobody else gets room.
+// settle says what follows of a move, and compares it with what was seen.
 func (o *oracle) settle() {
-	o.amid = o.load()
-	o.dispatch()
-	for _, st := range o.streams {
-		o.read(st, false)
-	}
 	o.dispatch()
 	for _, st := range o.streams {
 		if !st.done && st.pending == 0 && (!st.inRecv || st.stopping || st.over) {

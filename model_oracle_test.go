@@ -17,15 +17,12 @@ type oracle struct {
 	lanes   map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
 	end     modelEnd
 	seen    *sight   // what the last move led to
-	before  load     // when it was made
-	amid    load     // when what it ended had ended
 	asked   []asking // of OnFailure, that it must have led to
 	wrong   []string
 }
 
 type modelStream struct {
 	n         int
-	sent      []item // and not read
 	all       []*modelMessage
 	pending   int
 	givenUp   map[string]uint64
@@ -114,38 +111,20 @@ func (o *oracle) maxPending() int {
 	return 1024
 }
 
-// deliver is told that it was sent.
+// deliver is told what recv was given to return.
 func (o *oracle) deliver(st *modelStream, it item) {
-	switch {
-	case st.done:
-	case !st.over && !st.stopping:
-		st.sent = append(st.sent, it)
-		o.read(st, true)
-	case st.inRecv: // what recv still returns is nobody's, but for its last word
-		st.inRecv = false
-		if it.Last {
-			o.sourceEnded(st, it.How)
-		}
+	if it.Last || st.over || st.stopping {
+		st.inRecv = false // for good
 	}
-}
-
-// read takes on what was sent, as far as there is room. direct says that nothing else happens at the same time.
-func (o *oracle) read(st *modelStream, direct bool) {
-	for !st.done && !st.over && !st.stopping && len(st.sent) > 0 && st.pending < o.maxPending() {
-		it := st.sent[0]
-		st.sent = st.sent[1:]
-		if it.Last {
-			st.sent = nil
-			o.sourceEnded(st, it.How)
-			return
-		}
-		o.receive(st, it, direct)
-		o.dispatch()
+	switch {
+	case it.Last: // counts even when what recv still returns is nobody's
+		o.sourceEnded(st, it.How)
+	case st.inRecv:
+		o.receive(st, it)
 	}
 }
 
 func (o *oracle) sourceEnded(st *modelStream, how ending) {
-	st.inRecv = false
 	switch how {
 	case endWell:
 		st.eof = true
@@ -156,14 +135,14 @@ func (o *oracle) sourceEnded(st *modelStream, how ending) {
 	}
 }
 
-func (o *oracle) receive(st *modelStream, it item, direct bool) {
+func (o *oracle) receive(st *modelStream, it item) {
 	st.used = o.now
 	m := &modelMessage{item: it, st: st, seq: st.sum.Received + 1}
 	st.sum.Received++
 	st.pending++
 	st.all = append(st.all, m)
 	m.lane = o.lane(m)
-	if kind := o.refusal(m, direct); kind != flow.FailureNone {
+	if kind := o.refusal(m); kind != flow.FailureNone {
 		o.refuse(m, kind)
 		return
 	}
@@ -178,22 +157,14 @@ func (o *oracle) receive(st *modelStream, it item, direct bool) {
 }
 
 // refusal is the kind of failure with which m is refused on receipt, if it is.
-func (o *oracle) refusal(m *modelMessage, direct bool) flow.FailureKind {
+func (o *oracle) refusal(m *modelMessage) flow.FailureKind {
 	kinds := o.refusals(m, o.load())
-	must := len(kinds) > 0
-	if !direct { // slots changed hands meanwhile: it may have met any state from before to now
-		for _, l := range []load{o.before, o.amid} {
-			was := o.refusals(m, l)
-			must = must && len(was) > 0
-			kinds = append(kinds, was...)
-		}
-	}
 	for _, kind := range kinds {
 		if o.seen.asked[asking{m.st.n, m.seq, kind}] > 0 {
 			return kind
 		}
 	}
-	if must {
+	if len(kinds) > 0 {
 		return kinds[0]
 	}
 	return flow.FailureNone

@@ -129,24 +129,8 @@ func drawScript(t *rapid.T) script {
 		OnFailure: rapid.Bool().Draw(t, "OnFailure"),
 		Observer:  rapid.Bool().Draw(t, "Observer"),
 	}
-	if !s.OnFailure && (s.Options.Backpressure.Policy == flow.BackpressureHardReject || s.Options.Backpressure.QueueCapacity > 0) {
-		s.Options.MaxPending = 0 // the oracle could not see what was refused on a receipt that it did not order
-	}
 	phases := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawMove), 0, 20), 0, 12).Draw(t, "moves")
 	s.Moves = slices.Concat(phases...)
-	if s.Options.MaxPending > 0 {
-		// A row of given-up messages makes room as it goes. Should one of them end the stream, how much was received
-		// until then would be anybody's guess.
-		never, instead := flow.FailStream, flow.SkipKey
-		if rapid.Bool().Draw(t, "NoSkipKey") {
-			never, instead = flow.SkipKey, flow.SkipMessage
-		}
-		for i := range s.Moves {
-			if m := &s.Moves[i]; m.Do == doSend && m.Verdict == never {
-				m.Verdict = instead
-			}
-		}
-	}
 	return s
 }
 
@@ -168,9 +152,7 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 			o.Backpressure.QueueCapacity = max(0, small("QueueCapacity", 4)-2)
 		}
 	}
-	if o.Ordering.Scope == flow.ScopeStream { // else two streams might receive for one lane in one move
-		o.MaxPending = max(0, small("MaxPending", 8)-4)
-	}
+	o.MaxPending = max(0, small("MaxPending", 8)-4)
 	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 1 {
 		o.Retry.Backoff = time.Duration(small("Backoff", 3)) * tick
 		o.Retry.Multiplier = float64(small("Multiplier", 2))

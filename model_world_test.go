@@ -48,14 +48,13 @@ type execution struct{ how chan ending }
 
 type source struct {
 	n      int
+	sent   []item // and not received
 	items  chan item
 	ctx    context.Context
 	cancel context.CancelFunc
 	gone   chan struct{} // closed when Run has returned, as gRPC then fails recv
-	deaf   chan struct{} // closed: recv does not heed its context
 	final  bool
 	inRecv bool
-	calls  int
 	result *result
 }
 
@@ -187,12 +186,11 @@ func (w *world) make(m move) string {
 		follow = w.o.open
 	case doSend, doEOF, doBreak:
 		it := item{Stream: src.n, Key: m.Key, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How}
-		if src.final || len(src.items) == cap(src.items) {
-			return ""
+		if !src.final {
+			src.sent = append(src.sent, it)
 		}
-		src.final = it.Last
-		src.items <- it
-		follow = func() { w.o.deliver(w.o.streams[src.n], it) }
+		src.final = src.final || it.Last
+		return w.pump()
 	case doEnd:
 		ids := slices.SortedFunc(maps.Keys(w.running), func(a, b run) int { return (a.stream-b.stream)*1000 + int(a.seq) - int(b.seq) })
 		if len(ids) == 0 {
@@ -218,7 +216,31 @@ func (w *world) make(m move) string {
 	case doAdvance:
 		return w.advance(time.Duration(m.N) * tick)
 	}
-	return w.settle(follow)
+	if wrong := w.settle(follow); wrong != "" {
+		return wrong
+	}
+	return w.pump()
+}
+
+// pump gives recv what was sent, one by one: what is received while something else goes on is left to the storm.
+func (w *world) pump() string {
+	for _, src := range w.sources {
+		for len(src.sent) > 0 && w.blocked(src) {
+			it := src.sent[0]
+			src.sent = src.sent[1:]
+			src.items <- it
+			if wrong := w.settle(func() { w.o.deliver(w.o.streams[src.n], it) }); wrong != "" {
+				return fmt.Sprintf("on receipt of %+v: %s", it, wrong)
+			}
+		}
+	}
+	return ""
+}
+
+func (w *world) blocked(src *source) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return src.inRecv && src.result == nil
 }
 
 // advance lets time pass, and looks whenever something is due.
@@ -233,13 +255,15 @@ func (w *world) advance(d time.Duration) string {
 		if wrong := w.settle(func() { w.o.passed(to) }); wrong != "" {
 			return wrong
 		}
+		if wrong := w.pump(); wrong != "" {
+			return wrong
+		}
 	}
 	return ""
 }
 
 // settle waits for the world to come to rest, and has the oracle follow.
 func (w *world) settle(follow func()) string {
-	w.o.before = w.o.load()
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -337,7 +361,7 @@ func (w *world) callShutdown() {
 }
 
 func (w *world) open() {
-	src := &source{n: len(w.sources), items: make(chan item, 64), gone: make(chan struct{})}
+	src := &source{n: len(w.sources), items: make(chan item), gone: make(chan struct{})}
 	src.ctx, src.cancel = context.WithCancel(context.Background())
 	w.sources = append(w.sources, src)
 	go func() {
