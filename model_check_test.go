@@ -83,6 +83,7 @@ func (o *oracle) start(m *modelMessage, s start) {
 // settle says what follows of a move, and compares it with what was seen.
 func (o *oracle) settle() {
 	o.dispatch()
+	o.followRejected()
 	for _, st := range o.streams {
 		if !st.done && st.pending == 0 && (!st.inRecv || st.stopping || st.over) {
 			st.done = true

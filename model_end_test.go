@@ -81,42 +81,11 @@ func (o *oracle) shut(st *modelStream) { o.fail(st, flow.FailureShutdown, nil) }
 // endAll ends all streams at once as far as each other's messages are concerned.
 func (o *oracle) endAll(end func(*modelStream)) {
 	all := o.underWay()
-	open := make(map[*modelStream]uint64)
 	for _, st := range all {
-		open[st] = st.notSure()
 		st.over = true
 	}
 	for _, st := range all {
 		end(st)
-	}
-	o.followRejected(open)
-}
-
-// notSure is how many messages count as rejected or as dropped if their stream ends now: those that follow one that was
-// given up, and may get their turn by that end before their stream has noticed.
-func (st *modelStream) notSure() (n uint64) {
-	for _, m := range st.all {
-		if m.state == waits && m.givenUp() {
-			n++
-		}
-	}
-	return n
-}
-
-// followRejected finds out which. OnFailure is not asked either way.
-func (o *oracle) followRejected(open map[*modelStream]uint64) {
-	more := o.seen.stats.Total.Rejected
-	for _, st := range o.streams {
-		more -= st.sum.Rejected
-	}
-	for _, st := range o.streams {
-		n := min(more, open[st])
-		if got := o.seen.returned[st.n]; got != nil {
-			n = min(n, got.sum.Rejected-st.sum.Rejected)
-		}
-		more -= n
-		st.sum.Rejected += n
-		st.sum.Dropped -= n
 	}
 }
 
@@ -192,9 +161,7 @@ func (o *oracle) passed(now time.Duration) {
 func (o *oracle) cancel(st *modelStream) {
 	st.cancelled = true
 	if !st.done {
-		open := st.notSure()
 		o.fail(st, flow.FailureContextCancelled, nil)
-		o.followRejected(map[*modelStream]uint64{st: open})
 	}
 }
 

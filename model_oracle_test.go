@@ -34,6 +34,7 @@ type modelStream struct {
 	eof       bool
 	done      bool
 	used      time.Duration
+	notSure   uint64 // of the dropped, in this move
 	sum       flow.Summary
 }
 
@@ -219,7 +220,7 @@ func (o *oracle) turn(m *modelMessage) {
 	switch {
 	case m.state == runs: // it raced with the end of the Flow
 	case m.st.over:
-		o.finish(m, &m.st.sum.Dropped, false)
+		o.drop(m)
 	case m.givenUp():
 		o.dispatchOf(m.st) // what got the slot before m, should it end the stream, had ended it
 		o.refuse(m, flow.FailureOrdering)
@@ -296,13 +297,46 @@ func (o *oracle) sweep(st *modelStream) {
 		switch m.state {
 		case waits, ready:
 			if m.attempts == 0 {
-				o.finish(m, &st.sum.Dropped, false)
+				o.drop(m)
 				break
 			}
 			fallthrough
 		case parked:
 			o.finish(m, &st.sum.Failed, false)
 		}
+	}
+}
+
+// drop ends m, which never ran. A message that follows one that was given up may have got its turn by the same end before
+// its stream noticed: in another stream's lane, or when the stream's own context ended. Then it is rejected.
+func (o *oracle) drop(m *modelMessage) {
+	if m.givenUp() && (m.st.cancelled || o.Options.Ordering.Scope == flow.ScopeFlow) {
+		a := asking{m.st.n, m.seq, flow.FailureOrdering}
+		if o.seen.asked[a] > 0 {
+			o.asked = append(o.asked, a)
+			o.finish(m, &m.st.sum.Rejected, m.Verdict != flow.FailStream)
+			return
+		}
+		m.st.notSure++
+	}
+	o.finish(m, &m.st.sum.Dropped, false)
+}
+
+// followRejected finds out which of the dropped ones count as rejected. OnFailure was not asked about them.
+func (o *oracle) followRejected() {
+	more := o.seen.stats.Total.Rejected
+	for _, st := range o.streams {
+		more -= st.sum.Rejected
+	}
+	for _, st := range o.streams {
+		n := min(more, st.notSure)
+		if got := o.seen.returned[st.n]; got != nil {
+			n = min(n, got.sum.Rejected-st.sum.Rejected)
+		}
+		more -= n
+		st.sum.Rejected += n
+		st.sum.Dropped -= n
+		st.notSure = 0
 	}
 }
 
