@@ -75,9 +75,6 @@ func (o *oracle) start(m *modelMessage, s start) {
 	o.seen.starts[s] = true
 	m.state = runs
 	m.attempts++
-	if s.pressured && o.Options.Backpressure.Policy != flow.BackpressureSoftAllowWithSignal {
-		o.failf("%v pressured", s)
-	}
 }
 
 // settle says what follows of a move, and compares it with what was seen.
@@ -109,6 +106,7 @@ func (o *oracle) compare() {
 	case l.lacking > 0 && (!o.limited() || free > 0):
 		o.failf("%d wait although they have their turn and there is a slot", l.lacking)
 	}
+	o.comparePressured(l)
 	asked := map[asking]int{}
 	for _, a := range o.asked {
 		asked[a]++
@@ -130,6 +128,23 @@ func (o *oracle) compare() {
 	}
 	o.compareStats()
 	o.compareShutdown()
+}
+
+// comparePressured counts: those that started in one move may have come in any order, after what the move ended.
+func (o *oracle) comparePressured(l load) {
+	p := o.Options.Backpressure
+	got, want := 0, 0
+	for s := range o.seen.starts {
+		if s.pressured {
+			got++
+		}
+	}
+	if p.Policy == flow.BackpressureSoftAllowWithSignal {
+		want = max(0, min(len(o.seen.starts), l.running-p.Capacity))
+	}
+	if got != want && !o.swept { // else what started may have met what ended
+		o.failf("%d of %d started under pressure, want %d", got, len(o.seen.starts), want)
+	}
 }
 
 func (o *oracle) compareStream(st *modelStream, inRecv bool, got *result) {

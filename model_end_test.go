@@ -166,3 +166,9 @@ func (o *oracle) cancel(st *modelStream) {
 }
 
 func (o *oracle) hurry() { o.cut(context.Canceled) }
+
+// mayWait says whether a moment may pass without anything else happening.
+func (o *oracle) mayWait() bool {
+	at := o.next()
+	return o.Options.IdleTimeout == 0 && (at == 0 || at > o.now+tick)
+}

@@ -18,6 +18,7 @@ type oracle struct {
 	end     modelEnd
 	seen    *sight   // what the last move led to
 	asked   []asking // of OnFailure, that it must have led to
+	swept   bool     // the move ended a stream
 	wrong   []string
 }
 
@@ -292,6 +293,7 @@ func (o *oracle) fail(st *modelStream, kind flow.FailureKind, but *modelMessage)
 
 // sweep ends all messages of st that do not run, now and for good.
 func (o *oracle) sweep(st *modelStream) {
+	o.swept = true
 	st.over = true
 	for _, m := range slices.Backward(st.all) { // the first of a lane last, so that no turn comes
 		switch m.state {

@@ -1,12 +1,10 @@
 package flow_test
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -43,41 +41,18 @@ type world struct {
 	shutdown []context.CancelFunc
 }
 
-// execution is a handler that runs.
-type execution struct{ how chan ending }
-
-type source struct {
-	n      int
-	sent   []item // and not received
-	items  chan item
-	ctx    context.Context
-	cancel context.CancelFunc
-	gone   chan struct{} // closed when Run has returned, as gRPC then fails recv
-	final  bool
-	inRecv bool
-	result *result
-}
-
-var errHandler = errors.New("the handler failed")
-
 // play plays s in a bubble. The text says what went wrong, and after which move.
 func play(t *testing.T, s script) (wrong string) {
-	var w *world
 	defer func() {
-		if p := recover(); p != nil {
-			if text, ok := p.(string); wrong == "" || !ok {
-				wrong += fmt.Sprint("panic: ", p)
-			} else {
-				_ = text
-			}
+		if p := recover(); p != nil && wrong == "" { // what a broken bubble leaves behind says less than why it broke
+			wrong = fmt.Sprint("panic: ", p)
 		}
 		if wrong != "" {
 			wrong += "\n" + s.String()
 		}
 	}()
 	synctest.Test(t, func(*testing.T) {
-		w = newWorld(s)
-		wrong = w.play()
+		wrong = newWorld(s).play()
 	})
 	return wrong
 }
@@ -103,7 +78,10 @@ func newWorld(s script) *world {
 // play makes all moves, and then those that bring the world to its end.
 func (w *world) play() string {
 	defer close(w.freed)
-	wrong := w.make(move{Do: doOpen})
+	w.mu.Lock()
+	w.open()
+	w.mu.Unlock()
+	wrong := w.settle(w.o.open)
 	for i, m := range w.Moves {
 		if wrong = w.make(m); wrong != "" {
 			wrong = fmt.Sprintf("after move %d, %v:\n%s", i, m, wrong)
@@ -114,15 +92,21 @@ func (w *world) play() string {
 		wrong = w.wind()
 	}
 	if wrong != "" {
-		for _, src := range w.sources {
-			src.cancel()
-		}
-		_ = w.f.Close()
+		w.abandon()
 	}
 	for _, end := range w.shutdown {
 		end()
 	}
 	return wrong
+}
+
+// abandon lets go of all that may still be there, so that the bubble can end.
+func (w *world) abandon() {
+	for _, src := range w.sources {
+		src.cancel()
+		src.hangUp()
+	}
+	_ = w.f.Close()
 }
 
 // wind ends all streams, has one more use the whole capacity, and closes the Flow: nothing may be left then.
@@ -154,7 +138,7 @@ func (w *world) wind() string {
 	if n := len(w.o.underWay()); n > 0 {
 		return fmt.Sprint(n, " streams have not ended")
 	}
-	probe := []move{{Do: doOpen}}
+	probe := []move{{Do: doOpen, Stream: -1}}
 	for _, key := range []string{"", "a", "b"} {
 		probe = append(probe, move{Do: doSend, Stream: -1, Key: key})
 	}
@@ -171,52 +155,83 @@ func (w *world) wind() string {
 
 // make makes a move and compares what comes of it.
 func (w *world) make(m move) string {
-	var follow func()
-	n := len(w.sources)
-	var src *source
-	if n > 0 {
-		src = w.sources[(m.Stream+n)%n]
+	if m.Do == doAdvance {
+		return w.advance(time.Duration(m.N) * tick)
 	}
+	if m.Do == doCancel && m.Deaf && w.o.mayWait() {
+		return w.cancelDeaf(m)
+	}
+	if follow := w.do(m); follow != nil {
+		if wrong := w.settle(follow); wrong != "" {
+			return wrong
+		}
+	}
+	return w.pump()
+}
+
+// do makes a move but that of the time. The result is the oracle's part; nil: nothing has happened yet.
+func (w *world) do(m move) (follow func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.sources)
+	src := w.sources[(m.Stream+n)%n]
 	switch m.Do {
 	case doOpen:
-		if n >= maxStreams && m.Stream >= 0 && n > maxStreams {
-			return ""
+		if n >= maxStreams && m.Stream >= 0 {
+			return nil
 		}
 		w.open()
-		follow = w.o.open
+		return w.o.open
 	case doSend, doEOF, doBreak:
-		it := item{Stream: src.n, Key: m.Key, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How}
 		if !src.final {
-			src.sent = append(src.sent, it)
+			src.sent = append(src.sent, item{
+				Stream: src.n, Key: m.Key, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How,
+			})
 		}
-		src.final = src.final || it.Last
-		return w.pump()
+		src.final = src.final || m.Do != doSend
 	case doEnd:
-		ids := slices.SortedFunc(maps.Keys(w.running), func(a, b run) int { return (a.stream-b.stream)*1000 + int(a.seq) - int(b.seq) })
+		ids := slices.SortedFunc(maps.Keys(w.running), func(a, b run) int {
+			return cmp.Or(cmp.Compare(a.stream, b.stream), cmp.Compare(a.seq, b.seq))
+		})
 		if len(ids) == 0 {
-			return ""
+			return nil
 		}
 		id := ids[m.N%len(ids)]
-		w.running[id].how <- m.How
-		follow = func() { w.o.ended(w.o.find(id.stream, id.seq), m.How) }
+		select {
+		case w.running[id].how <- m.How:
+		default: // in a storm: it has been told already
+		}
+		return func() { w.o.ended(w.o.find(id.stream, id.seq), m.How) }
 	case doCancel:
 		src.cancel()
-		follow = func() { w.o.cancel(w.o.streams[src.n]) }
+		src.hangUp()
+		return func() { w.o.cancel(w.o.streams[src.n]) }
 	case doShutdown:
 		w.callShutdown()
-		follow = w.o.shutdown
+		return w.o.shutdown
 	case doHurry:
 		for _, end := range w.shutdown {
 			end()
 		}
-		follow = w.o.hurry
+		return w.o.hurry
 	case doClose:
+		w.mu.Unlock()
 		_ = w.f.Close()
-		follow = w.o.close
-	case doAdvance:
-		return w.advance(time.Duration(m.N) * tick)
+		w.mu.Lock()
+		return w.o.close
 	}
-	if wrong := w.settle(follow); wrong != "" {
+	return nil
+}
+
+// cancelDeaf ends a stream's context while recv is blocked and stays so: Run gives it a moment to say why.
+func (w *world) cancelDeaf(m move) string {
+	src := w.sources[(m.Stream+len(w.sources))%len(w.sources)]
+	src.cancel()
+	time.Sleep(tick)
+	if wrong := w.settle(func() {
+		w.o.now += tick
+		w.o.cancel(w.o.streams[src.n])
+	}); wrong != "" {
 		return wrong
 	}
 	return w.pump()
@@ -283,129 +298,9 @@ func (w *world) settle(follow func()) string {
 	w.mu.Unlock()
 	seen.stats = w.f.Stats()
 	w.mu.Lock()
-	w.o.seen, w.o.asked = &seen, nil
+	w.o.seen, w.o.asked, w.o.swept = &seen, nil, false
 	follow()
 	w.o.settle()
 	w.o.wrong = append(w.o.wrong, w.rules...)
 	return w.o.verdict()
-}
-
-func (w *world) broken(format string, args ...any) {
-	w.rules = append(w.rules, fmt.Sprintf(format, args...))
-}
-
-func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
-	id := run{m.Value.Stream, m.Seq}
-	e := &execution{how: make(chan ending, 1)}
-	w.mu.Lock()
-	if w.running[id] != nil {
-		w.broken("%v runs twice at a time", id)
-	}
-	w.running[id] = e
-	if w.seen.starts == nil {
-		w.seen.starts = map[start]bool{}
-	}
-	w.seen.starts[start{id, m.Attempt, m.Pressured}] = false
-	w.mu.Unlock()
-	how := endWell
-	ended := ctx.Done()
-	if m.Value.Deaf {
-		ended = nil
-	}
-	select {
-	case how = <-e.how:
-	case <-ended:
-		how = endByContext
-	case <-w.freed:
-	}
-	w.mu.Lock()
-	delete(w.running, id)
-	w.mu.Unlock()
-	switch how {
-	case endWell:
-		return nil
-	case endPermanent:
-		return flow.Permanent(errHandler)
-	case endPanic:
-		panic("the handler panics")
-	case endGoexit:
-		runtime.Goexit()
-	case endContextError:
-		return context.Canceled
-	case endByContext:
-		return context.Cause(ctx)
-	}
-	return errHandler
-}
-
-func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
-	it := f.Value.(item)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.seen.asked == nil {
-		w.seen.asked = map[asking]int{}
-	}
-	w.seen.asked[asking{it.Stream, f.Seq, f.Kind}]++
-	return it.Verdict
-}
-
-func (w *world) callShutdown() {
-	ctx, cancel := context.WithCancel(context.Background())
-	w.shutdown = append(w.shutdown, cancel)
-	go func() {
-		err := w.f.Shutdown(ctx)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.seen.shutdown = append(w.seen.shutdown, err)
-	}()
-}
-
-func (w *world) open() {
-	src := &source{n: len(w.sources), items: make(chan item), gone: make(chan struct{})}
-	src.ctx, src.cancel = context.WithCancel(context.Background())
-	w.sources = append(w.sources, src)
-	go func() {
-		sum, err := w.f.Run(src.ctx, func() (item, error) { return w.recv(src) })
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		for id := range w.running {
-			if id.stream == src.n {
-				w.broken("%v outlives its Run", id)
-			}
-		}
-		src.result = &result{sum, err}
-		close(src.gone)
-	}()
-}
-
-func (w *world) recv(src *source) (it item, err error) {
-	w.mu.Lock()
-	src.inRecv = true
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		src.inRecv = false
-	}()
-	select {
-	case it = <-src.items:
-	case <-src.ctx.Done():
-		return it, src.ctx.Err()
-	case <-src.gone:
-		return it, io.ErrClosedPipe
-	}
-	if !it.Last {
-		return it, nil
-	}
-	switch it.How {
-	case endWell:
-		return it, io.EOF
-	case endContextError:
-		return it, context.Canceled
-	case endPanic:
-		panic("recv panics")
-	case endGoexit:
-		runtime.Goexit()
-	}
-	return it, errors.New("the source is broken")
 }
