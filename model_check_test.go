@@ -2,9 +2,7 @@ package flow_test
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
-	"strings"
 
 	"example.com/flow"
 )
@@ -232,11 +230,4 @@ func keyOf(e *flow.ShutdownError) string {
 		return ""
 	}
 	return e.Key
-}
-
-func (o *oracle) verdict() string {
-	if len(o.wrong) == 0 {
-		return ""
-	}
-	return fmt.Sprint(strings.Join(o.wrong, "\n"))
 }

@@ -12,7 +12,10 @@ import (
 )
 
 // execution is a handler that runs.
-type execution struct{ how chan ending }
+type execution struct {
+	item
+	how chan ending
+}
 
 type source struct {
 	n      int
@@ -26,6 +29,9 @@ type source struct {
 	final  bool          // nothing is sent after its last
 	inRecv bool
 	result *result
+
+	succeeded, skipped, began, attempts uint64 // messages, as the handlers and OnFailure saw them
+	last                                map[string]uint64
 }
 
 var errHandler = errors.New("the handler failed")
@@ -36,11 +42,9 @@ func (w *world) broken(format string, args ...any) {
 
 func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	id := run{m.Value.Stream, m.Seq}
-	e := &execution{how: make(chan ending, 1)}
+	e := &execution{item: m.Value, how: make(chan ending, 1)}
 	w.mu.Lock()
-	if w.running[id] != nil {
-		w.broken("%v runs twice at a time", id)
-	}
+	w.checkStart(m)
 	w.running[id] = e
 	if w.seen.starts == nil {
 		w.seen.starts = map[start]bool{}
@@ -60,6 +64,9 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	}
 	w.mu.Lock()
 	delete(w.running, id)
+	if how == endWell {
+		w.sources[id.stream].succeeded++
+	}
 	w.mu.Unlock()
 	switch how {
 	case endWell:
@@ -78,6 +85,33 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	return errHandler
 }
 
+// checkStart holds a message that starts against the rules that hold at any time.
+func (w *world) checkStart(m flow.Message[item]) {
+	src, p := w.sources[m.Value.Stream], w.Options.Backpressure
+	if src.attempts++; m.Attempt == 1 {
+		src.began++
+	}
+	if src.result != nil {
+		w.broken("%d starts after its Run", m.Seq)
+	}
+	if p.Capacity > 0 && p.Policy <= flow.BackpressureHardReject && len(w.running) >= p.Capacity {
+		w.broken("%d starts beyond the capacity", m.Seq)
+	}
+	lane := w.o.lane(&modelMessage{item: m.Value, st: &modelStream{n: src.n}})
+	if lane == "" {
+		return
+	}
+	for id, e := range w.running {
+		if w.o.lane(&modelMessage{item: e.item, st: &modelStream{n: id.stream}}) == lane {
+			w.broken("%v and %d of stream %d run at a time", id, m.Seq, src.n)
+		}
+	}
+	if last := src.last[lane]; m.Seq < last || m.Seq == last && m.Attempt == 1 {
+		w.broken("%d of stream %d starts after %d", m.Seq, src.n, last)
+	}
+	src.last[lane] = m.Seq
+}
+
 func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
 	it := f.Value.(item)
 	w.mu.Lock()
@@ -86,6 +120,9 @@ func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction
 		w.seen.asked = map[asking]int{}
 	}
 	w.seen.asked[asking{it.Stream, f.Seq, f.Kind}]++
+	if it.Verdict != flow.FailStream {
+		w.sources[it.Stream].skipped++
+	}
 	return it.Verdict
 }
 
@@ -101,7 +138,11 @@ func (w *world) callShutdown() {
 }
 
 func (w *world) open() {
-	src := &source{n: len(w.sources), items: make(chan item), hungUp: make(chan struct{}), gone: make(chan struct{})}
+	src := &source{n: len(w.sources), hungUp: make(chan struct{}), gone: make(chan struct{}), last: map[string]uint64{}}
+	src.items = make(chan item)
+	if w.stormy {
+		src.items = make(chan item, 8)
+	}
 	src.hangUp = sync.OnceFunc(func() { close(src.hungUp) })
 	src.ctx, src.cancel = context.WithCancel(context.Background())
 	w.sources = append(w.sources, src)

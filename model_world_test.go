@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,10 +28,11 @@ type item struct {
 // world is the bubble in which a script is played on a real Flow.
 type world struct {
 	script
-	f     *flow.Flow[item]
-	o     *oracle
-	start time.Time
-	freed chan struct{} // closed when the script went wrong: let go of everything
+	f      *flow.Flow[item]
+	o      *oracle
+	start  time.Time
+	stormy bool
+	freed  chan struct{} // closed when the script went wrong: let go of everything
 
 	mu       sync.Mutex // also guards what the sources share with their Run
 	sources  []*source
@@ -301,6 +303,8 @@ func (w *world) settle(follow func()) string {
 	w.o.seen, w.o.asked, w.o.swept = &seen, nil, false
 	follow()
 	w.o.settle()
-	w.o.wrong = append(w.o.wrong, w.rules...)
-	return w.o.verdict()
+	return w.verdict()
 }
+
+// verdict is all that went wrong; "": nothing.
+func (w *world) verdict() string { return strings.Join(append(w.o.wrong, w.rules...), "\n") }
