@@ -16,6 +16,7 @@ type replay struct {
 }
 
 func (w *world) observe(_ context.Context, e flow.Event) {
+	w.linger(e.Seq)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if e.Kind == flow.EventShutdown {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 
 	"example.com/flow"
 )
@@ -85,6 +86,13 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	return errHandler
 }
 
+// linger makes user code of a storm take its time, so that what it is called between moves apart.
+func (w *world) linger(seq uint64) {
+	if w.stormy && seq%2 == 1 {
+		time.Sleep(time.Nanosecond)
+	}
+}
+
 // checkStart holds a message that starts against the rules that hold at any time.
 func (w *world) checkStart(m flow.Message[item]) {
 	src, p := w.sources[m.Value.Stream], w.Options.Backpressure
@@ -114,6 +122,7 @@ func (w *world) checkStart(m flow.Message[item]) {
 
 func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
 	it := f.Value.(item)
+	w.linger(f.Seq)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.seen.asked == nil {
