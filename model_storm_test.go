@@ -53,9 +53,8 @@ func (w *world) storm() (wrong string) {
 	for range 1000 {
 		w.push()
 		time.Sleep(time.Minute)
-		w.push()
 		synctest.Wait()
-		if w.do(move{Do: doEnd}) == nil {
+		if w.do(move{Do: doEnd}) == nil && !w.push() {
 			break
 		}
 	}
@@ -78,15 +77,17 @@ func (w *world) locked(do func()) {
 }
 
 // push gives the sources what was sent, as fast as they take it.
-func (w *world) push() {
+func (w *world) push() (more bool) {
 	w.locked(func() {
 		for _, src := range w.sources {
 			for len(src.sent) > 0 && len(src.items) < cap(src.items) {
 				src.items <- src.sent[0]
 				src.sent = src.sent[1:]
+				more = true
 			}
 		}
 	})
+	return more
 }
 
 // numbers says what does not add up after everything has ended.
