@@ -10,7 +10,7 @@ import (
 // (model_world_test.go) and compared with a plain model after every move (model_oracle_test.go). Any number of them:
 //
 //	go test -run Model -rapid.checks=10000
-//	go test -fuzz FuzzModel
+//	go test -run FuzzModel -fuzz FuzzModel -fuzzminimizetime 1x (its minimizing takes most of the time for nothing)
 //
 // What goes wrong is shrunk to a few moves, and printed as a literal for TestModelPlaysWhatOnceWentWrong.
 
