@@ -1,0 +1,202 @@
+package flow_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"example.com/flow"
+)
+
+// execution is a handler that runs.
+type execution struct {
+	item
+	how chan ending
+}
+
+type source struct {
+	n      int
+	sent   []item // and not received
+	items  chan item
+	ctx    context.Context
+	cancel context.CancelFunc
+	hungUp chan struct{} // closed: recv has seen that its context has ended
+	hangUp func()
+	gone   chan struct{} // closed when Run has returned, as gRPC then fails recv
+	final  bool          // nothing is sent after its last
+	inRecv bool
+	result *result
+
+	succeeded, skipped, began, attempts uint64 // messages, as the handlers and OnFailure saw them
+	last                                map[string]uint64
+}
+
+var errHandler = errors.New("the handler failed")
+
+func (w *world) broken(format string, args ...any) {
+	w.rules = append(w.rules, fmt.Sprintf(format, args...))
+}
+
+func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
+	id := run{m.Value.Stream, m.Seq}
+	e := &execution{item: m.Value, how: make(chan ending, 1)}
+	w.mu.Lock()
+	w.checkStart(m)
+	w.running[id] = e
+	if w.seen.starts == nil {
+		w.seen.starts = map[start]bool{}
+	}
+	w.seen.starts[start{id, m.Attempt, m.Pressured}] = false
+	w.mu.Unlock()
+	how := endWell
+	ended := ctx.Done()
+	if m.Value.Deaf {
+		ended = nil
+	}
+	select {
+	case how = <-e.how:
+	case <-ended:
+		how = endByContext
+	case <-w.freed:
+	}
+	w.mu.Lock()
+	delete(w.running, id)
+	if how == endWell {
+		w.sources[id.stream].succeeded++
+	}
+	w.mu.Unlock()
+	switch how {
+	case endWell:
+		return nil
+	case endPermanent:
+		return flow.Permanent(errHandler)
+	case endPanic:
+		panic("the handler panics")
+	case endGoexit:
+		runtime.Goexit()
+	case endContextError:
+		return context.Canceled
+	case endByContext:
+		return context.Cause(ctx)
+	}
+	return errHandler
+}
+
+// linger makes user code of a storm take its time, so that what it is called between moves apart.
+func (w *world) linger(seq uint64) {
+	if w.stormy && seq%2 == 1 {
+		time.Sleep(time.Nanosecond)
+	}
+}
+
+// checkStart holds a message that starts against the rules that hold at any time.
+func (w *world) checkStart(m flow.Message[item]) {
+	src, p := w.sources[m.Value.Stream], w.Options.Backpressure
+	if src.attempts++; m.Attempt == 1 {
+		src.began++
+	}
+	if src.result != nil {
+		w.broken("%d starts after its Run", m.Seq)
+	}
+	if p.Capacity > 0 && p.Policy <= flow.BackpressureHardReject && len(w.running) >= p.Capacity {
+		w.broken("%d starts beyond the capacity", m.Seq)
+	}
+	lane := w.o.lane(&modelMessage{item: m.Value, st: &modelStream{n: src.n}})
+	if lane == "" {
+		return
+	}
+	for id, e := range w.running {
+		if w.o.lane(&modelMessage{item: e.item, st: &modelStream{n: id.stream}}) == lane {
+			w.broken("%v and %d of stream %d run at a time", id, m.Seq, src.n)
+		}
+	}
+	if last := src.last[lane]; m.Seq < last || m.Seq == last && m.Attempt == 1 {
+		w.broken("%d of stream %d starts after %d", m.Seq, src.n, last)
+	}
+	src.last[lane] = m.Seq
+}
+
+func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
+	it := f.Value.(item)
+	w.linger(f.Seq)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.seen.asked == nil {
+		w.seen.asked = map[asking]int{}
+	}
+	w.seen.asked[asking{it.Stream, f.Seq, f.Kind}]++
+	if it.Verdict != flow.FailStream {
+		w.sources[it.Stream].skipped++
+	}
+	return it.Verdict
+}
+
+func (w *world) callShutdown() {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.shutdown = append(w.shutdown, cancel)
+	go func() {
+		err := w.f.Shutdown(ctx)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.seen.shutdown = append(w.seen.shutdown, err)
+	}()
+}
+
+func (w *world) open() {
+	src := &source{n: len(w.sources), hungUp: make(chan struct{}), gone: make(chan struct{}), last: map[string]uint64{}}
+	src.items = make(chan item)
+	if w.stormy {
+		src.items = make(chan item, 8)
+	}
+	src.hangUp = sync.OnceFunc(func() { close(src.hungUp) })
+	src.ctx, src.cancel = context.WithCancel(context.Background())
+	w.sources = append(w.sources, src)
+	go func() {
+		sum, err := w.f.Run(src.ctx, func() (item, error) { return w.recv(src) })
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for id := range w.running {
+			if id.stream == src.n {
+				w.broken("%v outlives its Run", id)
+			}
+		}
+		src.result = &result{sum, err}
+		close(src.gone)
+	}()
+}
+
+func (w *world) recv(src *source) (it item, err error) {
+	w.mu.Lock()
+	src.inRecv = true
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		src.inRecv = false
+	}()
+	select {
+	case it = <-src.items:
+	case <-src.hungUp:
+		return it, src.ctx.Err()
+	case <-src.gone:
+		return it, io.ErrClosedPipe
+	}
+	if !it.Last {
+		return it, nil
+	}
+	switch it.How {
+	case endWell:
+		return it, io.EOF
+	case endContextError:
+		return it, context.Canceled
+	case endPanic:
+		panic("recv panics")
+	case endGoexit:
+		runtime.Goexit()
+	}
+	return it, errors.New("the source is broken")
+}
