@@ -9,8 +9,8 @@ import (
 
 // sight is what was seen of a Flow since the last move.
 type sight struct {
-	starts   map[start]bool // of handlers; the value says whether the oracle has accounted for it
-	asked    map[asking]int // OnFailure
+	starts   map[startOf]bool // of handlers; the value says whether the oracle has accounted for it
+	asked    map[askedOf]int  // OnFailure
 	inRecv   []bool
 	calls    []int // of recv
 	running  map[run]bool
@@ -25,13 +25,13 @@ type run struct {
 	seq    uint64
 }
 
-type start struct {
+type startOf struct {
 	run
 	attempt   int
 	pressured bool
 }
 
-type asking struct {
+type askedOf struct {
 	stream int
 	seq    uint64
 	kind   flow.FailureKind
@@ -69,9 +69,9 @@ func (o *oracle) dispatchOf(st *modelStream) {
 	}
 }
 
-func (o *oracle) start(m *modelMessage, s start) {
+func (o *oracle) start(m *modelMessage, s startOf) {
 	o.seen.starts[s] = true
-	m.state = runs
+	m.state = runsNow
 	m.attempts++
 }
 
@@ -105,7 +105,7 @@ func (o *oracle) compare() {
 		o.failf("%d wait although they have their turn and there is a slot", l.lacking)
 	}
 	o.comparePressured(l)
-	asked := map[asking]int{}
+	asked := map[askedOf]int{}
 	for _, a := range o.asked {
 		asked[a]++
 	}
@@ -114,7 +114,7 @@ func (o *oracle) compare() {
 	}
 	running := map[run]bool{}
 	for m := range o.pending() {
-		if m.state == runs {
+		if m.state == runsNow {
 			running[run{m.st.n, m.seq}] = true
 		}
 	}
@@ -182,7 +182,7 @@ func (o *oracle) compareStats() {
 	keys := map[string]bool{}
 	for m := range o.pending() {
 		keys[m.Key] = true
-		if want.Waiting++; m.state == runs {
+		if want.Waiting++; m.state == runsNow {
 			want.Waiting--
 			want.InFlight++
 		}
@@ -217,7 +217,7 @@ func (o *oracle) compareShutdown() {
 			o.failf("Shutdown: %v, want nil", err)
 		case e.cutOff.CutOff > 0 && (!errors.As(err, &got) || got.CutOff > e.cutOff.CutOff || got.CutOff < e.cutOff.CutOff-e.slack ||
 			e.slack == 0 && (got.Seq != e.cutOff.Seq || got.Key != e.cutOff.Key) || !errors.Is(err, e.cutOff.Err)):
-			o.failf("Shutdown: %v (key %q), want %v", err, keyOf(got), &e.cutOff)
+			o.failf("Shutdown: %v (key %q), want %v", err, cutKeyOf(got), &e.cutOff)
 		}
 	}
 	if want := e.begun && o.Observer; (o.seen.told == 1) != want || o.seen.told > 1 {
@@ -225,7 +225,7 @@ func (o *oracle) compareShutdown() {
 	}
 }
 
-func keyOf(e *flow.ShutdownError) string {
+func cutKeyOf(e *flow.ShutdownError) string {
 	if e == nil {
 		return ""
 	}

@@ -65,7 +65,7 @@ func (o *oracle) cut(why error) {
 	off := &o.end.cutOff
 	for _, st := range o.underWay() {
 		for _, m := range st.all {
-			if m.state == runs || m.state == parked || drain && m.state != finished {
+			if m.state == runsNow || m.state == parked || drain && m.state != finished {
 				if off.CutOff++; off.CutOff == 1 {
 					off.Seq, off.Key = m.seq, m.Key
 				}
@@ -96,7 +96,7 @@ func (o *oracle) raced() (rejected int) {
 		return 0
 	}
 	for s := range o.seen.starts {
-		if m := o.find(s.stream, s.seq); m != nil && m.state != runs && m.state != finished && s.attempt == m.attempts+1 {
+		if m := o.find(s.stream, s.seq); m != nil && m.state != runsNow && m.state != finished && s.attempt == m.attempts+1 {
 			o.start(m, s)
 		}
 	}

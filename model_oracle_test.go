@@ -16,9 +16,9 @@ type oracle struct {
 	streams []*modelStream
 	lanes   map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
 	end     modelEnd
-	seen    *sight   // what the last move led to
-	asked   []asking // of OnFailure, that it must have led to
-	swept   bool     // the move ended a stream
+	seen    *sight    // what the last move led to
+	asked   []askedOf // of OnFailure, that it must have led to
+	swept   bool      // the move ended a stream
 	wrong   []string
 }
 
@@ -54,7 +54,7 @@ type modelState int
 const (
 	waits modelState = iota // for its turn
 	ready                   // it has its turn and lacks a slot
-	runs
+	runsNow
 	parked // until its next try is due
 	finished
 )
@@ -65,7 +65,7 @@ type load struct{ running, lacking int }
 func (o *oracle) load() (l load) {
 	for m := range o.pending() {
 		switch m.state {
-		case runs:
+		case runsNow:
 			l.running++
 		case ready:
 			l.lacking++
@@ -121,7 +121,7 @@ func (m *modelMessage) givenUp() bool {
 // turn says what becomes of m now that its turn has come.
 func (o *oracle) turn(m *modelMessage) {
 	switch {
-	case m.state == runs: // it raced with the end of the Flow
+	case m.state == runsNow: // it raced with the end of the Flow
 	case m.st.over:
 		o.drop(m)
 	case m.givenUp():
@@ -138,10 +138,10 @@ func (o *oracle) refuse(m *modelMessage, kind flow.FailureKind) {
 
 // decide asks OnFailure about m, and ends the stream if that must be. settled: m was skipped.
 func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
-	m.state = runs // nobody else ends it
+	m.state = runsNow // nobody else ends it
 	verdict := flow.FailStream
 	if o.OnFailure && m.st.lives() {
-		o.asked = append(o.asked, asking{m.st.n, m.seq, kind})
+		o.asked = append(o.asked, askedOf{m.st.n, m.seq, kind})
 		verdict = m.Verdict
 	}
 	if from, ok := m.st.givenUp[m.Key]; verdict == flow.SkipKey && m.lane != "" && (!ok || m.seq < from) {
@@ -187,7 +187,7 @@ func (o *oracle) fail(st *modelStream, kind flow.FailureKind, but *modelMessage)
 	st.failure = kind
 	o.sweep(st)
 	for _, m := range st.all {
-		if m.state == runs && m != but && !m.Deaf {
+		if m.state == runsNow && m != but && !m.Deaf {
 			o.ended(m, endByContext)
 		}
 	}
@@ -215,7 +215,7 @@ func (o *oracle) sweep(st *modelStream) {
 // its stream noticed: in another stream's lane, or when the stream's own context ended. Then it is rejected.
 func (o *oracle) drop(m *modelMessage) {
 	if m.givenUp() && (m.st.cancelled || o.Options.Ordering.Scope == flow.ScopeFlow) {
-		a := asking{m.st.n, m.seq, flow.FailureOrdering}
+		a := askedOf{m.st.n, m.seq, flow.FailureOrdering}
 		if o.seen.asked[a] > 0 {
 			o.asked = append(o.asked, a)
 			o.finish(m, &m.st.sum.Rejected, m.Verdict != flow.FailStream)

@@ -55,7 +55,7 @@ func (o *oracle) receive(st *modelStream, it item) {
 func (o *oracle) refusal(m *modelMessage) flow.FailureKind {
 	kinds := o.refusals(m, o.load())
 	for _, kind := range kinds {
-		if o.seen.asked[asking{m.st.n, m.seq, kind}] > 0 {
+		if o.seen.asked[askedOf{m.st.n, m.seq, kind}] > 0 {
 			return kind
 		}
 	}

@@ -35,7 +35,7 @@ type source struct {
 	last                                map[string]uint64
 }
 
-var errHandler = errors.New("the handler failed")
+var errModel = errors.New("the handler failed")
 
 func (w *world) broken(format string, args ...any) {
 	w.rules = append(w.rules, fmt.Sprintf(format, args...))
@@ -48,9 +48,9 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	w.checkStart(m)
 	w.running[id] = e
 	if w.seen.starts == nil {
-		w.seen.starts = map[start]bool{}
+		w.seen.starts = map[startOf]bool{}
 	}
-	w.seen.starts[start{id, m.Attempt, m.Pressured}] = false
+	w.seen.starts[startOf{id, m.Attempt, m.Pressured}] = false
 	w.mu.Unlock()
 	how := endWell
 	ended := ctx.Done()
@@ -73,7 +73,7 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	case endWell:
 		return nil
 	case endPermanent:
-		return flow.Permanent(errHandler)
+		return flow.Permanent(errModel)
 	case endPanic:
 		panic("the handler panics")
 	case endGoexit:
@@ -83,7 +83,7 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	case endByContext:
 		return context.Cause(ctx)
 	}
-	return errHandler
+	return errModel
 }
 
 // linger makes user code of a storm take its time, so that what it is called between moves apart.
@@ -126,9 +126,9 @@ func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.seen.asked == nil {
-		w.seen.asked = map[asking]int{}
+		w.seen.asked = map[askedOf]int{}
 	}
-	w.seen.asked[asking{it.Stream, f.Seq, f.Kind}]++
+	w.seen.asked[askedOf{it.Stream, f.Seq, f.Kind}]++
 	if it.Verdict != flow.FailStream {
 		w.sources[it.Stream].skipped++
 	}

@@ -295,7 +295,7 @@ func (w *world) settle(follow func()) string {
 		seen.running[id] = true
 	}
 	if seen.asked == nil {
-		seen.asked = map[asking]int{}
+		seen.asked = map[askedOf]int{}
 	}
 	w.mu.Unlock()
 	seen.stats = w.f.Stats()

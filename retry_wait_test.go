@@ -109,13 +109,13 @@ func TestSoftAllowRunsADueTryBeyondCapacity(t *testing.T) {
 	})
 }
 
-// faults keeps what the Observer hears of failed messages.
-type faults struct {
+// faultsHeard keeps what the Observer hears of failed messages.
+type faultsHeard struct {
 	mu  sync.Mutex
 	got []*flow.Failure
 }
 
-func (f *faults) observe(_ context.Context, e flow.Event) {
+func (f *faultsHeard) observe(_ context.Context, e flow.Event) {
 	if e.Kind != flow.EventFailure {
 		return
 	}
@@ -140,7 +140,7 @@ func TestWaitForTheNextTryIsCutShort(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				s, heard := newStage(), new(faults)
+				s, heard := newStage(), new(faultsHeard)
 				f := mustNew(t, s.handle, flow.Options{
 					Shutdown: c.shutdown, Observer: heard.observe,
 					Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour},
