@@ -28,8 +28,6 @@ func given(values ...string) func() (string, error) {
 // succeed is a handler for whom it doesn't matter.
 func succeed(context.Context, flow.Message[string]) error { return nil }
 
-var keyed = flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}
-
 func TestStreamWithoutMessagesIsNilAndAZeroSummary(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		for _, mode := range []flow.OrderingMode{flow.OrderingFIFO, flow.OrderingKeyedFIFO, flow.OrderingNone} {

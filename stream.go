@@ -58,7 +58,8 @@ type stream[T any] struct {
 	lanes    laneTable       // unless they are shared
 	live     *message[T]     // all that are accepted and not finished, the latest first
 	ready    messageQueue[T] // those that have their turn and lack a worker
-	again    int             // how many were queued since the inbox was last sorted
+	rounds   bool            // who waits in the inbox takes turns with who is ready: set before the stream runs
+	round    int             // messages to take before the inbox is sorted again, if rounds
 	coming   int             // workers on their way that hold a slot already
 	starting bool            // a worker is on its way that has yet to get its slot
 	// When it was started, and how much had been taken then: its own to read.

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"context"
-	"math"
 	"runtime"
 	"time"
 )
@@ -69,7 +68,6 @@ func (s *stream[T]) comeWorker() error {
 func (s *stream[T]) pushLocked(m *message[T]) {
 	m.state = stateQueued
 	s.ready.push(m)
-	s.again++
 	s.r.gate.pressure.lack(1)
 }
 
@@ -78,6 +76,7 @@ func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
 	s.running++
+	s.round--
 	s.taken.Add(1)
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
@@ -110,32 +109,36 @@ func (s *stream[T]) startLocked() {
 	}
 }
 
-// sortLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and what
-// lies in the inbox takes a quarter of the memory (to line up all each time would cost a quarter of the throughput).
-// But when what was lined up before has brought enough to do in the meantime, all is lined up: a key that came later must
-// not wait for as long as an earlier one has messages.
+// sortLocked lines up what was received if nothing is ready.
 func (s *stream[T]) sortLocked() {
-	enough := s.coming + sortBatch
-	if s.ready.n > s.coming {
-		if s.again < sortTurns {
-			return
-		}
-		enough = math.MaxInt
+	if s.ready.n <= s.coming {
+		s.gatherLocked()
 	}
-	for s.ready.n < enough && !s.over.Load() {
+}
+
+// roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
+// before a message that a worker is done with lets the next of its key go on, or goes on itself with its next try: else
+// a key with a full lane would keep its slot for as long as that lasts, while other keys' messages lie in the inbox.
+func (s *stream[T]) roundLocked() {
+	if s.rounds && s.round <= 0 {
+		s.gatherLocked()
+	}
+}
+
+// gatherLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and
+// what lies in the inbox takes a quarter of the memory.
+func (s *stream[T]) gatherLocked() {
+	for enough := max(s.ready.n, s.coming) + sortBatch; s.ready.n < enough && !s.over.Load(); {
 		m := s.arriveLocked()
 		if m == nil {
 			break
 		}
 		s.lineUpLocked(m)
 	}
-	s.again = 0
+	s.round = s.ready.n
 }
 
-const (
-	sortBatch = 32 // messages ready
-	sortTurns = 16 // messages that became ready by another's end
-)
+const sortBatch = 32
 
 // arriveLocked takes the next message out of the inbox.
 func (s *stream[T]) arriveLocked() *message[T] {
@@ -320,6 +323,10 @@ func (m *message[T]) turnCame() {
 // ask gets m's turn from a caller's own resolver, as a carrier of m, and queues m with it.
 func (s *stream[T]) ask(m *message[T]) error {
 	c := &carrier[T]{s: s, m: m}
+	if s.ctx.Err() != nil { // as in attempt: a turn that a cancelled handler left is of no use any more
+		m.cutShort(s.cutKind())
+		return c.run()
+	}
 	release, err := s.askOwn(m)
 	m.release = release
 	if err == nil {
