@@ -228,6 +228,9 @@ func (c *carrier[T]) next() *message[T] {
 	size := m.size
 	var other turnOwner // whose turn comes, if it is not this stream's
 	s.mu.Lock()
+	if c.slot {
+		s.roundLocked()
+	}
 	if m.lane != nil {
 		if next := s.leaveLocked(m); next != nil {
 			if mine, ok := next.owner.(*message[T]); !ok || mine.s != s {
@@ -310,6 +313,7 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 		s.mu.Unlock()
 		return m
 	}
+	s.roundLocked()
 	s.restLocked(m)
 	m.pressured = false
 	if m.delay <= 0 {

@@ -69,6 +69,7 @@ func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
 	s.running++
+	s.round--
 	s.taken.Add(1)
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
@@ -100,19 +101,33 @@ func (s *stream[T]) startLocked() {
 	}
 }
 
-// sortLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and what
-// lies in the inbox takes a quarter of the memory.
+// sortLocked lines up what was received if nothing is ready.
 func (s *stream[T]) sortLocked() {
-	if s.ready.n > s.coming {
-		return
+	if s.ready.n <= s.coming {
+		s.gatherLocked()
 	}
-	for s.ready.n < s.coming+sortBatch && !s.over.Load() {
+}
+
+// roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
+// before a message that a worker is done with lets the next of its key go on: else a key with a full lane would keep
+// its slot for as long as that lasts, while other keys' messages lie in the inbox.
+func (s *stream[T]) roundLocked() {
+	if s.rounds && s.round <= 0 {
+		s.gatherLocked()
+	}
+}
+
+// gatherLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and
+// what lies in the inbox takes a quarter of the memory.
+func (s *stream[T]) gatherLocked() {
+	for enough := max(s.ready.n, s.coming) + sortBatch; s.ready.n < enough && !s.over.Load(); {
 		m := s.arriveLocked()
 		if m == nil {
-			return
+			break
 		}
 		s.lineUpLocked(m)
 	}
+	s.round = s.ready.n
 }
 
 const sortBatch = 32
