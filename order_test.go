@@ -231,7 +231,7 @@ func TestKeyWithEndlessMessagesGivesItsSlotUpWhenOtherKeysWait(t *testing.T) {
 				c.Send("d1")
 				turns := 0
 				for s.now() != "d1" {
-					if turns++; turns > 3 { // a round of those that waited before it: a, b and c
+					if turns++; turns > 6 { // two rounds of the others: a, b and c
 						t.Fatalf("started %q, and d1, which waits for capacity, still not", s.history())
 					}
 					end(s.now())
