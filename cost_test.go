@@ -1,0 +1,175 @@
+package flow_test
+
+import (
+	"context"
+	"io"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/flow"
+)
+
+func TestWaitingMessageCostsNoGoroutine(t *testing.T) {
+	const many = 10_000
+	sameKey := func(int) string { return "a" }
+	ownKey := strconv.Itoa
+	for name, c := range map[string]struct {
+		key  func(int) string
+		opts flow.Options
+	}{
+		"for its turn":            {sameKey, flow.Options{Ordering: keyed}},
+		"for its turn, FIFO":      {sameKey, flow.Options{}},
+		"for its turn, ScopeFlow": {sameKey, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: flow.ScopeFlow}}},
+		"for a slot":              {ownKey, flow.Options{Ordering: keyed, Backpressure: flow.BackpressureOptions{Capacity: 1}}},
+		"for a slot, counted":     {ownKey, flow.Options{Ordering: keyed, Backpressure: flow.BackpressureOptions{Capacity: 1, QueueCapacity: many}}},
+		"for its next try":        {ownKey, flow.Options{Ordering: keyed, Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c.opts.MaxPending = -1
+				handle := func(ctx context.Context, m flow.Message[int]) error {
+					if c.opts.Retry.MaxAttempts > 0 && m.Value > 0 {
+						return errHandler
+					}
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				f, err := flow.New(handle, c.key, c.opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(context.Background())
+				ch := make(chan int)
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_, _ = f.Run(ctx, flow.FromChan(ctx, ch))
+				}()
+				ch <- 0
+				synctest.Wait()
+				before := runtime.NumGoroutine()
+				for i := range many {
+					ch <- i + 1
+				}
+				synctest.Wait()
+				// One more may be on its way to a slot.
+				if n := runtime.NumGoroutine() - before; n > 1 {
+					t.Errorf("%d messages that wait cost %d goroutines", many, n)
+				}
+				if st := f.Stats(); st.Waiting != many || st.InFlight != 1 {
+					t.Errorf("Stats() = %+v, want %d waiting behind one", st, many)
+				}
+				cancel()
+				<-done
+			})
+		})
+	}
+}
+
+func TestIdleStreamCostsTwoGoroutines(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{Ordering: keyed})
+		before := runtime.NumGoroutine()
+		c := start(t, f, strangers(100)...)
+		s.finishAll(t)
+		if n := runtime.NumGoroutine() - before; n > 2 { // Run's own and the one in recv
+			t.Errorf("an idle stream has %d goroutines", n)
+		}
+		c.End()
+		if _, err := c.result(t); err != nil {
+			t.Error(err)
+		}
+		if n := runtime.NumGoroutine() - before; n > 0 {
+			t.Errorf("%d goroutines stay after Run", n)
+		}
+	})
+}
+
+// heap is what is reachable.
+func heap() int64 {
+	for range 3 { // a sync.Pool lets go of what it holds in two steps
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// The stream goes on while it is measured: the keys are idle, not the stream over. A pointer kept for each key would
+// be twice what is allowed.
+func TestIdleKeysCostNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		distinct int
+		opts     flow.Options
+	}{
+		"passing through": {1_000_000, flow.Options{Ordering: keyed}},
+		"through the flow's lanes": {200_000, flow.Options{Ordering: flow.OrderingOptions{
+			Mode: flow.OrderingKeyedFIFO, Scope: flow.ScopeFlow,
+		}}},
+		"pending all at once": {200_000, flow.Options{Ordering: keyed, MaxPending: -1}},
+	} {
+		o, distinct, allowed := c.opts, c.distinct, int64(4*c.distinct)
+		t.Run(name, func(t *testing.T) {
+			open := make(chan struct{}) // the handlers wait for it where all are to be pending
+			if o.MaxPending == 0 {
+				close(open)
+			}
+			var handled atomic.Int64
+			all := make(chan struct{})
+			f, err := flow.New(func(context.Context, flow.Message[int]) error {
+				<-open
+				if handled.Add(1) == int64(distinct) {
+					close(all)
+				}
+				return nil
+			}, strconv.Itoa, flow.Options{
+				Ordering: o.Ordering, MaxPending: o.MaxPending, Backpressure: flow.BackpressureOptions{Capacity: 4},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent, received, end := 0, make(chan struct{}), make(chan struct{})
+			recv := func() (int, error) {
+				if sent == distinct {
+					close(received)
+					<-end
+					return 0, io.EOF
+				}
+				sent++
+				return sent, nil
+			}
+			before := heap()
+			done := make(chan error)
+			go func() {
+				_, err := f.Run(context.Background(), recv)
+				done <- err
+			}()
+			<-received
+			if o.MaxPending != 0 {
+				if grown := heap() - before; grown < allowed {
+					t.Errorf("the pending messages take only %d bytes: the measurement is wrong", grown)
+				}
+				close(open)
+			}
+			<-all // before asking Stats, whose cost grows with what is pending
+			for st := f.Stats(); st.InFlight+st.Waiting > 0; st = f.Stats() {
+				time.Sleep(time.Millisecond)
+			}
+			if st := f.Stats(); st.ActiveKeys != 0 || st.Total.Succeeded != uint64(distinct) {
+				t.Errorf("Stats() = %+v", st)
+			}
+			if grown := heap() - before; grown > allowed {
+				t.Errorf("after %d keys the heap has grown by %d bytes", distinct, grown)
+			}
+			close(end)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
