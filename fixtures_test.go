@@ -130,11 +130,19 @@ type call struct {
 // start runs a stream of values, which the test may send more to, or end.
 func start(t testing.TB, f *flow.Flow[string], values ...string) *call {
 	t.Helper()
+	return begin(t, f.Run, values...)
+}
+
+// begin is start for whatever runs a stream.
+func begin(
+	t testing.TB, run func(context.Context, func() (string, error)) (flow.Summary, error), values ...string,
+) *call {
+	t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	c := &call{Source: flowtest.NewSource(t, values...), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		c.sum, c.err = f.Run(ctx, c.Recv)
+		c.sum, c.err = run(ctx, c.Recv)
 	}()
 	t.Cleanup(func() { cancel(nil); <-c.done })
 	synctest.Wait()
