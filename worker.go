@@ -308,6 +308,10 @@ func (m *message[T]) turnCame() {
 // ask gets m's turn from a caller's own resolver, as a carrier of m, and queues m with it.
 func (s *stream[T]) ask(m *message[T]) error {
 	c := &carrier[T]{s: s, m: m}
+	if s.ctx.Err() != nil { // as in attempt: a turn that a cancelled handler left is of no use any more
+		m.cutShort(s.cutKind())
+		return c.run()
+	}
 	release, err := s.askOwn(m)
 	m.release = release
 	if err == nil {
