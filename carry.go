@@ -228,10 +228,10 @@ func (c *carrier[T]) next() *message[T] {
 	size := m.size
 	var other turnOwner // whose turn comes, if it is not this stream's
 	s.mu.Lock()
-	if c.slot {
-		s.roundLocked()
-	}
 	if m.lane != nil {
+		if c.slot {
+			s.roundLocked()
+		}
 		if next := s.leaveLocked(m); next != nil {
 			if mine, ok := next.owner.(*message[T]); !ok || mine.s != s {
 				other = next.owner

@@ -113,7 +113,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	if direct {
 		s.inbox.bypass()
 	} else {
-		s.rounds = s.order != nil && s.order.opts.Mode == OrderingKeyedFIFO && r.gate.pressure.slots != nil
+		s.rounds = r.gate.pressure.slots != nil && (s.order == nil || s.order.opts.Mode == OrderingKeyedFIFO)
 	}
 	return s
 }

@@ -62,7 +62,7 @@ type stream[T any] struct {
 	starting bool            // a worker is on its way that has yet to get its slot
 	asking   bool            // that worker waits for its slot
 	slots    int             // held by its workers
-	rounds   bool            // keys of the inbox's messages take turns for slots: set before the stream runs
+	rounds   bool            // who waits in the inbox takes turns with who is ready: set before the stream runs
 	round    int             // messages to take before the inbox is sorted again, if rounds
 	running  int             // messages that workers have
 	finished uint64

@@ -109,8 +109,8 @@ func (s *stream[T]) sortLocked() {
 }
 
 // roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
-// before a message that a worker is done with lets the next of its key go on: else a key with a full lane would keep
-// its slot for as long as that lasts, while other keys' messages lie in the inbox.
+// before a message that a worker is done with lets the next of its key go on, or goes on itself with its next try: else
+// a key with a full lane would keep its slot for as long as that lasts, while other keys' messages lie in the inbox.
 func (s *stream[T]) roundLocked() {
 	if s.rounds && s.round <= 0 {
 		s.gatherLocked()
