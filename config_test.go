@@ -147,37 +147,6 @@ func TestNewRefusesNilFunctions(t *testing.T) {
 	wantRefusal(t, err, "key", "nil")
 }
 
-func TestPartConstructorsPanicWithTheTextOfNew(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		o    flow.Options
-		make func(o flow.Options)
-	}{
-		{"NewFIFO", flow.Options{Ordering: flow.OrderingOptions{Capacity: -1}}, func(o flow.Options) { flow.NewFIFO(o.Ordering) }},
-		{"NewKeyedFIFO", flow.Options{Ordering: flow.OrderingOptions{Mode: 1, KeyCapacity: -1}},
-			func(o flow.Options) { flow.NewKeyedFIFO(o.Ordering) }},
-		{"NewPressureController", flow.Options{Backpressure: flow.BackpressureOptions{Capacity: -1}},
-			func(o flow.Options) { flow.NewPressureController(o.Backpressure) }},
-		{"NewShutdownCoordinator", flow.Options{Shutdown: flow.ShutdownOptions{GracePeriod: -1}},
-			func(o flow.Options) { flow.NewShutdownCoordinator(o.Shutdown) }},
-		{"NewEngine", flow.Options{Retry: flow.RetryOptions{MaxAttempts: -1}},
-			func(o flow.Options) { flow.NewEngine(succeed, o.Retry) }},
-	} {
-		_, err := flow.New(succeed, keyOf, c.o)
-		if err == nil {
-			t.Fatalf("%s: New accepted its options", c.name)
-		}
-		func() {
-			defer func() {
-				if v := recover(); v != err.Error() {
-					t.Errorf("%s panics with %v, want %q", c.name, v, err)
-				}
-			}()
-			c.make(c.o)
-		}()
-	}
-}
-
 // drawOdd draws a good value mostly, and an odd one in about one of forty.
 func drawOdd[T any](t *rapid.T, name string, good, odd []T) T {
 	if rapid.IntRange(0, 39).Draw(t, name+" is odd") == 39 {
