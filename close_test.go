@@ -11,7 +11,7 @@ import (
 )
 
 // wantCut runs Shutdown and compares what it returns, and after how long.
-func wantCut(t testing.TB, f *flow.Flow[string], ctx context.Context, want flow.ShutdownError, after time.Duration) {
+func wantCut(t testing.TB, ctx context.Context, f *flow.Flow[string], want flow.ShutdownError, after time.Duration) {
 	t.Helper()
 	began := time.Now()
 	err := f.Shutdown(ctx)
@@ -43,7 +43,7 @@ func TestGracePeriodCancelsTheRestExactlyWhenItIsOver(t *testing.T) {
 				call := start(t, f, "a1", "a2", "b1", "b2", "c1", "d1")
 				s.finish(t, "d1")
 				s.fail(t, "a1", errHandler)
-				wantCut(t, f, context.Background(), flow.ShutdownError{
+				wantCut(t, context.Background(), f, flow.ShutdownError{
 					CutOff: c.cutOff, Seq: c.seq, Key: c.key, Err: flow.ErrGracePeriod,
 				}, 7*time.Second)
 				sum, err := call.result(t)
@@ -65,7 +65,7 @@ func TestCutOffNamesTheFirstMessageOfTheOldestStream(t *testing.T) {
 		start(t, f, "a1", "b1", "c1")
 		start(t, f, "x1")
 		s.finish(t, "a1")
-		wantCut(t, f, context.Background(), flow.ShutdownError{CutOff: 3, Seq: 2, Key: "b", Err: flow.ErrGracePeriod}, time.Second)
+		wantCut(t, context.Background(), f, flow.ShutdownError{CutOff: 3, Seq: 2, Key: "b", Err: flow.ErrGracePeriod}, time.Second)
 	})
 }
 
@@ -96,7 +96,7 @@ func TestEndOfShutdownsContextCancelsTheRest(t *testing.T) {
 				start(t, f, "a1")
 				ctx, cancel := context.WithTimeoutCause(context.Background(), after, why)
 				defer cancel()
-				wantCut(t, f, ctx, flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: why}, after)
+				wantCut(t, ctx, f, flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: why}, after)
 			})
 		})
 	}
@@ -122,7 +122,7 @@ func TestShutdownWaitsOneSecondMoreForHandlersThatIgnoreTheirContext(t *testing.
 					}
 					return
 				}
-				wantCut(t, f, context.Background(), flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: flow.ErrGracePeriod}, c.takes)
+				wantCut(t, context.Background(), f, flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: flow.ErrGracePeriod}, c.takes)
 				if over := call.over(); over != (c.takes == c.runs) {
 					t.Errorf("Run has returned: %v; it outlives no handler", over)
 				}

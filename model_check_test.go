@@ -12,7 +12,6 @@ type sight struct {
 	starts   map[startOf]bool // of handlers; the value says whether the oracle has accounted for it
 	asked    map[askedOf]int  // OnFailure
 	inRecv   []bool
-	calls    []int // of recv
 	running  map[run]bool
 	returned []*result
 	shutdown []error // of the calls that have returned

@@ -115,7 +115,7 @@ func (e *exam) refusal(came <-chan answer, what string) error {
 func (e *exam) waits(came <-chan answer, what string) error {
 	select {
 	case a := <-came:
-		return fmt.Errorf("%s: Wait returned (error %v), want it to block", what, a.err)
+		return errors.Join(fmt.Errorf("%s: Wait returned, want it to block", what), a.err)
 	case <-time.After(min(e.patience/10, 50*time.Millisecond)):
 		return nil
 	}

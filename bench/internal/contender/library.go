@@ -23,7 +23,7 @@ func startStream(h Handler, workers, _ int) Executor {
 
 func startPond(h Handler, workers, pending int) Executor {
 	p := pond.NewPool(workers, pond.WithQueueSize(pending))
-	return pushing(func(m *load.Message) { p.Go(func() { h(m) }) }, p.StopAndWait)
+	return pushing(func(m *load.Message) { _ = p.Go(func() { h(m) }) }, p.StopAndWait)
 }
 
 // startSubpools keeps order by a pool of one worker for each key, which are never given back.
@@ -39,7 +39,7 @@ func startSubpools(h Handler, workers, _ int) Executor {
 			keys[m.Key] = sub
 		}
 		mu.Unlock()
-		sub.Go(func() { h(m) })
+		_ = sub.Go(func() { h(m) })
 	}, func() {
 		for _, sub := range keys {
 			sub.StopAndWait()
