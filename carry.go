@@ -105,6 +105,9 @@ func (s *stream[T]) crashed(m *message[T], err error) {
 
 // attempt runs the handler once and says what comes of it.
 func (s *stream[T]) attempt(m *message[T]) {
+	if s.header != nil && s.ctx.Err() == nil {
+		s.header()
+	}
 	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one
 		m.cutShort(s.cutKind())
 		return
@@ -118,9 +121,6 @@ func (s *stream[T]) attempt(m *message[T]) {
 		}
 		s.tell(m, EventAttempt)
 		m.took = s.clock()
-	}
-	if s.header != nil {
-		s.header()
 	}
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{

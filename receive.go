@@ -99,8 +99,16 @@ func (in *intake[T]) exited() {
 	}
 }
 
-// take takes v on. false: the stream has ended meanwhile and v was not received.
+// take takes v on. false: the stream has ended meanwhile and v was not received. It is not idle until v is.
 func (in *intake[T]) take(v T) bool {
+	if in.s.r.idle > 0 {
+		in.s.busy.Store(true)
+		defer in.s.busy.Store(false)
+	}
+	return in.receive(v)
+}
+
+func (in *intake[T]) receive(v T) bool {
 	s := in.s
 	in.at = arrival[T]{value: v, seq: in.seq + 1}
 	if s.r.observer != nil || s.r.idle > 0 {
@@ -108,14 +116,8 @@ func (in *intake[T]) take(v T) bool {
 		s.lastUse.Store(int64(in.at.received))
 	}
 	in.asks = true
-	if s.r.idle > 0 {
-		s.busy.Store(true)
-	}
 	crash := in.measure()
 	in.asks = false
-	if s.r.idle > 0 {
-		s.busy.Store(false)
-	}
 	if crash == nil {
 		direct, shut := s.inbox.put(&in.at, s.r)
 		if shut {
