@@ -1,7 +1,5 @@
 package flow
 
-import "time"
-
 // carrier is a goroutine that brings messages of one stream to their end, one after the other. With a slot it is a
 // worker and takes its messages from the ready queue; without one it only handles what will not run: drops, refusals,
 // given-up keys. User code runs in carriers and may panic or call runtime.Goexit at any step: a panic is recovered in
@@ -179,43 +177,6 @@ func (s *stream[T]) endIfMust(m *message[T]) {
 	}
 }
 
-// maxGivenUp bounds the keys that a stream remembers as given up: they are chosen by the client.
-const maxGivenUp = 65536
-
-// giveUp sees to it that no message of m's key after m runs.
-func (s *stream[T]) giveUp(m *message[T]) {
-	if !s.ordered(m.key) || m.unkeyed {
-		return
-	}
-	s.mu.Lock()
-	if s.givenUp == nil {
-		s.givenUp = make(map[string]uint64)
-	}
-	if from, ok := s.givenUp[m.key]; !ok || m.seq < from {
-		s.givenUp[m.key] = m.seq
-	}
-	many := len(s.givenUp) > maxGivenUp
-	// A given-up message needs no capacity, so it must not lie where only a worker comes by: from now on all are lined
-	// up on receipt.
-	s.inbox.bypass()
-	for m := s.arriveLocked(); m != nil; m = s.arriveLocked() {
-		s.lineUpLocked(m)
-	}
-	s.startLocked()
-	s.mu.Unlock()
-	if many {
-		s.fail(m.failure(FailureOrdering, reasonGivenMany))
-	}
-}
-
-func (s *stream[T]) isGivenUpLocked(m *message[T]) bool {
-	if s.givenUp == nil || m.unkeyed {
-		return false
-	}
-	from, ok := s.givenUp[m.key]
-	return ok && m.seq > from
-}
-
 // next finishes the message at hand, or parks it, and returns the one to go on with; nil when there is none.
 //
 // The order matters: its lane goes on first, then, in one step under mu, it is counted and the worker takes its next.
@@ -302,52 +263,4 @@ func (s *stream[T]) restLocked(m *message[T]) {
 	s.running--
 	m.state = stateHeld
 	s.r.gate.pressure.end()
-}
-
-// park lets go of m until its next try is due: it keeps its place in its lane. The worker goes on with another.
-func (c *carrier[T]) park(m *message[T]) *message[T] {
-	s := c.s
-	s.mu.Lock()
-	if s.over.Load() { // no further try; the carrier keeps m to end it
-		m.cutShort(s.cutKindLocked())
-		s.mu.Unlock()
-		return m
-	}
-	s.roundLocked()
-	s.restLocked(m)
-	m.pressured = false
-	if m.delay <= 0 {
-		m.step = stepAttempt
-		s.pushLocked(m)
-	} else {
-		m.state = stateParked
-		p := &parking[T]{m: m}
-		p.timer = time.AfterFunc(m.delay, func() { s.unpark(p) })
-		m.parking = p
-	}
-	next := c.followLocked()
-	s.startLocked()
-	wake := s.roomLocked()
-	s.mu.Unlock()
-	if wake {
-		s.wakeReceiver()
-	}
-	if c.back {
-		next = c.lineUp()
-	}
-	return next
-}
-
-// unpark queues p's message for its next try, unless the sweep was faster.
-func (s *stream[T]) unpark(p *parking[T]) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := p.m
-	if m == nil {
-		return
-	}
-	m.parking = nil
-	m.step = stepAttempt
-	s.pushLocked(m)
-	s.startLocked()
 }

@@ -40,13 +40,6 @@ type journey[T any] struct {
 	parking *parking[T]   // of stateParked; guarded by stream.mu
 }
 
-// parking is a message's wait for its next try. A timer that fires although it was stopped finds it empty: the message
-// may be another by then. Guarded by stream.mu.
-type parking[T any] struct {
-	m     *message[T]
-	timer *time.Timer
-}
-
 // state says who has a message. Its changes, under stream.mu, decide what becomes of it when its stream ends: the sweep
 // takes what is queued or parked; what a carrier has, it carries to its end.
 type state uint8

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"context"
 	"runtime"
 	"time"
 )
@@ -109,99 +108,6 @@ func (s *stream[T]) startLocked() {
 	}
 }
 
-// sortLocked lines up what was received if nothing is ready.
-func (s *stream[T]) sortLocked() {
-	if s.ready.n <= s.coming {
-		s.gatherLocked()
-	}
-}
-
-// roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
-// before a message that a worker is done with lets the next of its key go on, or goes on itself with its next try: else
-// a key with a full lane would keep its slot for as long as that lasts, while other keys' messages lie in the inbox.
-func (s *stream[T]) roundLocked() {
-	if s.rounds && s.round <= 0 {
-		s.gatherLocked()
-	}
-}
-
-// gatherLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and
-// what lies in the inbox takes a quarter of the memory.
-func (s *stream[T]) gatherLocked() {
-	for enough := max(s.ready.n, s.coming) + sortBatch; s.ready.n < enough && !s.over.Load(); {
-		m := s.arriveLocked()
-		if m == nil {
-			break
-		}
-		s.lineUpLocked(m)
-	}
-	s.round = s.ready.n
-}
-
-const sortBatch = 32
-
-// arriveLocked takes the next message out of the inbox.
-func (s *stream[T]) arriveLocked() *message[T] {
-	a := s.inbox.takeLocked()
-	if a == nil {
-		return nil
-	}
-	m := s.acceptLocked(a)
-	*a = arrival[T]{}
-	return m
-}
-
-// lineUpLocked brings a message out of the inbox to its lane, or further.
-func (s *stream[T]) lineUpLocked(m *message[T]) {
-	first, why := s.joinLocked(m)
-	switch {
-	case why != "": // the resolver was closed: what is bounded doesn't pass through the inbox
-		m.refuse(FailureOrdering, why)
-		s.carry(m)
-	case first && s.turnLocked(m):
-		s.carry(m)
-	}
-}
-
-// joinLocked lines m up in its lane, if it has an order. first says that its turn has come with that.
-func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
-	if !m.ordered {
-		return true, ""
-	}
-	name := s.order.lane(m.key)
-	if s.shared != nil {
-		return s.shared.shard(m.hash).join(name, m.hash, &m.turn)
-	}
-	return s.lanes.join(name, m.hash, &m.turn)
-}
-
-// leaveLocked takes m out of its lane and returns whose turn comes by it.
-func (s *stream[T]) leaveLocked(m *message[T]) *turn {
-	if s.shared != nil {
-		return s.shared.shard(m.hash).leave(&m.turn)
-	}
-	return s.lanes.leave(&m.turn)
-}
-
-// giveUpPlaceLocked takes m out of its lane if it waits there for an earlier message, and says whether it did. In one step:
-// in a shared lane its turn may come at any moment, and then it is turnCame's.
-func (s *stream[T]) giveUpPlaceLocked(m *message[T]) bool {
-	if s.shared != nil {
-		return s.shared.shard(m.hash).giveUp(&m.turn)
-	}
-	return s.lanes.giveUp(&m.turn)
-}
-
-// attend is called by the receiver that has put something into an inbox that nobody will look into.
-func (s *stream[T]) attend() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.sortLocked()
-	if s.ready.n > s.coming {
-		s.startLocked()
-	}
-}
-
 // lineUp gets the starting worker its slot, behind the other streams' that asked before, and its first message.
 // nil: the stream's context has ended, or there is nothing left to do.
 func (c *carrier[T]) lineUp() *message[T] {
@@ -290,81 +196,6 @@ func (s *stream[T]) yieldsLocked() bool {
 		others--
 	}
 	return others > 0
-}
-
-// turnLocked sees to m, whose turn has come: it is queued, or, if the caller must carry it, it will not run.
-func (s *stream[T]) turnLocked(m *message[T]) (carry bool) {
-	switch {
-	case s.over.Load():
-		m.cutShort(s.cutKindLocked())
-		return true
-	case s.isGivenUpLocked(m):
-		m.refuse(FailureOrdering, reasonGivenUp)
-		return true
-	case s.own != nil:
-		s.carriers.Go(func() error { return s.ask(m) })
-	default:
-		s.pushLocked(m)
-	}
-	return false
-}
-
-// turnCame implements turnOwner: the lane's last turn was another stream's, or a direct caller's.
-func (m *message[T]) turnCame() {
-	s := m.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.turnLocked(m) {
-		s.carry(m)
-	}
-	s.startLocked()
-}
-
-// ask gets m's turn from a caller's own resolver, as a carrier of m, and queues m with it.
-func (s *stream[T]) ask(m *message[T]) error {
-	c := &carrier[T]{s: s, m: m}
-	if s.ctx.Err() != nil { // as in attempt: a turn that a cancelled handler left is of no use any more
-		m.cutShort(s.cutKind())
-		return c.run()
-	}
-	release, err := s.askOwn(m)
-	m.release = release
-	if err == nil {
-		s.mu.Lock()
-		over := s.over.Load()
-		if over {
-			m.cutShort(s.cutKindLocked())
-		} else {
-			s.pushLocked(m)
-			s.startLocked()
-		}
-		s.mu.Unlock()
-		if over {
-			return c.run()
-		}
-		return nil
-	}
-	switch {
-	case panicked(err):
-		m.refuse(FailureInternal, err)
-	case s.ctx.Err() != nil:
-		m.refuse(FailureContextCancelled, contextFailure(s.ctx).Err)
-	case s.over.Load(): // the shutdown ended the wait
-		m.cutShort(s.cutKind())
-	default:
-		f := orderFailure(context.Background(), err, m.key)
-		m.refuse(f.Kind, f.Err)
-	}
-	return c.run()
-}
-
-// askOwn calls the resolver.
-func (s *stream[T]) askOwn(m *message[T]) (release ReleaseFunc, err error) {
-	err = isolated(func() (err error) {
-		release, err = s.own.Wait(s.waits, m.key)
-		return err
-	})
-	return release, err
 }
 
 // trimLocked gives memory back when nothing is pending: ten thousand streams may be idle.

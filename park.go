@@ -1,0 +1,58 @@
+package flow
+
+import "time"
+
+// parking is a message's wait for its next try. A timer that fires although it was stopped finds it empty: the message
+// may be another by then. Guarded by stream.mu.
+type parking[T any] struct {
+	m     *message[T]
+	timer *time.Timer
+}
+
+// park lets go of m until its next try is due: it keeps its place in its lane. The worker goes on with another.
+func (c *carrier[T]) park(m *message[T]) *message[T] {
+	s := c.s
+	s.mu.Lock()
+	if s.over.Load() { // no further try; the carrier keeps m to end it
+		m.cutShort(s.cutKindLocked())
+		s.mu.Unlock()
+		return m
+	}
+	s.roundLocked()
+	s.restLocked(m)
+	m.pressured = false
+	if m.delay <= 0 {
+		m.step = stepAttempt
+		s.pushLocked(m)
+	} else {
+		m.state = stateParked
+		p := &parking[T]{m: m}
+		p.timer = time.AfterFunc(m.delay, func() { s.unpark(p) })
+		m.parking = p
+	}
+	next := c.followLocked()
+	s.startLocked()
+	wake := s.roomLocked()
+	s.mu.Unlock()
+	if wake {
+		s.wakeReceiver()
+	}
+	if c.back {
+		next = c.lineUp()
+	}
+	return next
+}
+
+// unpark queues p's message for its next try, unless the sweep was faster.
+func (s *stream[T]) unpark(p *parking[T]) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := p.m
+	if m == nil {
+		return
+	}
+	m.parking = nil
+	m.step = stepAttempt
+	s.pushLocked(m)
+	s.startLocked()
+}
