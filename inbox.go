@@ -129,12 +129,10 @@ func (b *inbox[T]) bypass() {
 	b.direct = true
 }
 
-// idleArrivals is how large a buffer an idle stream keeps; a larger one goes to where all streams of the Flow get theirs.
-const idleArrivals = 16
-
+// trimLocked gives empty buffers to where all streams of the Flow get theirs from.
 func (b *inbox[T]) trimLocked(pool *sync.Pool) {
 	give := func(a **arrivals[T]) {
-		if *a != nil && len((*a).list) == 0 && cap((*a).list) > idleArrivals {
+		if *a != nil && len((*a).list) == 0 {
 			pool.Put(*a)
 			*a = nil
 		}

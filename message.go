@@ -173,10 +173,6 @@ func (s *stream[T]) retireLocked(m *message[T]) {
 	s.free.pushFront(m) // the one that is still in the cache
 }
 
-// idleFree is how many finished messages an idle stream keeps to use again; the others go to where all streams of the
-// Flow get theirs from, and from there to the garbage collector when nobody does.
-const idleFree = 8
-
 // refill takes over what another stream has given up. The pool holds queues by their heads.
 func (q *messageQueue[T]) refill(pool *sync.Pool) {
 	m, _ := pool.Get().(*message[T])

@@ -62,7 +62,9 @@ type stream[T any] struct {
 	round    int             // messages to take before the inbox is sorted again, if rounds
 	coming   int             // workers on their way that hold a slot already
 	starting bool            // a worker is on its way that has yet to get its slot
-	// When it was started, and how much had been taken then: its own to read.
+	// Whether it was started when no other had a slot; else when that was, and how much had been taken then. Its own to
+	// read.
+	startAlone bool
 	startTaken uint64
 	startTime  time.Duration
 	asking     bool // that worker waits for its slot

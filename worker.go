@@ -24,7 +24,9 @@ import (
 // startWorker is the body of a worker that has yet to get its slot.
 func (s *stream[T]) startWorker() error {
 	c := carrier[T]{s: s}
-	s.lookOut()
+	if !s.startAlone {
+		s.lookOut()
+	}
 	c.m = c.lineUp()
 	return c.run()
 }
@@ -100,7 +102,9 @@ func (s *stream[T]) startLocked() {
 			}
 		}
 		s.starting = true
-		s.startTaken, s.startTime = s.taken.Load(), s.clock()
+		if s.startAlone = s.slots == 0; !s.startAlone {
+			s.startTaken, s.startTime = s.taken.Load(), s.clock()
+		}
 		s.carriers.Go(s.startFn)
 	}
 	if !s.attended.Load() {
@@ -198,12 +202,13 @@ func (s *stream[T]) yieldsLocked() bool {
 	return others > 0
 }
 
-// trimLocked gives memory back when nothing is pending: ten thousand streams may be idle.
+// trimLocked gives all memory back when nothing is pending, to where all streams of the Flow get theirs from: ten thousand
+// may be idle.
 func (s *stream[T]) trimLocked() {
 	if s.live != nil || s.pendingLocked() > 0 {
 		return
 	}
-	if s.free.n > idleFree {
+	if s.free.n > 0 {
 		s.free.giveUp(&s.r.messages)
 	}
 	s.inbox.trimLocked(&s.r.arrivals)
