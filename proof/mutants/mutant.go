@@ -111,7 +111,7 @@ func (l *lab) try(ctx context.Context, m mutant) (v verdict, err error) {
 }
 
 // The tests of a mutant may take testTime; what takes longer hangs, which is how many bugs show.
-const testTime = 45 * time.Second
+const testTime = 30 * time.Second
 
 // test builds the tests and runs those that should catch m, up to the first that does.
 func (l *lab) test(ctx context.Context, m mutant) (verdict, error) {
