@@ -1,0 +1,151 @@
+package flow
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Each test here is about two steps that must be one, or must come in this order: what comes between them is too short
+// to be met by chance, so the test holds a lock that one of them takes, or puts the steps one after the other itself.
+
+// The last look into the inbox comes after attended is false: the receiver looks at that after putting something there.
+func TestReceiverCanSeeThatNobodyAttendsBeforeTheLastLookIntoTheInbox(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
+	s := f.receiver.newStream(t.Context(), nil)
+	defer s.cancel(nil)
+	s.attended.Store(true)
+	s.inbox.mu.Lock() // the look has to wait
+	looked := make(chan struct{})
+	go func() {
+		defer close(looked)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.startLocked()
+	}()
+	for end := time.Now().Add(5 * time.Second); s.attended.Load(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Error("the receiver still trusts in a look that may have been")
+			break
+		}
+	}
+	s.inbox.mu.Unlock()
+	<-looked
+}
+
+// A receiver joins those who wait for bytes, and only then looks whether it has to: what is taken off looks for waiters
+// afterwards.
+func TestBytesThatComeFreeAsAReceiverJoinsTheWaitersAreSeen(t *testing.T) {
+	for range 20 {
+		w := newByteWindow(1)
+		w.add(1)
+		space, joined := make(chan struct{}, 1), make(chan bool)
+		w.mu.Lock() // the joining has to wait
+		go func() { joined <- w.join(space) }()
+		for range 100 {
+			runtime.Gosched()
+		}
+		w.sub(1) // nobody is there to be woken yet
+		w.mu.Unlock()
+		if <-joined {
+			t.Fatal("it waits for room that is there")
+		}
+	}
+}
+
+func TestBytesAreCountedBeforeAWorkerCanTakeTheirMessage(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil }, nil, Options{MaxPendingBytes: 10})
+	s := f.receiver.newStream(t.Context(), nil)
+	defer s.cancel(nil)
+	if direct, shut := s.inbox.put(&arrival[string]{seq: 1, size: 3}, s.r); direct || shut {
+		t.Fatal("the inbox takes nothing")
+	}
+	if n := s.r.bytes.bytes.Load(); n != 3 {
+		t.Errorf("a message of 3 bytes lies in the inbox, %d bytes are counted", n)
+	}
+}
+
+// A slot is counted off before it is given back: else whoever gets it makes one more than there are, and HardReject
+// refuses for a slot that is free.
+func TestNoSlotIsCountedTwice(t *testing.T) {
+	const capacity = 2
+	p := NewPressureController(BackpressureOptions{Capacity: capacity})
+	var most atomic.Int64
+	var all sync.WaitGroup
+	for range 4 * capacity {
+		all.Go(func() {
+			for range 20_000 {
+				if !p.try() {
+					runtime.Gosched()
+					continue
+				}
+				if n := p.inUse.Load(); n > most.Load() {
+					most.Store(n)
+				}
+				p.giveBack()
+			}
+		})
+	}
+	all.Wait()
+	if n := most.Load(); n > capacity {
+		t.Errorf("%d slots of %d were in use", n, capacity)
+	}
+}
+
+// ended is a member that notes that it was ended.
+type ended struct{ told atomic.Bool }
+
+func (m *ended) stop(bool)                  { m.told.Store(true) }
+func (m *ended) close()                     { m.told.Store(true) }
+func (m *ended) cut() (int, uint64, string) { return 0, 0, "" }
+
+// To be let in and to be known are one step: who comes as the end begins is refused or ended. The lock is given up and
+// taken back twice, so that who has waited for it longest gets it next: the newcomer, then the end, then the newcomer
+// again if it needs it once more.
+func TestNobodyEntersUnseenByTheEnd(t *testing.T) {
+	for range 20 {
+		c := NewShutdownCoordinator(ShutdownOptions{})
+		m := new(ended)
+		var entered atomic.Bool
+		var all sync.WaitGroup
+		c.mu.Lock()
+		all.Go(func() { entered.Store(c.enter(m)) })
+		time.Sleep(2 * time.Millisecond)
+		all.Go(func() { _ = c.Close() })
+		time.Sleep(2 * time.Millisecond)
+		c.mu.Unlock()
+		c.mu.Lock()
+		time.Sleep(2 * time.Millisecond)
+		c.mu.Unlock()
+		all.Wait()
+		if entered.Load() && !m.told.Load() {
+			t.Fatal("one is under way that the end knows nothing of")
+		}
+	}
+}
+
+// A timer may fire although it is stopped: its message has been brought to its end, and may be another by then.
+func TestTryWhoseStreamEndedAsItCameDueDoesNotCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
+		s := f.receiver.newStream(t.Context(), nil)
+		defer s.cancel(nil)
+		s.mu.Lock()
+		m := s.acceptLocked(&arrival[int]{seq: 1})
+		p := &parking[int]{m: m, timer: time.AfterFunc(time.Hour, func() {})}
+		m.state, m.parking = stateParked, p
+		s.over.Store(true)
+		s.mu.Unlock()
+		if err := s.sweep(); err != nil {
+			t.Error(err)
+		}
+		s.unpark(p)
+		if s.finished != 1 || s.ready.n != 0 {
+			t.Errorf("%d finished and %d to run, want 1 and 0", s.finished, s.ready.n)
+		}
+	})
+}
