@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -123,4 +124,37 @@ func TestEOFAfterAFailureChangesNothing(t *testing.T) {
 		_, err := c.result(t)
 		failureOf(t, err, flow.FailureHandlerError)
 	})
+}
+
+// What decides is whether the stream has ended when the message has its key, through the inbox or on receipt.
+func TestMessageWhoseStreamEndsWhileItsKeyIsAskedForIsNotReceived(t *testing.T) {
+	for name, scope := range map[string]flow.OrderingScope{"through the inbox": flow.ScopeStream, "on receipt": flow.ScopeFlow} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				named, finish := make(chan struct{}), make(chan struct{})
+				f, err := flow.New(func(context.Context, flow.Message[string]) error {
+					<-finish
+					return nil
+				}, func(v string) string {
+					if v == "b1" {
+						<-named
+					}
+					return keyOf(v)
+				}, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: scope}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c := start(t, f, "a1", "b1")
+				_ = f.Close()
+				close(named)
+				synctest.Wait()
+				close(finish)
+				sum, err := c.result(t)
+				failureOf(t, err, flow.FailureShutdown)
+				if conserved(t, sum); sum.Received != 1 || sum.Succeeded != 1 {
+					t.Errorf("Run() = %+v, want the first message only", sum)
+				}
+			})
+		})
+	}
 }
