@@ -103,28 +103,85 @@ func (m *ended) stop(bool)                  { m.told.Store(true) }
 func (m *ended) close()                     { m.told.Store(true) }
 func (m *ended) cut() (int, uint64, string) { return 0, 0, "" }
 
-// To be let in and to be known are one step: who comes as the end begins is refused or ended. The lock is given up and
-// taken back twice, so that who has waited for it longest gets it next: the newcomer, then the end, then the newcomer
-// again if it needs it once more.
+// To be let in and to be known are one step: who comes as the end begins is refused or ended.
 func TestNobodyEntersUnseenByTheEnd(t *testing.T) {
 	for range 20 {
 		c := NewShutdownCoordinator(ShutdownOptions{})
 		m := new(ended)
-		var entered atomic.Bool
-		var all sync.WaitGroup
-		c.mu.Lock()
-		all.Go(func() { entered.Store(c.enter(m)) })
-		time.Sleep(2 * time.Millisecond)
-		all.Go(func() { _ = c.Close() })
-		time.Sleep(2 * time.Millisecond)
-		c.mu.Unlock()
-		c.mu.Lock()
-		time.Sleep(2 * time.Millisecond)
-		c.mu.Unlock()
-		all.Wait()
-		if entered.Load() && !m.told.Load() {
+		var entered bool
+		inTurn(&c.mu, func() { entered = c.enter(m) }, func() { _ = c.Close() })
+		if entered && !m.told.Load() {
 			t.Fatal("one is under way that the end knows nothing of")
 		}
+	}
+}
+
+// inTurn has two functions ask for mu, one after the other, while it is held, and hands it over as long as both run: a
+// mutex for which somebody has waited too long goes to who has waited longest. So if the first takes it twice, the
+// second comes in between.
+func inTurn(mu *sync.Mutex, first, second func()) {
+	const long = 2 * time.Millisecond // more than the millisecond after which sync.Mutex is handed over
+	var both sync.WaitGroup
+	mu.Lock()
+	both.Go(first)
+	time.Sleep(long)
+	both.Go(second)
+	time.Sleep(long)
+	mu.Unlock()
+	mu.Lock() // before the first has woken up: now it has waited too long
+	time.Sleep(long)
+	mu.Unlock()
+	both.Wait()
+}
+
+// A waiter's turn either comes or was given up. The steps that are tried here are those of a sweep and of the one who
+// leaves the lane, which get its lock as in TestNobodyEntersUnseenByTheEnd.
+func TestTurnInASharedLaneIsGivenUpOrComes(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil,
+		Options{Ordering: OrderingOptions{Scope: ScopeFlow}})
+	s := f.receiver.newStream(t.Context(), nil)
+	defer s.cancel(nil)
+	for range 20 {
+		s.mu.Lock()
+		first, second := s.acceptLocked(&arrival[int]{seq: 1, ordered: true}), s.acceptLocked(&arrival[int]{seq: 2, ordered: true})
+		s.joinLocked(first)
+		s.joinLocked(second)
+		shard := s.shared.shard(first.hash)
+		var gaveUp bool
+		var next *turn
+		inTurn(&shard.mu,
+			func() { gaveUp = s.giveUpPlaceLocked(second) },
+			func() { next = shard.leave(&first.turn) })
+		if came := next == &second.turn; came == gaveUp {
+			t.Fatalf("its turn came: %v, and was given up: %v", came, gaveUp)
+		}
+		if next != nil {
+			shard.leave(next)
+		}
+		s.retireLocked(first)
+		s.retireLocked(second)
+		s.mu.Unlock()
+	}
+}
+
+// Whoever sees the stream's context ended can see why.
+func TestReasonIsSetDownBeforeTheContextEnds(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
+	s := f.receiver.newStream(t.Context(), nil)
+	s.mu.Lock() // the reason has to wait
+	failed := make(chan struct{})
+	go func() {
+		defer close(failed)
+		s.close()
+	}()
+	time.Sleep(5 * time.Millisecond)
+	if s.ctx.Err() != nil && s.failure == nil {
+		t.Error("the context has ended and nobody can say why")
+	}
+	s.mu.Unlock()
+	<-failed
+	if s.ctx.Err() == nil {
+		t.Error("the context has not ended")
 	}
 }
 

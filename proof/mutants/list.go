@@ -13,13 +13,13 @@ var orderBugs = []mutant{
 		"lane.go", "	l.tail = t\n	l.n++\n	return false, \"\"", "	l.tail = t\n	l.n++\n	return l.n == 3, \"\""),
 	bug("lane evicted while in use", "KeyedFIFORunsOneMessageOfAKey|ScopeFlow",
 		"lane.go", "(l.hash != hash || l.name != name)", "(l.hash != hash || l.name != name || l.n == 1)"),
-	bug("lane that gives up its middle keeps the tail", "GivesUpItsPlace|ScopeFlowLeavesNothing|Model",
+	bug("lane that gives up its last keeps it as its tail", "PlaceAfterACancelledWaiters|Model",
 		"lane.go", "			l.tail = t.prev\n", "			_ = t.prev\n"),
 	bug("another stream's turn is forgotten", "ScopeFlow",
 		"carry.go", "	if other != nil {\n		other.turnCame()\n	}\n", "	_ = other\n"),
 	bug("a turn that comes to a waiter who gives up is lost", "CancelledWaiterGivesUp|TurnIsNotLost",
 		"order.go", "	case <-ctx.Done():\n		w.release()\n", "	case <-ctx.Done():\n"),
-	bug("a direct caller's turn is released twice", "ReleaseTwice|ReleaseOfAnAdmissionTwice",
+	bug("a direct caller's turn is released twice", "FIFOCalledDirectly",
 		"order.go", "	if w.over.Swap(true) {", "	if w.over.Swap(true) && false {"),
 	bug("retry lets the key go on", "AllAttemptsOfAMessageComeBefore|MessageWaitingForItsNextTry",
 		"carry.go", "	s.roundLocked()\n	s.restLocked(m)\n	m.pressured = false\n", `	s.roundLocked()
@@ -39,7 +39,7 @@ var orderBugs = []mutant{
 		"lane.go", "		if n >= limit {", "		if n > limit {"),
 	bug("key bound off by one", "Model|AdmitRefusesWhenCalled",
 		"lane.go", "l.n-1 >= kc", "l.n-1 > kc"),
-	bug("a message used again remembers the last one's journey", "MaxAttemptsCounts|OnFailure|Model",
+	bug("a message used again remembers the last one's journey", "MaxAttemptsCounts|ReplayingTheEvents|Model",
 		"message.go", "	m.journey = journey[T]{}\n", ""),
 }
 
@@ -51,13 +51,13 @@ var slotBugs = []mutant{
 		"carry.go", "		again := *c\n", "		again := carrier[T]{s: c.s, m: c.m}\n"),
 	bug("panic not recovered", "WedgesNothing",
 		"carry.go", "		if v := recover(); v != nil {", "		if v := any(nil); v != nil {"),
-	bug("slot leaked when cancel races admit", "Admi|Close",
+	bug("slot leaked when cancel races admit", "TurnThatComesAfterClose",
 		"gate.go", "	if !a.run() {\n		a.giveBack()\n", "	if !a.run() {\n"),
-	bug("slot leaked when a worker comes too late", "Model|Capacity|Stress",
+	bug("slot leaked when a worker comes too late", "SlotThatComesTooLate",
 		"worker.go", "	} else {\n		s.slots--\n		s.r.gate.pressure.giveBack()\n	}\n", "	}\n"),
 	bug("slot released twice", "ReleaseOfAnAdmissionTwice",
 		"gate.go", "	if over {\n		return\n	}\n	a.giveBack()", "	_ = over\n	a.giveBack()"),
-	bug("slot counted until after its release", "HardReject|Stress|Model",
+	bug("slot counted until after its release", "NoSlotIsCountedTwice",
 		"pressure.go", "		p.inUse.Add(-1) // before the release: whoever gets the slot must not see it counted twice\n		p.slots.Release(1)\n",
 		"		p.slots.Release(1)\n		p.inUse.Add(-1)\n"),
 	bug("retry holds its slot", "WaitingForTheNextTryHoldsNoSlot|MessageWaitingForItsNextTry",
@@ -69,23 +69,21 @@ var slotBugs = []mutant{
 	bug("a place in the queue is kept by a stream that ended", "PlaceInTheQueueIsFreeAgain",
 		"stream.go", "	s.r.gate.pressure.lack(-max(0, s.ready.n-s.coming))\n", ""),
 	bug("window bound off by one", "StreamIsReadUpToMaxPendingAhead",
-		"window.go", "		case pending >= uint64(s.r.maxPending):", "		case pending > uint64(s.r.maxPending):"),
+		"window.go", "min(uint64(s.r.maxPending)-pending, ", "min(uint64(s.r.maxPending)-pending+1, "),
 	bug("an execution under a soft policy is counted for ever", "SoftAllow|Pressure",
 		"carry.go", "	m.state = stateHeld\n	s.r.gate.pressure.end()\n", "	m.state = stateHeld\n"),
 	bug("no worker yields to another stream", "Delays|ShareCapacity",
 		"worker.go", "	return others > 0\n", "	return others < 0\n"),
-	bug("a message is counted before its slot is free", "NothingIsInFlightOnceRun|Stats|Stress",
-		"carry.go", "	if c.slot {\n		s.restLocked(m)\n	}\n	s.finished++\n", "	if c.slot {\n		defer s.restLocked(m)\n	}\n	s.finished++\n	s.checkDoneLocked()\n"),
 }
 
 // wakeBugs leave somebody asleep.
 var wakeBugs = []mutant{
-	bug("lost wakeup on the last message", "Stress|Model|OneMessageInFlight",
+	bug("lost wakeup on the last message", "ReceiverCanSeeThatNobodyAttends",
 		"worker.go", "			s.attended.Store(false)\n			if s.inbox.emptyLocked() {\n				return\n			}\n",
 		"			if s.inbox.emptyLocked() {\n				s.attended.Store(false)\n				return\n			}\n"),
-	bug("nobody attends to the inbox", "Run|Model",
+	bug("nobody attends to the inbox", "KeyedFIFORunsOneMessageOfAKey|Model",
 		"receive.go", "			if !s.attended.Load() {\n				s.attend()\n			}\n			return true", "			if in.seq == 1 && !s.attended.Load() {\n				s.attend()\n			}\n			return true"),
-	bug("the end of the input is not looked at", "StreamWithoutMessages|RunReturnsWhenAll",
+	bug("the end of the input is not looked at", "StreamWithoutMessagesIsNil",
 		"receive.go", "		s.input = true\n		s.checkDoneLocked()\n", "		s.input = true\n"),
 	bug("the last finish is not looked at", "RunReturnsWhenAll",
 		"carry.go", "	wake := s.roomLocked()\n	s.checkDoneLocked()\n", "	wake := s.roomLocked()\n"),
@@ -93,7 +91,7 @@ var wakeBugs = []mutant{
 		"carry.go", "	wake := s.roomLocked()\n	s.checkDoneLocked()\n	s.mu.Unlock()\n	if wake {", "	wake := s.roomLocked()\n	s.checkDoneLocked()\n	s.mu.Unlock()\n	if wake && false {"),
 	bug("a worker that yields does not line up again", "ShareCapacity|Delays",
 		"carry.go", "	if c.back {\n		m = c.lineUp()\n	}\n", ""),
-	bug("bytes are looked at before joining those who wait", "Bytes|OneStreamsFinish|Model|Stress",
+	bug("bytes are looked at before joining those who wait", "BytesThatComeFreeAsAReceiver",
 		"window.go", `	w.mu.Lock()
 	w.waiters[space] = struct{}{}
 	w.waits.Store(int64(len(w.waiters)))
@@ -108,7 +106,7 @@ var wakeBugs = []mutant{
 `),
 	bug("bytes that come free wake nobody", "OneStreamsFinishLetsAnother",
 		"window.go", "	if w.bytes.Add(-n) >= w.limit || w.waits.Load() == 0 {", "	if w.bytes.Add(-n) >= 0 {"),
-	bug("a due try is queued and nobody comes", "BackoffIsTheDelay|NextTry",
+	bug("a due try is queued and nobody comes", "BackoffIsTheDelay",
 		"carry.go", "	m.step = stepAttempt\n	s.pushLocked(m)\n	s.startLocked()\n", "	m.step = stepAttempt\n	s.pushLocked(m)\n"),
 }
 
@@ -120,7 +118,7 @@ var endBugs = []mutant{
 		"stream.go", "		sum.Committed = sum.Unsettled[0] - 1\n", "		sum.Committed = sum.Unsettled[0]\n"),
 	bug("drain that cancels", "DrainRunsAll",
 		"stream.go", "	if !drain && !s.isDone {", "	if !s.isDone {"),
-	bug("shutdown that misses a starting stream", "WhileStreamsStart|Stress|NewStreams",
+	bug("shutdown that misses a starting stream", "NobodyEntersUnseen",
 		"shutdown.go", "	defer c.mu.Unlock()\n	if c.closing {\n		return false\n	}\n	c.comers++\n", `	closing := c.closing
 	c.mu.Unlock()
 	if closing {
@@ -130,33 +128,33 @@ var endBugs = []mutant{
 	defer c.mu.Unlock()
 	c.comers++
 `),
-	bug("the last to leave does not tell the shutdown", "Drain|Shutdown",
+	bug("the last to leave does not tell the shutdown", "TestDrainRunsAll|TestShutdown",
 		"shutdown.go", "	delete(c.members, m)\n	if c.closing && len(c.members) == 0 {", "	delete(c.members, m)\n	if c.closing && len(c.members) == 1 {"),
 	bug("a shutdown reads on", "ShutdownReadsStreamsNoFurther",
 		"stream.go", "	s.closed.Store(true)\n	s.inbox.close()\n	s.stopping, s.draining = true, drain\n", "	s.stopping, s.draining = true, drain\n"),
-	bug("a shutdown waits for a silent client", "ShutdownReadsStreamsNoFurther|Shutdown",
+	bug("a shutdown waits for a silent client", "TestShutdownReadsStreamsNoFurther|TestShutdown",
 		"stream.go", "	if (s.input || s.stopping || s.over.Load()) && !s.isDone", "	if (s.input || s.over.Load()) && !s.isDone"),
 	bug("header not sent", "HeaderIsSent",
 		"carry.go", "	if s.header != nil {", "	if s.header != nil && m.seq > 1<<40 {"),
 	bug("header sent after the first message", "HeaderIsSent",
-		"carry.go", "	m.attempts++\n	err := s.r.engine", "	if s.header != nil {\n		defer s.header()\n	}\n	m.attempts++\n	err := s.r.engine"),
-	bug("recv called after its error", "FirstErrorOfRecv|Recv|Model",
+		"carry.go", "		s.header()\n	}\n	m.attempts++\n", "		defer s.header()\n	}\n	m.attempts++\n"),
+	bug("recv called after its error", "FirstErrorOfRecv|StreamWithoutMessagesIsNil",
 		"receive.go", "			in.ended(err)\n			break\n", "			in.ended(err)\n			continue\n"),
-	bug("a message received after the end", "Model|Stress|Shutdown",
+	bug("a message received after the end", "WhileItsKeyIsAskedFor",
 		"inbox.go", "	if b.shut {\n		return false\n	}\n	b.received++\n", "	b.received++\n"),
 	bug("a handler starts on a dead context", "NoHandlerStarts",
 		"carry.go", "	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one", "	if s.ctx == nil {"),
-	bug("the context ends before its cause is known", "FailureCancelsTheOther|Failure|Model",
+	bug("the context ends before its cause is known", "ReasonIsSetDown",
 		"stream.go", "	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n", "	s.cancel(f)\n	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n"),
 	bug("a waiting try is forgotten at the end", "WaitForTheNextTryIsCutShort|CutsATrysWait",
 		"stream.go", "		case m.state == stateParked:", "		case m.state == stateParked && m.parking == nil:"),
-	bug("a try whose timer was stopped comes all the same", "NextTry|Model|Stress",
+	bug("a try whose timer was stopped comes all the same", "TryWhoseStreamEnded",
 		"stream.go", "			m.parking.m, m.parking = nil, nil\n", "			m.parking = nil\n"),
 	bug("what lies in the inbox is forgotten at the end", "Dropped|Model",
 		"stream.go", "	for m := s.arriveLocked(); m != nil; m = s.arriveLocked() {\n		m.cutShort(kind)\n", "	for m := s.arriveLocked(); m != nil && false; m = s.arriveLocked() {\n		m.cutShort(kind)\n"),
 	bug("a Goexit ends its carrier", "EverythingMayExit",
 		"carry.go", "		c.s.carriers.Go(again.run)\n", "		_ = again\n"),
-	bug("a failure waits for a silent client", "RunReturnsAtOnceWhen",
+	bug("a failure waits for a silent client", "RunReturnsWhenItsContextEnds",
 		"stream.go", "		s.overLocked()\n		s.checkDoneLocked()\n	}\n	s.mu.Unlock()\n	if first {", "		s.overLocked()\n	}\n	s.mu.Unlock()\n	if first {"),
 	bug("the shutdown's end of a wait for a resolver is missed", "ShutdownEndsTheWaitForAnOwn",
 		"stream.go", "	if s.endWaits != nil {\n		s.endWaits()\n	}\n	s.carriers", "	s.carriers"),
@@ -166,7 +164,7 @@ var endBugs = []mutant{
 
 // onceBugs were in the library.
 var onceBugs = []mutant{
-	bug("once: two-step giveUp of a shared lane", "Stress|Model|ScopeFlow",
+	bug("once: two-step giveUp of a shared lane", "TurnInASharedLane",
 		"worker.go", "		return s.shared.shard(m.hash).giveUp(&m.turn)\n", `		sh := s.shared.shard(m.hash)
 		sh.mu.Lock()
 		waits := m.lane != nil && m.lane.head != &m.turn
@@ -176,11 +174,11 @@ var onceBugs = []mutant{
 		}
 		return waits
 `),
-	bug("once: Admit let in after Close", "Close|Shutdown|Admi",
+	bug("once: Admit let in after Close", "TurnThatComesAfterClose",
 		"gate.go", "	a.running = !a.refused\n	return a.running\n", "	a.running = true\n	return true\n"),
 	bug("once: ready messages taken after the stream is over", "NothingIsTakenOnce",
 		"worker.go", "return s.ready.n > s.coming && !s.over.Load() }", "return s.ready.n > s.coming }"),
-	{name: "once: bytes counted after put", run: "Bytes|Stress", edits: []edit{
+	{name: "once: bytes counted after put", run: "BytesAreCountedBefore", edits: []edit{
 		{"inbox.go", "		if a.size > 0 {\n			r.bytes.add(a.size)\n		}\n", ""},
 		{"receive.go", "		if !direct {\n			in.seq++\n", "		if !direct {\n			in.seq++\n			if in.at.size > 0 {\n				s.r.bytes.add(in.at.size)\n			}\n"},
 	}},
