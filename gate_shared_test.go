@@ -163,6 +163,52 @@ func TestCloseRefusesCallersWhoWait(t *testing.T) {
 	})
 }
 
+// A resolver's turn may come just as Close ends the wait for it.
+func TestTurnThatComesAfterCloseLetsNobodyInAndHoldsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := flow.NewShutdownCoordinator(flow.ShutdownOptions{})
+		p := flow.NewPressureController(flow.BackpressureOptions{Capacity: 1})
+		turn, released := make(chan struct{}), 0
+		g := flow.NewGate(resolverFunc(func(context.Context, string) (flow.ReleaseFunc, error) {
+			<-turn
+			return func() { released++ }, nil
+		}), p, c)
+		a := admit(t, g, "a")
+		_ = c.Close()
+		wantWaits(t, a)
+		close(turn)
+		wantRefused(t, a, flow.FailureShutdown)
+		if released != 1 {
+			t.Errorf("the turn was released %d times, want once", released)
+		}
+		wantIn(t, ask(t, p.Acquire))
+		if err := c.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A worker waits for a second slot; meanwhile the first one's takes what it was to run.
+func TestSlotThatComesTooLateIsGivenBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := flow.NewPressureController(flow.BackpressureOptions{Capacity: 2})
+		s := newStage()
+		other := ask(t, p.Acquire)
+		r := flow.NewReceiver(flow.NewGate(nil, p, nil), flow.NewEngine(s.handle, flow.RetryOptions{}))
+		c := receive(t, r, keyOf, "1", "2")
+		wantNow(t, s, "1")
+		s.finish(t, "1")
+		wantNow(t, s, "2")
+		other.adm.Release()
+		wantIn(t, ask(t, p.Acquire)) // the stream needs one only
+		c.End()
+		s.finishAll(t)
+		if _, err := c.result(t); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestCoordinatorEndsAllItsGates(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c := flow.NewShutdownCoordinator(flow.ShutdownOptions{})

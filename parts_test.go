@@ -89,6 +89,21 @@ func TestCancelledWaiterGivesUpItsPlaceInTheOrder(t *testing.T) {
 	})
 }
 
+func TestPlaceAfterACancelledWaitersIsThatAfterTheOneBefore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := flow.NewFIFO(flow.OrderingOptions{})
+		first, second, last := wait(t, r, ""), wait(t, r, ""), wait(t, r, "")
+		last.cancel(nil)
+		wantRefused(t, last.caller, flow.FailureContextCancelled)
+		third := wait(t, r, "")
+		first.release()
+		wantIn(t, second.caller)
+		wantWaits(t, third.caller)
+		second.release()
+		wantIn(t, third.caller)
+	})
+}
+
 // The turn comes and the context ends at once: whichever the waiter sees, the turn is not lost.
 func TestTurnIsNotLostWhenItsWaiterIsCancelledAsItComes(t *testing.T) {
 	bubble(t, func(t *testing.T) {

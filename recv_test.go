@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -123,4 +124,78 @@ func TestEOFAfterAFailureChangesNothing(t *testing.T) {
 		_, err := c.result(t)
 		failureOf(t, err, flow.FailureHandlerError)
 	})
+}
+
+// What decides is whether the stream has ended when the message has its key, whichever way it goes then.
+func TestMessageWhoseStreamEndsWhileItsKeyIsAskedForIsNotReceived(t *testing.T) {
+	for name, c := range map[string]struct {
+		scope  flow.OrderingScope
+		panics bool
+	}{
+		"through the inbox": {}, "on receipt": {scope: flow.ScopeFlow}, "without a key": {panics: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				named, finish := make(chan struct{}), make(chan struct{})
+				f, err := flow.New(func(context.Context, flow.Message[string]) error {
+					<-finish
+					return nil
+				}, func(v string) string {
+					if v == "b1" {
+						<-named
+						if c.panics {
+							panic("key")
+						}
+					}
+					return keyOf(v)
+				}, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: c.scope}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				run := start(t, f, "a1", "b1")
+				_ = f.Close()
+				close(named)
+				synctest.Wait()
+				close(finish)
+				sum, err := run.result(t)
+				failureOf(t, err, flow.FailureShutdown)
+				if conserved(t, sum); sum.Received != 1 || sum.Succeeded != 1 {
+					t.Errorf("Run() = %+v, want the first message only", sum)
+				}
+			})
+		})
+	}
+}
+
+func TestRecvIsNotCalledAgainAfterItsFirstError(t *testing.T) {
+	for name, last := range map[string]error{"EOF": io.EOF, "failure": errHandler} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s, calls := newStage(), 0
+				f := mustNew(t, s.handle, flow.Options{})
+				ctx, cancel := context.WithCancel(context.Background())
+				run := begin(t, func(context.Context, func() (string, error)) (flow.Summary, error) {
+					return f.Run(ctx, func() (string, error) {
+						switch calls++; calls {
+						case 1:
+							return "a1", nil
+						case 2:
+							return "", last
+						}
+						<-ctx.Done()
+						return "", io.EOF
+					})
+				})
+				s.finishAll(t)
+				if _, err := run.result(t); (err == nil) != (last == io.EOF) {
+					t.Errorf("Run() = %v after %v", err, last)
+				}
+				cancel()
+				synctest.Wait()
+				if calls != 2 {
+					t.Errorf("recv was called %d times, want 2", calls)
+				}
+			})
+		})
+	}
 }
