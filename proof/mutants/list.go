@@ -8,7 +8,7 @@ var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, onceBugs)
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
 	bug("no ordering wait", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
-		"worker.go", "	if !m.ordered {", "	if m.ordered = false; !m.ordered {"),
+		"turns.go", "	if !m.ordered {", "	if m.ordered = false; !m.ordered {"),
 	bug("two runners on one lane", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
 		"lane.go", "	l.tail = t\n	l.n++\n	return false, \"\"", "	l.tail = t\n	l.n++\n	return l.n == 3, \"\""),
 	bug("lane evicted while in use", "KeyedFIFORunsOneMessageOfAKey|ScopeFlow",
@@ -22,7 +22,7 @@ var orderBugs = []mutant{
 	bug("a direct caller's turn is released twice", "FIFOCalledDirectly",
 		"order.go", "	if w.over.Swap(true) {", "	if w.over.Swap(true) && false {"),
 	bug("retry lets the key go on", "AllAttemptsOfAMessageComeBefore|MessageWaitingForItsNextTry",
-		"carry.go", "	s.roundLocked()\n	s.restLocked(m)\n	m.pressured = false\n", `	s.roundLocked()
+		"park.go", "	s.roundLocked()\n	s.restLocked(m)\n	m.pressured = false\n", `	s.roundLocked()
 	s.restLocked(m)
 	m.pressured = false
 	if m.lane != nil {
@@ -107,7 +107,7 @@ var wakeBugs = []mutant{
 	bug("bytes that come free wake nobody", "OneStreamsFinishLetsAnother",
 		"window.go", "	if w.bytes.Add(-n) >= w.limit || w.waits.Load() == 0 {", "	if w.bytes.Add(-n) >= 0 {"),
 	bug("a due try is queued and nobody comes", "BackoffIsTheDelay",
-		"carry.go", "	m.step = stepAttempt\n	s.pushLocked(m)\n	s.startLocked()\n", "	m.step = stepAttempt\n	s.pushLocked(m)\n"),
+		"park.go", "	m.step = stepAttempt\n	s.pushLocked(m)\n	s.startLocked()\n", "	m.step = stepAttempt\n	s.pushLocked(m)\n"),
 }
 
 // endBugs end a stream, or the Flow, in the wrong way.
@@ -135,9 +135,9 @@ var endBugs = []mutant{
 	bug("a shutdown waits for a silent client", "TestShutdownReadsStreamsNoFurther|TestShutdown",
 		"stream.go", "	if (s.input || s.stopping || s.over.Load()) && !s.isDone", "	if (s.input || s.over.Load()) && !s.isDone"),
 	bug("header not sent", "HeaderIsSent",
-		"carry.go", "	if s.header != nil {", "	if s.header != nil && m.seq > 1<<40 {"),
+		"carry.go", "	if s.header != nil && s.ctx.Err() == nil {", "	if s.header != nil && m.seq > 1<<40 {"),
 	bug("header sent after the first message", "HeaderIsSent",
-		"carry.go", "		s.header()\n	}\n	m.attempts++\n", "		defer s.header()\n	}\n	m.attempts++\n"),
+		"carry.go", "		s.header()\n	}\n", "		defer s.header()\n	}\n"),
 	bug("recv called after its error", "RecvIsNotCalledAgain",
 		"receive.go", "			in.ended(err)\n			break\n", "			in.ended(err)\n			continue\n"),
 	bug("a message received after the end", "WhileItsKeyIsAskedFor",
@@ -165,7 +165,7 @@ var endBugs = []mutant{
 // onceBugs were in the library.
 var onceBugs = []mutant{
 	bug("once: two-step giveUp of a shared lane", "TurnInASharedLane",
-		"worker.go", "		return s.shared.shard(m.hash).giveUp(&m.turn)\n", `		sh := s.shared.shard(m.hash)
+		"turns.go", "		return s.shared.shard(m.hash).giveUp(&m.turn)\n", `		sh := s.shared.shard(m.hash)
 		sh.mu.Lock()
 		waits := m.lane != nil && m.lane.head != &m.turn
 		sh.mu.Unlock()
@@ -185,7 +185,7 @@ var onceBugs = []mutant{
 	bug("once: roomLocked not asked in arrive", "ReceiverReadsOn",
 		"worker.go", "	if s.roomLocked() { // this may have been the last that was ready\n		s.wakeReceiver()\n	}\n", ""),
 	bug("once: a key waits until an earlier one's lane is empty", "AKeyThatComesLater|KeyWithEndless",
-		"worker.go", "	if s.rounds && s.round <= 0 {", "	if s.rounds && s.ready.n == 0 {"),
+		"turns.go", "	if s.rounds && s.round <= 0 {", "	if s.rounds && s.ready.n == 0 {"),
 	bug("once: a Goexit in OnFailure on receipt taken for one in recv", "CrashOfOnFailureOnReceipt",
 		"receive.go", "	case in.reads:\n", "	case in.reads || !in.asks:\n"),
 	bug("once: a Shutdown returns before another has counted", "AllShutdownsReturn",
