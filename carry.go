@@ -109,6 +109,7 @@ func (s *stream[T]) attempt(m *message[T]) {
 		m.cutShort(s.cutKind())
 		return
 	}
+	var began time.Duration
 	if s.r.observer != nil {
 		if m.attempts == 0 {
 			m.waited = s.clock() - m.received
@@ -117,7 +118,8 @@ func (s *stream[T]) attempt(m *message[T]) {
 			s.tell(m, EventPressure)
 		}
 		s.tell(m, EventAttempt)
-		m.took = s.clock()
+		began = s.clock()
+		m.began.Store(int64(began) + 1)
 	}
 	if s.header != nil {
 		s.header()
@@ -127,7 +129,7 @@ func (s *stream[T]) attempt(m *message[T]) {
 		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
 	})
 	if s.r.observer != nil {
-		m.took = s.clock() - m.took
+		m.took = s.clock() - began
 	}
 	if err == nil {
 		m.outcome, m.step = succeeded, stepSuccess
@@ -316,6 +318,8 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 	s.roundLocked()
 	s.restLocked(m)
 	m.pressured = false
+	m.tried = m.attempts
+	m.began.Store(0)
 	if m.delay <= 0 {
 		m.step = stepAttempt
 		s.pushLocked(m)
