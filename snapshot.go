@@ -52,10 +52,10 @@ type RunningMessage struct {
 // that run longest, n of each at most; with n <= 0 it names none. Nothing is kept up to date for it, so that a Flow at
 // which nobody looks pays nothing.
 //
-// Its cost grows with the messages pending: about 50 ns for each that waits, with their keys' names gathered in a table.
-// One lock is held at a time, a stream's, for about 5 ns for each of its pending messages: with the default MaxPending,
-// that stream stands still for a few microseconds. Streams are looked at one after the other, so that the numbers of
-// two of them may be a moment apart.
+// Its cost grows with the messages pending and their keys: 1,000 of them take 0.2 ms, 100,000 of 1,024 keys 6 ms. One lock
+// is held at a time, a stream's, while what it has pending is copied; keys are gathered and sorted without it. A busy
+// stream that is looked at ten times a second is no slower for it (BenchmarkRunWatched). Streams are looked at one after
+// the other, so that the numbers of two of them may be a moment apart.
 func (f *Flow[T]) Snapshot(n int) Snapshot { return f.receiver.snapshot(n) }
 
 // census is a Snapshot in the making.
