@@ -1,5 +1,7 @@
 package flow
 
+import "time"
+
 // carrier is a goroutine that brings messages of one stream to their end, one after the other. With a slot it is a
 // worker and takes its messages from the ready queue; without one it only handles what will not run: drops, refusals,
 // given-up keys. User code runs in carriers and may panic or call runtime.Goexit at any step: a panic is recovered in
@@ -110,6 +112,7 @@ func (s *stream[T]) attempt(m *message[T]) {
 		m.cutShort(s.cutKind())
 		return
 	}
+	var began time.Duration
 	if s.r.observer != nil {
 		if m.attempts == 0 {
 			m.waited = s.clock() - m.received
@@ -118,14 +121,15 @@ func (s *stream[T]) attempt(m *message[T]) {
 			s.tell(m, EventPressure)
 		}
 		s.tell(m, EventAttempt)
-		m.took = s.clock()
+		began = s.clock()
+		m.began.Store(int64(began) + 1)
 	}
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{
 		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
 	})
 	if s.r.observer != nil {
-		m.took = s.clock() - m.took
+		m.took = s.clock() - began
 	}
 	if err == nil {
 		m.outcome, m.step = succeeded, stepSuccess

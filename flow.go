@@ -187,7 +187,7 @@ func (f *Flow[T]) Shutdown(ctx context.Context) error { return f.shutdown.Shutdo
 func (f *Flow[T]) Close() error { return f.shutdown.Close() }
 
 // Stats is a live snapshot. Its cost grows with the messages pending; nothing is kept up to date for it.
-func (f *Flow[T]) Stats() Stats { return f.receiver.stats() }
+func (f *Flow[T]) Stats() Stats { return f.receiver.snapshot(0).Stats }
 
 // Summary counts what became of the messages of a stream (or, in [Stats], of all streams).
 // Received = Succeeded + Failed + Rejected + Dropped, always.

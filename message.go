@@ -2,6 +2,7 @@ package flow
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,6 +34,10 @@ type journey[T any] struct {
 	unkeyed   bool // its key function panicked
 	pressured bool
 	state     state // guarded by stream.mu
+
+	// For a Snapshot, which looks at a message while a worker has it.
+	tried int          // attempts before the one it is queued for or in; guarded by stream.mu
+	began atomic.Int64 // when the attempt began, since the stream's start, plus 1; 0: not known. Kept for the Observer
 
 	fault   *Failure      // what failed; kept from the attempt to the telling
 	delay   time.Duration // before the next attempt

@@ -21,6 +21,8 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 	s.roundLocked()
 	s.restLocked(m)
 	m.pressured = false
+	m.tried = m.attempts
+	m.began.Store(0)
 	if m.delay <= 0 {
 		m.step = stepAttempt
 		s.pushLocked(m)

@@ -167,25 +167,3 @@ func (s *Summary) add(o Summary) {
 	s.Retried += o.Retried
 	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped
 }
-
-// stats looks at every stream and every pending message: its cost grows with those, and each lock is held for the few
-// messages that it guards. Nothing is kept up to date for it.
-func (r *Receiver[T]) stats() Stats {
-	r.mu.Lock() // a stream that ends waits meanwhile, and so is counted once
-	defer r.mu.Unlock()
-	st := Stats{Streams: len(r.streams), Total: r.total}
-	keys := make(map[string]struct{})
-	for s := range r.streams {
-		s.mu.Lock()
-		for m := s.live; m != nil; m = m.nextLive {
-			keys[m.key] = struct{}{}
-		}
-		s.inbox.visitLocked(func(a *arrival[T]) { keys[a.key] = struct{}{} })
-		st.InFlight += s.running
-		st.Waiting += int(s.pendingLocked()) - s.running
-		st.Total.add(s.counts)
-		s.mu.Unlock()
-	}
-	st.ActiveKeys = len(keys)
-	return st
-}
