@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"example.com/flow"
@@ -59,7 +61,10 @@ func (s *service) StreamingInputCall(stream grpc.ClientStreamingServer[request, 
 	if err != nil {
 		return err
 	}
-	v, _ := s.records.Load(id)
+	v, ok := s.records.Load(id)
+	if !ok { // the client went away before its stream came to this method
+		return status.Error(codes.Canceled, "its client went away before it began")
+	}
 	r := v.(*record)
 	r.mu.Lock()
 	r.begun = true
