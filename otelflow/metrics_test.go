@@ -39,7 +39,7 @@ func collect(t *testing.T, reader sdk.Reader) (points map[string]float64, all me
 	text := func(name string, set attribute.Set) string {
 		var parts []string
 		for _, kv := range set.ToSlice() {
-			parts = append(parts, fmt.Sprintf("%s=%s", kv.Key, kv.Value.Emit()))
+			parts = append(parts, fmt.Sprintf("%s=%s", kv.Key, kv.Value.String()))
 		}
 		slices.Sort(parts)
 		return name + "{" + strings.Join(parts, ",") + "}"

@@ -26,7 +26,7 @@ import (
 func attributes(s tracetest.SpanStub) []string {
 	var all []string
 	for _, kv := range s.Attributes {
-		all = append(all, fmt.Sprintf("%s=%s", kv.Key, kv.Value.Emit()))
+		all = append(all, fmt.Sprintf("%s=%s", kv.Key, kv.Value.String()))
 	}
 	slices.Sort(all)
 	return all

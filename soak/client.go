@@ -97,7 +97,7 @@ func (c *clients) stream(i int) {
 		defer time.AfterFunc(life/2, cancel).Stop()
 	}
 	p := &pen{k: k, cfg: c.cfg, size: sizeOf(k)}
-	for end := time.Now().Add(life); time.Now().Before(end) && !(k == silent && p.seq >= 5); {
+	for end := time.Now().Add(life); time.Now().Before(end) && (k != silent || p.seq < 5); {
 		due := p.pause(ctx, c.w.start)
 		l := p.write(due)
 		before := time.Now()

@@ -31,8 +31,8 @@ func main() {
 	short := flag.Bool("short", false, "fewer random scripts for each mutant")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	survivors, err := hunt(ctx, *pattern, max(1, *jobs), *short)
+	stop()
 	switch {
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "mutants:", err)
