@@ -1,0 +1,392 @@
+package flowdebug_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/flow"
+	"example.com/flow/flowdebug"
+	"example.com/flow/flowtest"
+)
+
+const hostile = `<img src=x onerror="alert(1)">`
+
+// document is of the JSON form what is looked at here.
+type document struct {
+	Flows []struct {
+		Flow     string
+		Observed bool
+		InFlight int
+		Capacity int
+		Streams  []struct{ ID, Received, Pending, Committed uint64 }
+		Keys     []struct {
+			Key     string
+			Waiting int
+			Running bool
+			Age     float64
+		}
+		Running []struct {
+			Seq uint64
+			Key string
+			Age float64
+		}
+		Failures []struct {
+			Ago              float64
+			Seq              uint64
+			Key, Kind, Error string
+			Settled          bool
+		}
+		FailuresSoFar int
+		History       *struct {
+			Finished, Failed                           []int
+			WaitMean, WaitMax, HandlerMean, HandlerMax []float64
+		}
+	}
+}
+
+// ask is one request to page.
+func ask(page http.Handler, method, target string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, "/debug/flow/"+target, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	page.ServeHTTP(w, r)
+	return w
+}
+
+func read(t testing.TB, page http.Handler, target string) document {
+	t.Helper()
+	var d document
+	w := ask(page, http.MethodGet, target)
+	if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil || w.Code != http.StatusOK {
+		t.Fatalf("%q answers %d: %v\n%s", target, w.Code, err, w.Body)
+	}
+	return d
+}
+
+// shown is a page with the Flow "uploads" of capacity 2, whose messages "a: …" run for a second and whose others for
+// none. "bad" fails and is skipped. The key is what stands before the colon.
+func shown(t testing.TB, values ...string) (*flowdebug.Page, *flowtest.Source[string]) {
+	t.Helper()
+	page := flowdebug.New()
+	f, err := flow.New(func(ctx context.Context, m flow.Message[string]) error {
+		switch m.Key {
+		case "a":
+			time.Sleep(time.Second)
+		case "bad", hostile:
+			return errors.New("no good: " + m.Value)
+		}
+		return nil
+	}, func(v string) string { k, _, _ := strings.Cut(v, ":"); return k }, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		Backpressure: flow.BackpressureOptions{Capacity: 2},
+		OnFailure:    func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+		Observer:     page.Observer("uploads"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page.Add("uploads", f)
+	source := flowtest.NewSource(t, values...)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = f.Run(context.Background(), source.Recv)
+	}()
+	t.Cleanup(func() { source.End(); <-done })
+	synctest.Wait()
+	return page, source
+}
+
+func TestJSONSaysWhatIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, _ := shown(t, "a:1", "a:2", "a:3", "b:1")
+		time.Sleep(700 * time.Millisecond)
+		d := read(t, page, "?format=json")
+		if len(d.Flows) != 1 {
+			t.Fatalf("document is %+v", d)
+		}
+		f := d.Flows[0]
+		if f.Flow != "uploads" || !f.Observed || f.InFlight != 1 || f.Capacity != 2 ||
+			len(f.Streams) != 1 || f.Streams[0].Received != 4 || f.Streams[0].Pending != 3 {
+			t.Errorf("flow is %+v", f)
+		}
+		if len(f.Keys) != 1 || f.Keys[0].Key != "a" || f.Keys[0].Waiting != 2 || f.Keys[0].Age != 0.7 {
+			t.Errorf("keys are %+v", f.Keys)
+		}
+		if len(f.Running) != 1 || f.Running[0].Seq != 1 || f.Running[0].Age != 0.7 {
+			t.Errorf("running are %+v", f.Running)
+		}
+	})
+}
+
+func TestHistoryHasASlotForEachSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, source := shown(t, "a:1", "b:1", "b:2", "bad:1")
+		time.Sleep(1100 * time.Millisecond)
+		h := read(t, page, "?format=json").Flows[0].History
+		at := len(h.Finished) - 1
+		if at+1 != 180 || h.Finished[at] != 3 || h.Failed[at] != 1 || h.HandlerMax[at] != 0 {
+			t.Errorf("in the first second %d finished, %d failed", h.Finished[at], h.Failed[at])
+		}
+		source.Send("a:2", "a:3")
+		time.Sleep(3 * time.Second) // until 4.1
+		h = read(t, page, "?format=json").Flows[0].History
+		// a:1 ended at 1 s, a:2 at 2.1, a:3 at 3.1, when it had waited for a second.
+		if got := fmt.Sprint(h.Finished[at-4:], h.HandlerMean[at-3:], h.WaitMax[at-3:], h.WaitMean[at-3:]); got !=
+			"[0 3 1 1 1] [0 1 1 1] [0 0 1 0] [0 0 1 0]" {
+			t.Errorf("history is %s", got)
+		}
+		time.Sleep(10 * time.Minute)
+		h = read(t, page, "?format=json").Flows[0].History
+		for i, n := range h.Finished {
+			if n != 0 || h.HandlerMax[i] != 0 {
+				t.Fatalf("after ten minutes, slot %d has %d", i, n)
+			}
+		}
+	})
+}
+
+func TestFailuresAreListedLatestFirstAndBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, source := shown(t)
+		for i := range 60 {
+			source.Send(fmt.Sprintf("bad:%d", i))
+			time.Sleep(time.Second)
+		}
+		f := read(t, page, "?format=json").Flows[0]
+		if len(f.Failures) != 50 || f.FailuresSoFar != 60 {
+			t.Fatalf("%d failures of %d", len(f.Failures), f.FailuresSoFar)
+		}
+		for i, got := range f.Failures {
+			if got.Seq != uint64(60-i) || got.Ago != float64(i+1) || got.Key != "bad" || !got.Settled ||
+				got.Kind != "FailureHandlerError" || got.Error != fmt.Sprintf("no good: bad:%d", 59-i) {
+				t.Fatalf("failure %d is %+v", i, got)
+			}
+		}
+	})
+}
+
+func TestTextsAreCutAndHiddenCharactersAreWritten(t *testing.T) {
+	long := strings.Repeat("ü", 100)
+	for key, want := range map[string]string{
+		"plain ü":       "plain ü",
+		"\u202egnp.exe": `\u202egnp.exe`,
+		"zero\x00":      `zero\x00`,
+		"\xff":          `\xff`,
+		long:            long[:128] + "…",
+		"x" + long:      "x" + long[:126] + "…",
+	} {
+		page := flowdebug.New()
+		page.Add("keys", fake{Keys: []flow.KeyState{{Key: key}}})
+		if got := read(t, page, "?format=json").Flows[0].Keys[0].Key; got != want {
+			t.Errorf("%q is shown as %q, want %q", key, got, want)
+		}
+	}
+}
+
+// fake is a Source whose Snapshot is given.
+type fake flow.Snapshot
+
+func (f fake) Snapshot(int) flow.Snapshot { return flow.Snapshot(f) }
+
+func TestSeveralFlowsAreOneDocumentAndEachAPage(t *testing.T) {
+	page := flowdebug.New()
+	page.Observer("never added")
+	page.Add("one", fake{Capacity: 1})
+	page.Add("two & more", fake{Capacity: 2})
+	page.Add("one", fake{Capacity: 3}) // in its place
+	d := read(t, page, "?format=json")
+	if len(d.Flows) != 2 || d.Flows[0].Capacity != 3 || d.Flows[1].Flow != "two & more" || d.Flows[0].Observed {
+		t.Errorf("document is %+v", d)
+	}
+	if d = read(t, page, "?format=json&flow=two+%26+more"); len(d.Flows) != 1 || d.Flows[0].Capacity != 2 {
+		t.Errorf("one flow's document is %+v", d)
+	}
+	body := ask(page, http.MethodGet, "").Body.String()
+	for _, want := range []string{`data-flow="one"`, `href="?flow=one" aria-current="page"`, `href="?flow=two%20%26%20more"`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page has no %s", want)
+		}
+	}
+	if w := ask(page, http.MethodGet, "?flow=three"); w.Code != http.StatusNotFound {
+		t.Errorf("an unknown Flow answers %d", w.Code)
+	}
+}
+
+func TestPageOfNoFlowIsAPage(t *testing.T) {
+	if w := ask(flowdebug.New(), http.MethodGet, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "No Flow is added") {
+		t.Errorf("it answers %d:\n%s", w.Code, w.Body)
+	}
+	if d := read(t, flowdebug.New(), "?format=json"); d.Flows == nil || len(d.Flows) != 0 {
+		t.Errorf("its document is %+v", d)
+	}
+}
+
+func TestNothingButGETAndHEADIsAllowed(t *testing.T) {
+	page := flowdebug.New()
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions} {
+		if w := ask(page, method, ""); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s answers %d", method, w.Code)
+		}
+	}
+	for _, format := range []string{"", "?format=json", "?format=events"} {
+		if w := ask(page, http.MethodHead, format); w.Code != http.StatusOK || w.Header().Get("Content-Type") == "" {
+			t.Errorf("HEAD %q answers %d", format, w.Code)
+		}
+	}
+	if w := ask(page, http.MethodGet, "?format=xml"); w.Code != http.StatusBadRequest {
+		t.Errorf("an unknown format answers %d", w.Code)
+	}
+}
+
+func TestAcceptPicksTheForm(t *testing.T) {
+	for accept, want := range map[string]string{
+		"": "text/html", "*/*": "text/html", "application/json": "application/json",
+		"text/html,application/xhtml+xml,*/*;q=0.8": "text/html",
+		"application/json;q=0.9, text/html;q=0.1":   "application/json",
+		"text/event-stream":                         "text/event-stream",
+	} {
+		got := ask(flowdebug.New(), http.MethodHead, "", "Accept", accept).Header().Get("Content-Type")
+		if !strings.HasPrefix(got, want) {
+			t.Errorf("Accept %q is answered with %q, want %q", accept, got, want)
+		}
+	}
+}
+
+func TestNamesAreEscapedAndTheirPageAllowsOnlyItsOwnScript(t *testing.T) {
+	page := flowdebug.New()
+	page.Add(hostile, fake{})
+	page.Add("other", fake{})
+	w := ask(page, http.MethodGet, "")
+	body := w.Body.String()
+	if strings.Contains(body, "<img") || !strings.Contains(body, html.EscapeString("<img src=x")) {
+		t.Errorf("the name is not escaped:\n%.2000s", body)
+	}
+	policy := w.Header().Get("Content-Security-Policy")
+	if strings.Contains(policy, "unsafe") || !strings.HasPrefix(policy, "default-src 'none';") {
+		t.Errorf("policy is %s", policy)
+	}
+	for _, element := range []string{"script", "style"} {
+		all := regexp.MustCompile(`(?s)<`+element+`>(.*?)</`+element+`>`).FindAllStringSubmatch(body, -1)
+		if len(all) != 1 {
+			t.Fatalf("the page has %d of %s", len(all), element)
+		}
+		sum := sha256.Sum256([]byte(all[0][1]))
+		if want := element + "-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"; !strings.Contains(policy, want) {
+			t.Errorf("policy has no %s: %s", want, policy)
+		}
+	}
+	if external := regexp.MustCompile(`(src|href)="[^?"]`).FindString(body); external != "" {
+		t.Errorf("the page loads something: %s", external)
+	}
+}
+
+// counting is a Source that counts who looks.
+type counting struct{ looks int }
+
+func (c *counting) Snapshot(int) flow.Snapshot {
+	c.looks++
+	return flow.Snapshot{}
+}
+
+func TestManyWhoLookAtOnceTakeOneSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, c := flowdebug.New(), new(counting)
+		page.Add("f", c)
+		for range 10 {
+			read(t, page, "?format=json")
+		}
+		time.Sleep(250 * time.Millisecond)
+		read(t, page, "?format=json")
+		if c.looks != 2 {
+			t.Errorf("%d snapshots were taken, want 2", c.looks)
+		}
+	})
+}
+
+func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, c := flowdebug.New(), new(counting)
+		page.Add("f", c)
+		ctx, cancel := context.WithCancel(context.Background())
+		w := httptest.NewRecorder()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			page.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/?format=events", nil))
+		}()
+		time.Sleep(2200 * time.Millisecond)
+		synctest.Wait()
+		if c.looks != 5 {
+			t.Errorf("%d snapshots in 2.2 s, want 5", c.looks)
+		}
+		cancel()
+		<-done
+		synctest.Wait()
+		events := strings.Split(strings.TrimSuffix(w.Body.String(), "\n\n"), "\n\n")
+		if len(events) != 5 || !w.Flushed {
+			t.Fatalf("%d events:\n%s", len(events), w.Body)
+		}
+		for _, e := range events {
+			var d document
+			data, ok := strings.CutPrefix(e, "data: ")
+			if err := json.Unmarshal([]byte(data), &d); !ok || err != nil || len(d.Flows) != 1 {
+				t.Errorf("event is %s", e)
+			}
+		}
+	})
+}
+
+// In real time, over a real connection: TestMain sees to it that nothing stays.
+func TestEventsEndWhenTheClientGoesAndWhenTheServerShutsDown(t *testing.T) {
+	page := flowdebug.New()
+	page.Add("f", fake{})
+	handled := make(chan struct{}, 2)
+	ctx, cancel := context.WithCancel(context.Background())
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r2, stop := context.WithCancel(r.Context())
+		defer stop()
+		defer context.AfterFunc(ctx, stop)()
+		page.ServeHTTP(w, r.WithContext(r2))
+		handled <- struct{}{}
+	}))
+	server.Config.RegisterOnShutdown(cancel)
+	server.Start()
+	defer server.Close()
+	for _, end := range []func(io.Closer){
+		func(body io.Closer) { _ = body.Close() },
+		func(io.Closer) {
+			limited, stop := context.WithTimeout(context.Background(), 10*time.Second)
+			defer stop()
+			if err := server.Config.Shutdown(limited); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		response, err := server.Client().Get(server.URL + "/?format=events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(response.Body, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		end(response.Body)
+		<-handled
+		_ = response.Body.Close()
+	}
+}
