@@ -152,11 +152,11 @@ func TestNothingIsTakenOnceTheStreamIsOver(t *testing.T) {
 		for m := s.live; m != nil; m = m.nextLive {
 			s.pushLocked(m)
 		}
-		if !s.moreLocked() {
+		if !s.readyLocked() {
 			t.Error("two are ready and there is nothing to take")
 		}
 		s.over.Store(true)
-		if s.moreLocked() {
+		if s.readyLocked() {
 			t.Error("the stream is over and there is something to take")
 		}
 		s.mu.Unlock()

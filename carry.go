@@ -12,6 +12,10 @@ type carrier[T any] struct {
 	rest messageQueue[T] // what else it has to bring to an end, without a slot
 	slot bool            // it holds one
 	back bool            // it gave its slot back to others and is to line up for another
+
+	leased  *chunk[T] // what it runs under lease
+	lingers bool      // it has nothing to do and waits a moment for something
+	waited  bool      // it has done so already
 }
 
 // carry has m brought to its end by a goroutine of its own, without a slot. mu may be held.
@@ -31,16 +35,24 @@ func (c *carrier[T]) run() error {
 		again := *c
 		c.s.carriers.Go(again.run)
 	}()
-	for c.m != nil {
-		for m := c.m; m.step != stepFinish && m.step != stepPark; {
-			if err := c.s.advance(m); err != nil {
-				c.s.crashed(m, err)
+	for {
+		switch {
+		case c.m != nil:
+			for m := c.m; m.step != stepFinish && m.step != stepPark; {
+				if err := c.s.advance(m); err != nil {
+					c.s.crashed(m, err)
+				}
 			}
+			c.next()
+		case c.leased != nil:
+			c.serve()
+		case c.lingers:
+			c.linger()
+		default:
+			normal = true
+			return nil
 		}
-		c.m = c.next()
 	}
-	normal = true
-	return nil
 }
 
 // advance does one step of m. All that it calls of the user's may panic.
@@ -105,9 +117,7 @@ func (s *stream[T]) crashed(m *message[T], err error) {
 
 // attempt runs the handler once and says what comes of it.
 func (s *stream[T]) attempt(m *message[T]) {
-	if s.header != nil && s.ctx.Err() == nil {
-		s.header()
-	}
+	s.sendHeader()
 	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one
 		m.cutShort(s.cutKind())
 		return
@@ -138,6 +148,11 @@ func (s *stream[T]) attempt(m *message[T]) {
 		}
 		return
 	}
+	s.judge(m, err)
+}
+
+// judge says what comes of an attempt that failed.
+func (s *stream[T]) judge(m *message[T], err error) {
 	if endedBy(s.ctx, err) {
 		m.fail(s.cutKind(), err)
 		return
@@ -181,14 +196,15 @@ func (s *stream[T]) endIfMust(m *message[T]) {
 	}
 }
 
-// next finishes the message at hand, or parks it, and returns the one to go on with; nil when there is none.
+// next finishes the message at hand, or parks it, and finds what to go on with.
 //
 // The order matters: its lane goes on first, then, in one step under mu, it is counted and the worker takes its next.
 // A worker that finds none gives its slot back before Run can see the message finished.
-func (c *carrier[T]) next() *message[T] {
+func (c *carrier[T]) next() {
 	s, m := c.s, c.m
 	if m.step == stepPark {
-		return c.park(m)
+		c.park(m)
+		return
 	}
 	size := m.size
 	var other turnOwner // whose turn comes, if it is not this stream's
@@ -215,6 +231,13 @@ func (c *carrier[T]) next() *message[T] {
 	} else {
 		m = c.rest.pop()
 	}
+	c.goOn(m, size, other)
+}
+
+// goOn ends what c does under mu: so many bytes are finished by it, and other's turn has come if that is not nil. c goes on
+// with m, or with what else it has been given.
+func (c *carrier[T]) goOn(m *message[T], size int64, other turnOwner) {
+	s := c.s
 	s.startLocked()
 	wake := s.roomLocked()
 	s.checkDoneLocked()
@@ -228,10 +251,9 @@ func (c *carrier[T]) next() *message[T] {
 	if size > 0 {
 		s.r.bytes.sub(size)
 	}
-	if c.back {
-		m = c.lineUp()
+	if c.m = m; c.back {
+		c.m = c.lineUp()
 	}
-	return m
 }
 
 // countLocked counts m as finished and takes it back for use by a later message.
@@ -264,7 +286,6 @@ func (s *stream[T]) countLocked(c *carrier[T], m *message[T]) {
 
 // restLocked ends m's time with a worker.
 func (s *stream[T]) restLocked(m *message[T]) {
-	s.running--
 	m.state = stateHeld
 	s.r.gate.pressure.end()
 }

@@ -36,13 +36,17 @@
 // A stream is three stages: a Receiver reads the transport and numbers the messages; a [Gate] admits them, by order,
 // capacity and shutdown; an [Engine] runs the handler.
 //
-//		recv → intake → inbox → lanes → ready queue → worker → handler
-//		       (receive.go) (inbox.go) (lane.go) (worker.go)  (carry.go, retry.go)
+//		recv → intake → inbox → lease ────────────────→ worker → handler
+//		                    └─→ lanes → ready queue ──┘
 //
 //	  - The intake is a goroutine of its own, because a blocked Recv can't be interrupted: Run returns without it.
 //	  - The inbox joins it to the workers. A channel that carries single messages would be a lock, and often a wake-up, for
 //	    each of them, and a wake-up costs ten times what a queue costs. So whole batches change hands.
-//	  - The lanes are the order: intrusive lists in a hash table, which exist only while something is in them.
+//	  - A lease is the fast way through: one worker runs a chunk of the inbox as it was received, without a lock. That
+//	    keeps any order and costs about 30 ns a message, but nothing runs beside it. So another worker looks out, and
+//	    calls the lease in as soon as handlers take longer than its coming would.
+//	  - The lanes are the order of all else: intrusive lists in a hash table, which exist only while something is in them.
+//	    With them a message costs some 100 ns, and slow keys delay nobody.
 //	  - The ready queue holds what has its turn and lacks a worker. Workers are goroutines with a slot; there are as many
 //	    as have something to do, and none while the stream is idle.
 //	  - A message has one owner at a time, and one state transition under the stream's lock decides whether it runs or is

@@ -87,7 +87,12 @@ func (s *flowStream[T]) RecvMsg(m any) error {
 	if _, ok := m.(T); !ok || reflect.TypeOf(m).Kind() != reflect.Pointer {
 		return s.ServerStream.RecvMsg(m)
 	}
-	of := reflect.TypeOf(m).Elem()
+	s.run(reflect.TypeOf(m).Elem())
+	return s.answer
+}
+
+// run runs the whole stream, whose messages are pointers to of.
+func (s *flowStream[T]) run(of reflect.Type) {
 	sum, err := s.i.receiver.Receive(s.ctx, func() (T, error) {
 		fresh := reflect.New(of).Interface() // a handler may keep its message
 		return fresh.(T), s.ServerStream.RecvMsg(fresh)
@@ -99,5 +104,4 @@ func (s *flowStream[T]) RecvMsg(m any) error {
 	if err != nil {
 		s.answer = err
 	}
-	return s.answer
 }

@@ -87,10 +87,7 @@ func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why re
 	}
 	l := tb.find(name, hash)
 	if l == nil {
-		l, t.spare = t.spare, nil
-		*l = lane{name: name, hash: hash, head: t, tail: t, n: 1}
-		tb.add(l)
-		t.lane = l
+		tb.open(name, hash, t)
 		return true, ""
 	}
 	if kc := tb.bounds.opts.KeyCapacity; kc > 0 && l.n-1 >= kc {
@@ -104,6 +101,15 @@ func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why re
 	l.tail = t
 	l.n++
 	return false, ""
+}
+
+// open makes a lane for t, whose turn it is with that.
+func (tb *laneTable) open(name string, hash uint64, t *turn) {
+	l := t.spare
+	t.spare = nil
+	*l = lane{name: name, hash: hash, head: t, tail: t, n: 1}
+	tb.add(l)
+	t.lane = l
 }
 
 // leave takes t out of its lane, wherever it stands. If it was the head, the turn of the one behind it has come: that

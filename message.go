@@ -23,6 +23,7 @@ type message[T any] struct {
 // journey is what of a message is cleared when it has finished.
 type journey[T any] struct {
 	arrival[T]
+	hash     uint64        // of its lane's name; kept when it has one
 	waited   time.Duration // until the first attempt; this and the next are kept for the Observer
 	took     time.Duration // the last attempt
 	attempts int

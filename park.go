@@ -10,13 +10,13 @@ type parking[T any] struct {
 }
 
 // park lets go of m until its next try is due: it keeps its place in its lane. The worker goes on with another.
-func (c *carrier[T]) park(m *message[T]) *message[T] {
+func (c *carrier[T]) park(m *message[T]) {
 	s := c.s
 	s.mu.Lock()
 	if s.over.Load() { // no further try; the carrier keeps m to end it
 		m.cutShort(s.cutKindLocked())
 		s.mu.Unlock()
-		return m
+		return
 	}
 	s.roundLocked()
 	s.restLocked(m)
@@ -32,17 +32,7 @@ func (c *carrier[T]) park(m *message[T]) *message[T] {
 		p.timer = time.AfterFunc(m.delay, func() { s.unpark(p) })
 		m.parking = p
 	}
-	next := c.followLocked()
-	s.startLocked()
-	wake := s.roomLocked()
-	s.mu.Unlock()
-	if wake {
-		s.wakeReceiver()
-	}
-	if c.back {
-		next = c.lineUp()
-	}
-	return next
+	c.goOn(c.followLocked(), 0, nil)
 }
 
 // unpark queues p's message for its next try, unless the sweep was faster.

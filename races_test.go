@@ -133,7 +133,7 @@ func TestTurnInASharedLaneIsGivenUpOrComes(t *testing.T) {
 	defer s.cancel(nil)
 	for range 20 {
 		s.mu.Lock()
-		first, second := s.acceptLocked(&arrival[int]{seq: 1, ordered: true}), s.acceptLocked(&arrival[int]{seq: 2, ordered: true})
+		first, second := s.acceptLocked(&arrival[int]{seq: 1}), s.acceptLocked(&arrival[int]{seq: 2})
 		s.joinLocked(first)
 		s.joinLocked(second)
 		shard := s.shared.shard(first.hash)

@@ -16,10 +16,18 @@ type intake[T any] struct {
 	recv   func() (T, error)
 	seq    uint64     // of the last that was received
 	at     arrival[T] // the one at hand
-	reads  bool       // it is in recv
-	asks   bool       // it is in the caller's functions with the one at hand
+	in     place      // whose code it is in
 	credit int        // messages that may be received before the window is looked at again
 }
+
+// place is where a panic or a Goexit comes from.
+type place uint8
+
+const (
+	placeOwn  place = iota // or that of a refusal's carrier, which sees to it itself
+	placeRecv              // recv
+	placeAsk               // the key function, or what measures a message
+)
 
 // run receives until the source ends, or the stream does: then all that recv still returns is nobody's.
 func (in *intake[T]) run() {
@@ -34,8 +42,36 @@ func (in *intake[T]) run() {
 		s.checkDoneLocked()
 		s.mu.Unlock()
 	}()
+	for {
+		crash := in.receive()
+		if crash == nil {
+			break
+		}
+		if in.in == placeRecv {
+			in.ended(crash)
+			break
+		}
+		in.in = placeOwn
+		if !in.decide(crash) {
+			break
+		}
+	}
+	normal = true
+}
+
+// receive is the loop. It returns what the caller's functions panicked with, or nil when nothing more is to be received.
+// One deferred function for all messages, since one for each would cost a fifth of the loop.
+func (in *intake[T]) receive() (crash error) {
+	defer func() {
+		if p := recover(); p != nil {
+			crash = newPanicError(p)
+		}
+	}()
+	s, r := in.s, in.s.r
 	for in.awaitRoom() {
-		v, err := in.read()
+		in.in = placeRecv
+		v, err := in.recv()
+		in.in = placeOwn
 		if err != nil {
 			in.ended(err)
 			break
@@ -44,24 +80,42 @@ func (in *intake[T]) run() {
 			s.fail(contextFailure(s.parent))
 			break
 		}
-		if s.closed.Load() || !in.take(v) {
+		if s.closed.Load() {
 			break
 		}
-	}
-	normal = true
-}
-
-// read calls recv.
-func (in *intake[T]) read() (v T, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = newPanicError(p)
+		in.at = arrival[T]{value: v, seq: in.seq + 1}
+		if r.observer != nil || r.idle > 0 {
+			in.at.received = s.clock()
+			s.busy.Store(r.idle > 0)
+			s.lastUse.Store(int64(in.at.received))
 		}
-	}()
-	in.reads = true
-	v, err = in.recv()
-	in.reads = false
-	return v, err
+		in.in = placeAsk
+		if r.bytes != nil {
+			in.at.size = int64(r.sizeOf(v))
+		}
+		if s.keyOf != nil {
+			in.at.key = s.keyOf(v)
+		}
+		in.in = placeOwn
+		direct, shut := s.inbox.put(&in.at, r)
+		switch {
+		case shut:
+			return nil
+		case direct:
+			if !in.decide(nil) {
+				return nil
+			}
+		default:
+			in.seq++
+			if !s.attended.Load() {
+				s.attend()
+			}
+		}
+		if r.idle > 0 {
+			s.busy.Store(false)
+		}
+	}
+	return nil
 }
 
 // ended is told recv's first error, which is its last word.
@@ -85,11 +139,11 @@ func (in *intake[T]) ended(err error) {
 // exited is called when user code has called runtime.Goexit on this goroutine: what is left to do is done elsewhere.
 func (in *intake[T]) exited() {
 	s := in.s
-	switch {
-	case in.reads:
+	switch in.in {
+	case placeRecv:
 		s.fail(&Failure{Kind: FailureInternal, Err: errGoexit})
 		return
-	case !in.asks: // in the course of a refusal: its carrier goes on elsewhere and ends the stream with that message
+	case placeOwn: // in the course of a refusal: its carrier goes on elsewhere and ends the stream with that message
 		return
 	}
 	s.mu.Lock()
@@ -99,38 +153,10 @@ func (in *intake[T]) exited() {
 	}
 }
 
-// take takes v on. false: the stream has ended meanwhile and v was not received. It is not idle until v is.
-func (in *intake[T]) take(v T) bool {
-	if in.s.r.idle > 0 {
-		in.s.busy.Store(true)
-		defer in.s.busy.Store(false)
-	}
-	return in.receive(v)
-}
-
-func (in *intake[T]) receive(v T) bool {
+// decide receives the message at hand, whose key function panicked with crash if that is not nil, past the inbox. false:
+// the stream has ended meanwhile and the message was not received.
+func (in *intake[T]) decide(crash error) bool {
 	s := in.s
-	in.at = arrival[T]{value: v, seq: in.seq + 1}
-	if s.r.observer != nil || s.r.idle > 0 {
-		in.at.received = s.clock()
-		s.lastUse.Store(int64(in.at.received))
-	}
-	in.asks = true
-	crash := in.measure()
-	in.asks = false
-	if crash == nil {
-		direct, shut := s.inbox.put(&in.at, s.r)
-		if shut {
-			return false
-		}
-		if !direct {
-			in.seq++
-			if !s.attended.Load() {
-				s.attend()
-			}
-			return true
-		}
-	}
 	s.mu.Lock()
 	m, refused := in.decideLocked(crash)
 	s.mu.Unlock()
@@ -138,28 +164,8 @@ func (in *intake[T]) receive(v T) bool {
 		c := carrier[T]{s: s, m: m}
 		_ = c.run()
 	}
+	s.busy.Store(false)
 	return in.seq == in.at.seq
-}
-
-// measure names the key of the message at hand and counts its bytes. The error is what the caller's functions panicked
-// with: the message then has no key.
-func (in *intake[T]) measure() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = newPanicError(p)
-		}
-	}()
-	s, a := in.s, &in.at
-	if s.r.bytes != nil {
-		a.size = int64(s.r.sizeOf(a.value))
-	}
-	if s.keyOf != nil {
-		a.key = s.keyOf(a.value)
-	}
-	if s.order != nil {
-		a.hash, a.ordered = s.order.place(a.key)
-	}
-	return nil
 }
 
 // decideLocked receives the message at hand and decides on it here and now: it is lined up, queued, or refused and to be
@@ -175,7 +181,7 @@ func (in *intake[T]) decideLocked(crash error) (m *message[T], refused bool) {
 	}
 	m = s.acceptLocked(&in.at)
 	if crash != nil {
-		m.ordered, m.unkeyed = false, true
+		m.unkeyed = true
 		m.fail(FailureInternal, crash)
 		return m, true
 	}

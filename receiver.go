@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ type Receiver[T any] struct {
 	// What streams that are idle give up for others to use, until the garbage collector takes it: it owns neither
 	// channel nor timer, so that streams in different synctest bubbles may share it.
 	messages sync.Pool // *message[T], the heads of queues
-	arrivals sync.Pool // *arrivals[T]
+	chunks   sync.Pool // *chunk[T], the heads of lists
 
 	// mu is taken before any lane shard's and any stream's.
 	mu      sync.Mutex
@@ -50,11 +51,7 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 // nil: then all keys are "". See [Flow.Run], which is the same with the options of New.
 func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key OrderingKeyFunc[T]) (Summary, error) {
 	s := r.newStream(ctx, key)
-	r.mu.Lock()
-	r.streams[s] = struct{}{}
-	r.mu.Unlock()
-	s.tellStart()
-	entered := r.gate.shutdown.enter(s)
+	entered := s.begin()
 	switch {
 	case !entered:
 		s.failure = &Failure{Kind: FailureShutdown, Err: reasonShutdown}
@@ -64,16 +61,30 @@ func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key O
 	case s.lives():
 		s.run(recv)
 	}
+	return s.end(entered)
+}
+
+// begin makes s known, and says whether it may run.
+func (s *stream[T]) begin() bool {
+	s.r.mu.Lock()
+	s.r.streams[s] = struct{}{}
+	s.r.mu.Unlock()
+	s.tellStart()
+	return s.r.gate.shutdown.enter(s)
+}
+
+// end is the last of s: nothing of it runs any more.
+func (s *stream[T]) end(entered bool) (Summary, error) {
 	s.cancel(nil)
 	sum, f := s.summary(), s.result()
-	_ = grpc.SetTrailer(ctx, sum.trailer()) // fails outside of gRPC, where there is nobody to tell
+	_ = grpc.SetTrailer(s.parent, sum.trailer()) // fails outside of gRPC, where there is nobody to tell
 	s.tellEnd(sum, f)
-	r.mu.Lock()
-	delete(r.streams, s)
-	r.total.add(sum)
-	r.mu.Unlock()
+	s.r.mu.Lock()
+	delete(s.r.streams, s)
+	s.r.total.add(sum)
+	s.r.mu.Unlock()
 	if entered {
-		r.gate.shutdown.leave(s)
+		s.r.gate.shutdown.leave(s)
 	}
 	if f != nil {
 		return sum, f
@@ -88,10 +99,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.startFn, s.comeFn = s.startWorker, s.comeWorker
-	if grpc.ServerTransportStreamFromContext(ctx) != nil {
-		// An error means that the header is sent already, or that nobody is there to get it.
-		s.header = sync.OnceFunc(func() { _ = grpc.SendHeader(ctx, nil) })
-	}
+	s.inCall = grpc.ServerTransportStreamFromContext(ctx) != nil
 	direct := r.gate.pressure.refuses()
 	switch o := r.gate.ordering.(type) {
 	case nil:
@@ -110,6 +118,15 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	if s.order != nil && s.shared == nil {
 		s.lanes.bounds = s.order.bounds()
 	}
+	p := r.gate.pressure
+	s.pace.fast, s.maxWorkers = true, math.MaxInt
+	switch {
+	case s.order != nil && s.shared == nil && s.order.opts.Mode == OrderingFIFO:
+		s.serial, s.maxWorkers = true, 1
+	case p.slots != nil:
+		s.maxWorkers = p.opts.Capacity
+	}
+	s.leases = !direct && !p.soft() && r.observer == nil
 	if direct {
 		s.inbox.bypass()
 	} else {

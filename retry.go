@@ -159,16 +159,23 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 
 // attempt calls the handler once. It lets panics through.
 func (e *Engine[T]) attempt(ctx context.Context, m Message[T]) error {
-	if d := e.retry.AttemptTimeout; d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d, ErrAttemptTimeout)
-		defer cancel()
+	var err error
+	if e.retry.AttemptTimeout > 0 {
+		err = e.timed(ctx, m)
+	} else {
+		err = e.handler(ctx, m)
 	}
-	err := e.handler(ctx, m)
 	if e.budget != nil {
 		e.budget.count(err == nil)
 	}
 	return err
+}
+
+// timed calls the handler with AttemptTimeout.
+func (e *Engine[T]) timed(ctx context.Context, m Message[T]) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, e.retry.AttemptTimeout, ErrAttemptTimeout)
+	defer cancel()
+	return e.handler(ctx, m)
 }
 
 // endedBy says whether err, returned under ctx, is ctx's end: only the stream's own context decides that.

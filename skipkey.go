@@ -9,6 +9,7 @@ func (s *stream[T]) giveUp(m *message[T]) {
 		return
 	}
 	s.mu.Lock()
+	s.callInLocked()
 	if s.givenUp == nil {
 		s.givenUp = make(map[string]uint64)
 	}

@@ -139,6 +139,7 @@ func (c *census[T]) copy(s *stream[T]) StreamState {
 	now := s.clock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.callInLocked()
 	first := uint64(math.MaxUint64) // that is not settled
 	wait := func(a *arrival[T]) {
 		first = min(first, a.seq)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 )
 
 // stream is one Run: the state that its receiver, its carriers and its ends share.
@@ -28,11 +29,17 @@ type stream[T any] struct {
 	cancel context.CancelCauseFunc
 	start  time.Time
 	keyOf  OrderingKeyFunc[T]
-	header func() // sends the response header once; nil outside of gRPC
+	inCall bool      // it is a gRPC stream
+	header sync.Once // sends the response header
 
 	order  *laneResolver    // nil: no order
 	shared *sharedLanes     // with ScopeFlow: the resolver's
 	own    OrderingResolver // a caller's own resolver, asked beside the lanes; nil: none
+
+	maxWorkers int  // how many can be of use
+	serial     bool // one message runs at a time, whatever the capacity
+	rounds     bool // who waits in the inbox takes turns with who is ready
+	leases     bool // chunks may be leased
 
 	// waits is the context of those who ask the caller's own resolver: a shutdown ends it before ctx.
 	waits    context.Context
@@ -44,7 +51,6 @@ type stream[T any] struct {
 
 	closed   atomic.Bool   // nothing more is received: a quick look at what the inbox decides
 	over     atomic.Bool   // what has not begun to run will not: written under mu, read without it too
-	taken    atomic.Uint64 // messages that workers have taken, for those that look out: written under mu
 	attended atomic.Bool   // a worker will look into the inbox without being started: written under mu
 	busy     atomic.Bool   // the receiver is in the caller's functions; kept for IdleTimeout
 	lastUse  atomic.Int64  // time of the last receipt or finish since start; kept for IdleTimeout
@@ -55,35 +61,32 @@ type stream[T any] struct {
 
 	// mu comes after Receiver.mu, and before the inbox's and a lane shard's.
 	mu       sync.Mutex
-	lanes    laneTable       // unless they are shared
-	live     *message[T]     // all that are accepted and not finished, the latest first
+	lanes    laneTable   // unless they are shared
+	live     *message[T] // all that are accepted and not finished, the latest first
+	leased   *chunk[T]   // the first of the inbox's, if it is on lease: see lease.go
+	pace     pace
 	ready    messageQueue[T] // those that have their turn and lack a worker
-	rounds   bool            // who waits in the inbox takes turns with who is ready: set before the stream runs
 	round    int             // messages to take before the inbox is sorted again, if rounds
 	coming   int             // workers on their way that hold a slot already
 	starting bool            // a worker is on its way that has yet to get its slot
-	// Whether it was started when no other had a slot; else when that was, and how much had been taken then. Its own to
-	// read.
-	startAlone bool
-	startTaken uint64
-	startTime  time.Duration
-	asking     bool // that worker waits for its slot
-	slots      int  // held by its workers
-	running    int  // messages that workers have
-	finished   uint64
-	counts     Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
-	waiting    waitFor // what the receiver waits for
-	seen       uint64  // received when it began to wait
-	free       messageQueue[T]
-	givenUp    map[string]uint64 // keys that were given up, from which Seq on
-	failure    *Failure          // the first that ended the stream
-	grace      *time.Timer       // of a context that ended while recv was blocked
-	idle       *time.Timer       // of IdleTimeout
-	eof        bool              // recv said io.EOF
-	input      bool              // the input is closed
-	stopping   bool              // by a shutdown: the stream ends when what still runs has run
-	draining   bool              // that is all that was accepted
-	isDone     bool
+	alone    bool            // that one was started when no other had a slot: set then, its own to read
+	lingers  bool            // a worker with nothing to do waits a moment for something
+	asking   bool            // that worker waits for its slot
+	slots    int             // held by its workers
+	finished uint64
+	counts   Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
+	waiting  waitFor // what the receiver waits for
+	seen     uint64  // received when it began to wait
+	free     messageQueue[T]
+	givenUp  map[string]uint64 // keys that were given up, from which Seq on
+	failure  *Failure          // the first that ended the stream
+	grace    *time.Timer       // of a context that ended while recv was blocked
+	idle     *time.Timer       // of IdleTimeout
+	eof      bool              // recv said io.EOF
+	input    bool              // the input is closed
+	stopping bool              // by a shutdown: the stream ends when what still runs has run
+	draining bool              // that is all that was accepted
+	isDone   bool
 }
 
 // waitFor is what a receiver that doesn't read waits for.
@@ -94,6 +97,14 @@ const (
 	waitRoom            // fewer pending than MaxPending
 	waitBytes           // fewer bytes than MaxPendingBytes, or nothing pending
 )
+
+// sendHeader sends the response header before the first message executes. That fails if it is sent already, or if nobody is
+// there to get it.
+func (s *stream[T]) sendHeader() {
+	if s.inCall && s.ctx.Err() == nil {
+		s.header.Do(func() { _ = grpc.SendHeader(s.parent, nil) })
+	}
+}
 
 // fail ends the stream with f unless it has failed before: the first failure counts.
 func (s *stream[T]) fail(f *Failure) {
@@ -116,9 +127,11 @@ func (s *stream[T]) fail(f *Failure) {
 func (s *stream[T]) overLocked() {
 	s.closed.Store(true)
 	s.inbox.close()
-	if s.over.Swap(true) {
+	if s.over.Load() {
 		return
 	}
+	s.callInLocked()
+	s.over.Store(true)
 	if s.endWaits != nil {
 		s.endWaits()
 	}
@@ -137,7 +150,10 @@ func (s *stream[T]) checkDoneLocked() {
 }
 
 // pendingLocked is how many messages are received and not finished.
-func (s *stream[T]) pendingLocked() uint64 { return s.inbox.total() - s.finished }
+func (s *stream[T]) pendingLocked() uint64 { return s.inbox.total() - s.finishedLocked() }
+
+// finishedLocked is how many messages are finished.
+func (s *stream[T]) finishedLocked() uint64 { return s.finished + s.progressLocked() }
 
 func (s *stream[T]) wakeReceiver() {
 	select {
@@ -209,6 +225,7 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 		}
 	}
 	s.mu.Lock()
+	s.callInLocked()
 	for m := s.live; m != nil; m = m.nextLive {
 		if s.draining || m.state == stateRunning || m.state == stateParked {
 			count(&m.arrival)

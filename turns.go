@@ -5,18 +5,11 @@ import "context"
 // The way of a message from the inbox to the ready queue: it is lined up in its lane, its turn comes, and, where a
 // caller's own resolver has a say, that is asked too. Workers do this when they have run out of what is ready.
 
-// sortLocked lines up what was received if nothing is ready.
-func (s *stream[T]) sortLocked() {
-	if s.ready.n <= s.coming {
-		s.gatherLocked()
-	}
-}
-
 // roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
 // before a message that a worker is done with lets the next of its key go on, or goes on itself with its next try: else
 // a key with a full lane would keep its slot for as long as that lasts, while other keys' messages lie in the inbox.
 func (s *stream[T]) roundLocked() {
-	if s.rounds && s.round <= 0 {
+	if s.rounds && s.round <= 0 && !s.fastLocked() {
 		s.gatherLocked()
 	}
 }
@@ -24,6 +17,8 @@ func (s *stream[T]) roundLocked() {
 // gatherLocked lines up what was received until enough is ready for a while. Not more: others wait for the lock, and
 // what lies in the inbox takes a quarter of the memory.
 func (s *stream[T]) gatherLocked() {
+	s.callInLocked()
+	s.sortPaceLocked()
 	for enough := max(s.ready.n, s.coming) + sortBatch; s.ready.n < enough && !s.over.Load(); {
 		m := s.arriveLocked()
 		if m == nil {
@@ -61,7 +56,11 @@ func (s *stream[T]) lineUpLocked(m *message[T]) {
 
 // joinLocked lines m up in its lane, if it has an order. first says that its turn has come with that.
 func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
-	if !m.ordered {
+	if s.order == nil {
+		return true, ""
+	}
+	var ordered bool
+	if m.hash, ordered = s.order.place(m.key); !ordered {
 		return true, ""
 	}
 	name := s.order.lane(m.key)
@@ -69,6 +68,26 @@ func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
 		return s.shared.shard(m.hash).join(name, m.hash, &m.turn)
 	}
 	return s.lanes.join(name, m.hash, &m.turn)
+}
+
+// hasLaneLocked says whether key has one of the stream's own lanes.
+func (s *stream[T]) hasLaneLocked(key string) bool {
+	if s.order == nil {
+		return false
+	}
+	hash, ordered := s.order.place(key)
+	return ordered && s.lanes.find(s.order.lane(key), hash) != nil
+}
+
+// openLaneLocked makes one of the stream's own lanes for m, if it has an order: it is its turn.
+func (s *stream[T]) openLaneLocked(m *message[T]) {
+	if s.order == nil {
+		return
+	}
+	var ordered bool
+	if m.hash, ordered = s.order.place(m.key); ordered {
+		s.lanes.open(s.order.lane(m.key), m.hash, &m.turn)
+	}
 }
 
 // leaveLocked takes m out of its lane and returns whose turn comes by it.
@@ -92,10 +111,7 @@ func (s *stream[T]) giveUpPlaceLocked(m *message[T]) bool {
 func (s *stream[T]) attend() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sortLocked()
-	if s.ready.n > s.coming {
-		s.startLocked()
-	}
+	s.startLocked()
 }
 
 // turnLocked sees to m, whose turn has come: it is queued, or, if the caller must carry it, it will not run.

@@ -24,7 +24,7 @@ func (in *intake[T]) awaitRoom() bool {
 			return true
 		}
 		s.mu.Lock()
-		pending := in.seq - s.finished
+		pending := in.seq - s.finishedLocked()
 		in.credit = 0
 		switch {
 		case pending >= uint64(s.r.maxPending):
@@ -41,6 +41,7 @@ func (in *intake[T]) awaitRoom() bool {
 		}
 		waits := s.waiting
 		s.seen = in.seq
+		s.hurryLocked()
 		s.mu.Unlock()
 		switch {
 		case in.credit > 0:
@@ -65,22 +66,27 @@ func (in *intake[T]) awaitRoom() bool {
 // (a quarter of a microsecond) per message, so it is woken for an eighth of the window, or when nothing is left for the
 // workers: never later, or the places that a stuck key leaves would not be used.
 func (s *stream[T]) roomLocked() bool {
-	pending := s.seen - s.finished
 	switch s.waiting {
 	case waitNothing:
 		return false
 	case waitRoom:
-		limit := uint64(s.r.maxPending)
-		if pending >= limit || pending > limit-limit/8 && s.ready.n > 0 {
+		lack := s.lackLocked()
+		if lack > 0 && (s.ready.n > 0 || s.unclaimedLocked() > 0 || lack >= s.r.maxPending/8) {
 			return false
 		}
 	case waitBytes:
-		if pending > 0 {
+		if s.seen > s.finishedLocked() {
 			return false
 		}
 	}
 	s.waiting = waitNothing
 	return true
+}
+
+// lackLocked is how many messages must finish until the receiver that waits for room is woken while there is more to run.
+func (s *stream[T]) lackLocked() int64 {
+	pending := int64(s.seen - s.finishedLocked())
+	return pending - min(s.r.maxPending-1, s.r.maxPending-s.r.maxPending/8)
 }
 
 // byteWindow counts the bytes pending over a Flow.

@@ -6,17 +6,18 @@ import (
 )
 
 // Workers are the carriers that hold a slot. A stream has no goroutine for a message that waits, and none at all while
-// it is idle: a worker is started when something is to be done, takes message after message from the ready queue, and
-// ends when that is empty. What was received gets there through the workers themselves: one that finds nothing ready
-// sorts the inbox's messages into their lanes, so that the receiver and the workers hardly ever touch the same memory.
-// At most one is on its way at a time; having come, it starts the next if there is more to do.
-// So a burst of short messages is run by one or two workers, where a goroutine for each message would cost 30% more over
-// a loopback connection, and a burst of long ones by as many as there are slots.
+// it is idle: a worker is started when something is to be done, takes one thing after the other, and ends when nothing
+// comes for a moment. It takes what is ready first; then a lease on what lies in the inbox (lease.go); and where that
+// would not be fast, it sorts the inbox's messages into their lanes, and takes what is ready by that.
 //
-// The one that is on its way is also the only one of its stream that asks for a slot: streams stand in the semaphore's
-// queue once each, however much they have waiting. While all slots in use are its own stream's it doesn't even ask, since
-// they come free there: the queue is for other streams, and a worker that sees one of those ask gives its slot back
-// after the message at hand.
+// At most one is on its way at a time; having come, it starts the next if there is more to do. So a burst of short
+// messages is run by one worker or two, where a goroutine for each message would cost 30% more over a loopback
+// connection, and a burst of long ones by as many as there are slots.
+//
+// The one that is on its way looks out first (lookout.go), and it is also the only one of its stream that asks for a
+// slot: streams stand in the semaphore's queue once each, however much they have waiting. While all slots in use are its
+// own stream's it doesn't even ask, since they come free there: the queue is for other streams, and a worker that sees
+// one of those ask gives its slot back after the message at hand.
 //
 // Where the controller may refuse (HardReject, QueueCapacity), slots are decided on one by one: the receiver takes the
 // slot for the message at hand, and a worker comes with it.
@@ -24,39 +25,12 @@ import (
 // startWorker is the body of a worker that has yet to get its slot.
 func (s *stream[T]) startWorker() error {
 	c := carrier[T]{s: s}
-	if !s.startAlone {
+	if !s.alone {
 		s.lookOut()
 	}
 	c.m = c.lineUp()
 	return c.run()
 }
-
-// lookOut holds a worker back as long as those at work need no help: while they finish a message every few hundred
-// nanoseconds, one more would only fight them for the lock and for the memory behind it, and make all of them slower.
-// It yields, so that whatever else could run does, and comes when it finds that little has happened since it was started,
-// or not fast: on busy cores, a moment is many milliseconds, in which slow handlers finish some messages too.
-func (s *stream[T]) lookOut() {
-	for before, from := s.startTaken, s.startTime; ; {
-		for range lookOutYields {
-			if s.clock()-from > lookOutTime {
-				break
-			}
-			runtime.Gosched()
-		}
-		taken, now := s.taken.Load(), s.clock()
-		if n := taken - before; n < lookOutTakes || now-from > time.Duration(n)*lookOutPace {
-			return
-		}
-		before, from = taken, now
-	}
-}
-
-const (
-	lookOutYields = 4
-	lookOutTime   = 10 * time.Microsecond
-	lookOutTakes  = 3                    // messages
-	lookOutPace   = 2 * time.Microsecond // a message
-)
 
 // comeWorker is the body of a worker that was given its slot on receipt of a message.
 func (s *stream[T]) comeWorker() error {
@@ -76,9 +50,8 @@ func (s *stream[T]) pushLocked(m *message[T]) {
 func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
-	s.running++
 	s.round--
-	s.taken.Add(1)
+	s.pace.taken++
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
 	return m
@@ -86,39 +59,43 @@ func (s *stream[T]) takeLocked() *message[T] {
 
 // startLocked starts a worker if there is something to do that nobody comes for, and a slot that may come free.
 //
-// attended spares the receiver this lock. It is true while somebody is bound to sort after now: the worker on its way,
-// or, all slots being taken, any that has one. It becomes false here alone, before the last look into the inbox, as the
-// receiver looks at it after putting something there: one of the two sees the other.
+// attended spares the receiver this lock. It is true while somebody is bound to look into the inbox after now: the worker
+// on its way, the one that lingers or, all slots being taken, any that has one. It becomes false here alone, before the
+// last look into the inbox, as the receiver looks at it after putting something there: one of the two sees the other.
 func (s *stream[T]) startLocked() {
-	if s.over.Load() {
+	if s.over.Load() || s.lingers {
 		return
 	}
-	p := s.r.gate.pressure
-	if !s.starting && (p.slots == nil || s.slots < p.opts.Capacity) {
-		if s.ready.n <= s.coming && s.inbox.sortedLocked() {
+	if !s.starting && s.slots < s.maxWorkers {
+		if !s.readyLocked() && !s.leftLocked() {
 			s.attended.Store(false)
-			if s.inbox.emptyLocked() {
+			if s.inbox.empty() {
 				return
 			}
 		}
 		s.starting = true
-		if s.startAlone = s.slots == 0; !s.startAlone {
-			s.startTaken, s.startTime = s.taken.Load(), s.clock()
+		if s.alone = s.slots == 0; !s.alone {
+			s.pace.look = s.paceLocked()
 		}
 		s.carriers.Go(s.startFn)
 	}
+	s.attendedLocked()
+}
+
+func (s *stream[T]) attendedLocked() {
 	if !s.attended.Load() {
 		s.attended.Store(true)
 	}
 }
 
 // lineUp gets the starting worker its slot, behind the other streams' that asked before, and its first message.
-// nil: the stream's context has ended, or there is nothing left to do.
+// nil: it has none, but may have something else to go on with.
 func (c *carrier[T]) lineUp() *message[T] {
 	s, p := c.s, c.s.r.gate.pressure
 	c.back = false
 	if !p.try() {
 		s.mu.Lock()
+		s.callInLocked() // nobody looks out any more
 		s.asking = true
 		p.asking.Add(1)
 		s.mu.Unlock()
@@ -136,7 +113,7 @@ func (c *carrier[T]) lineUp() *message[T] {
 	return c.arrive(false)
 }
 
-// arrive is where a worker with a new slot takes its first message. called: the slot was taken on receipt.
+// arrive is where a worker with a new slot finds its first thing to do. called: the slot was taken on receipt.
 func (c *carrier[T]) arrive(called bool) *message[T] {
 	s := c.s
 	s.mu.Lock()
@@ -147,16 +124,15 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 		s.starting = false
 		s.slots++
 	}
-	var m *message[T]
-	s.sortLocked()
-	if c.slot = s.moreLocked(); c.slot {
-		m = s.takeLocked()
-		if !called {
-			s.r.gate.pressure.lack(-1)
-		}
-	} else {
+	c.slot = true
+	m, found := c.pickLocked()
+	switch {
+	case !found:
+		c.slot = false
 		s.slots--
 		s.r.gate.pressure.giveBack()
+	case m != nil && !called:
+		s.r.gate.pressure.lack(-1)
 	}
 	s.startLocked()
 	if s.roomLocked() { // this may have been the last that was ready
@@ -165,28 +141,102 @@ func (c *carrier[T]) arrive(called bool) *message[T] {
 	return m
 }
 
-// moreLocked says whether there is something for a worker to take. What is ready when the stream is over is the sweep's.
-func (s *stream[T]) moreLocked() bool { return s.ready.n > s.coming && !s.over.Load() }
+// readyLocked says whether something is ready for a worker that was not called for it. What is ready when the stream is
+// over is the sweep's.
+func (s *stream[T]) readyLocked() bool { return s.ready.n > s.coming && !s.over.Load() }
 
-// followLocked is what a worker does after a message: the next one, or its slot goes back.
+// pickLocked finds a worker something to do: the message that it returns, or a lease. false: there is nothing.
+func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
+	s := c.s
+	switch {
+	case s.over.Load():
+		return nil, false
+	case s.readyLocked():
+	case c.leaseLocked():
+		return nil, true
+	case s.leased != nil && s.pace.fast: // its worker keeps up
+		return nil, false
+	default:
+		if s.gatherLocked(); !s.readyLocked() {
+			return nil, false
+		}
+	}
+	return s.takeLocked(), true
+}
+
+// followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
 func (c *carrier[T]) followLocked() *message[T] {
 	s, p := c.s, c.s.r.gate.pressure
-	s.sortLocked()
-	more := s.moreLocked()
-	if more && !s.yieldsLocked() {
-		p.lack(-1)
-		return s.takeLocked()
+	yields := s.yieldsLocked()
+	if !yields {
+		if m, found := c.pickLocked(); found {
+			if c.waited = false; m != nil {
+				p.lack(-1)
+			}
+			return m
+		}
+		if s.mayLingerLocked() && !c.waited {
+			s.lingers, c.lingers, c.waited = true, true, true
+			s.attendedLocked()
+			return nil
+		}
 	}
 	c.slot = false
 	s.slots--
 	p.giveBack()
 	switch {
-	case !more:
+	case !yields || !s.backlogLocked():
 		s.trimLocked()
 	case !s.starting:
 		s.starting, c.back = true, true
 	}
 	return nil
+}
+
+// mayLingerLocked says whether a worker may keep its slot for what comes in a moment: not when nothing will, when another
+// does so, and where who finds no slot is refused.
+func (s *stream[T]) mayLingerLocked() bool {
+	return !s.lingers && !s.r.gate.pressure.refuses() && !s.over.Load() && !s.input && !s.stopping
+}
+
+// linger waits a moment for something to do: to end a worker and to start another costs more than most messages.
+func (c *carrier[T]) linger() {
+	s := c.s
+	from := s.clock()
+	for n := 1; ; n++ {
+		runtime.Gosched()
+		s.mu.Lock()
+		if s.backlogLocked() || s.yieldsLocked() || s.input || s.stopping || s.over.Load() || n == lingerYields || s.clock()-from > lingerTime {
+			s.lingers, c.lingers = false, false
+			c.goOn(c.followLocked(), 0, nil)
+			return
+		}
+		s.mu.Unlock()
+	}
+}
+
+const (
+	lingerYields = 64
+	lingerTime   = 2 * time.Microsecond
+)
+
+// backlogLocked says whether something is left that nobody has begun and that isn't known to wait for its turn.
+func (s *stream[T]) backlogLocked() bool {
+	return s.readyLocked() || s.leftLocked() || s.inbox.some.Load()
+}
+
+// leftLocked says whether messages that were taken out of the inbox are neither lined up nor begun.
+func (s *stream[T]) leftLocked() bool {
+	k := s.inbox.out
+	switch {
+	case k == nil:
+		return false
+	case k.next != nil:
+		return true
+	case s.leased != nil:
+		return s.unclaimedLocked() > 0
+	}
+	return s.inbox.next < k.n
 }
 
 // yieldsLocked says whether another stream, or a direct caller, asks for a slot.
@@ -208,9 +258,10 @@ func (s *stream[T]) trimLocked() {
 	if s.live != nil || s.pendingLocked() > 0 {
 		return
 	}
+	s.pace.fast = true
 	if s.free.n > 0 {
 		s.free.giveUp(&s.r.messages)
 	}
-	s.inbox.trimLocked(&s.r.arrivals)
+	s.inbox.trimLocked(&s.r.chunks)
 	s.lanes.trim()
 }

@@ -1,0 +1,90 @@
+package flow
+
+import (
+	"runtime"
+	"time"
+)
+
+// The worker that is on its way looks out before it comes: while those at work finish a message every few hundred
+// nanoseconds, one more would only fight them for the lock and for the memory behind it, and make all of them slower.
+// It yields, so that whatever else could run does, and looks every two microseconds. It comes when, with work left all
+// the while, little has happened.
+//
+// Sleeping between two looks would need a timer, and so would let time pass in a synctest bubble where nothing else does.
+
+const (
+	lookOutYields = 64 // where time stands still
+	lookOutTime   = 2 * time.Microsecond
+
+	// lookOutPace is the time a message below which one more worker is no help. leasePace is the same as long as there
+	// is a core for it and what is at work may have a lease, which goes without the lock that workers share.
+	lookOutPace = 2 * time.Microsecond
+	leasePace   = 600 * time.Nanosecond
+)
+
+// pace is how fast a stream's messages are run. Guarded by stream.mu.
+type pace struct {
+	fast  bool      // so fast that a lease is best, as far as is known
+	taken uint64    // messages that workers have taken, or finished under lease
+	look  paceSight // the last of who looks out
+	sort  paceSight // the last of who sorted messages into lanes
+}
+
+type paceSight struct {
+	taken uint64
+	at    time.Duration
+}
+
+// paceLocked looks at how far the workers are.
+func (s *stream[T]) paceLocked() paceSight {
+	return paceSight{taken: s.pace.taken + s.progressLocked(), at: s.clock()}
+}
+
+// slower says whether from a to b a message took longer than each.
+func (a paceSight) slower(b paceSight, each time.Duration) bool {
+	n := b.taken - a.taken
+	return n == 0 || b.at-a.at > time.Duration(n)*each
+}
+
+// lookOut returns when the worker is to come.
+func (s *stream[T]) lookOut() {
+	cores := runtime.GOMAXPROCS(0)
+	for idle := 0; idle < 2; {
+		from := s.clock()
+		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {
+			runtime.Gosched()
+		}
+		s.mu.Lock()
+		limit := lookOutPace
+		if s.leases && s.slots < cores {
+			limit = leasePace
+		}
+		now := s.paceLocked()
+		switch {
+		case s.slots == 0 || s.over.Load():
+			idle = 2
+		case !s.backlogLocked():
+			idle++
+		case idle == 0 && s.pace.look.slower(now, limit):
+			s.pace.fast, s.pace.sort = false, now
+			idle = 2
+		default:
+			idle = 0
+		}
+		s.pace.look = now
+		s.mu.Unlock()
+	}
+}
+
+// sortPaceLocked sees, as messages are sorted into lanes, whether a lease would be faster.
+func (s *stream[T]) sortPaceLocked() {
+	if s.pace.fast || !s.leases {
+		return
+	}
+	now := s.paceLocked()
+	if now.taken < s.pace.sort.taken+chunkSize {
+		return
+	}
+	s.pace.fast = !s.pace.sort.slower(now, leasePace/time.Duration(max(1, s.slots)))
+	s.pace.sort = now
+}
