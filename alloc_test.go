@@ -58,9 +58,10 @@ func TestRunAllocatesNothingPerMessage(t *testing.T) {
 	}
 }
 
-// A stream that has one message in flight at a time holds no goroutine between two: for each it starts a worker, and
-// errgroup.Group.Go allocates the closure that it starts. That is the one allocation, of 24 bytes.
-func TestOneMessageInFlightAllocatesOnce(t *testing.T) {
+// A stream that has one message in flight at a time holds no goroutine between two that are more than a moment apart: for
+// such a one it starts a worker, and errgroup.Group.Go allocates the closure that it starts. That is the one allocation,
+// of 24 bytes. On an idle machine there is none here, but how long a moment is, is up to the scheduler.
+func TestOneMessageInFlightAllocatesOnceAtMost(t *testing.T) {
 	skipUnderRace(t)
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {

@@ -3,12 +3,12 @@ package main
 import "slices"
 
 // mutants are the bugs: what a concurrent pipeline gets wrong, and what this one once got wrong.
-var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, onceBugs)
+var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, leaseBugs, onceBugs)
 
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
 	bug("no ordering wait", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
-		"turns.go", "	if !m.ordered {", "	if m.ordered = false; !m.ordered {"),
+		"turns.go", "	if m.hash, ordered = s.order.place(m.key); !ordered {", "	if m.hash, ordered = s.order.place(m.key); true {"),
 	bug("two runners on one lane", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
 		"lane.go", "	l.tail = t\n	l.n++\n	return false, \"\"", "	l.tail = t\n	l.n++\n	return l.n == 3, \"\""),
 	bug("lane evicted while in use", "KeyedFIFORunsOneMessageOfAKey|ScopeFlow",
@@ -54,7 +54,7 @@ var slotBugs = []mutant{
 	bug("slot leaked when cancel races admit", "TurnThatComesAfterClose",
 		"gate.go", "	if !a.run() {\n		a.giveBack()\n", "	if !a.run() {\n"),
 	bug("slot leaked when a worker comes too late", "SlotThatComesTooLate",
-		"worker.go", "	} else {\n		s.slots--\n		s.r.gate.pressure.giveBack()\n	}\n", "	}\n"),
+		"worker.go", "	case !found:\n		c.slot = false\n		s.slots--\n		s.r.gate.pressure.giveBack()\n", "	case !found:\n		c.slot = false\n"),
 	bug("slot released twice", "ReleaseOfAnAdmissionTwice",
 		"gate.go", "	if over {\n		return\n	}\n	a.giveBack()", "	_ = over\n	a.giveBack()"),
 	bug("slot counted until after its release", "NoSlotIsCountedTwice",
@@ -79,10 +79,10 @@ var slotBugs = []mutant{
 // wakeBugs leave somebody asleep.
 var wakeBugs = []mutant{
 	bug("lost wakeup on the last message", "ReceiverCanSeeThatNobodyAttends",
-		"worker.go", "			s.attended.Store(false)\n			if s.inbox.emptyLocked() {\n				return\n			}\n",
-		"			if s.inbox.emptyLocked() {\n				s.attended.Store(false)\n				return\n			}\n"),
+		"worker.go", "			s.attended.Store(false)\n			if s.inbox.empty() {\n				return\n			}\n",
+		"			if s.inbox.empty() {\n				s.attended.Store(false)\n				return\n			}\n"),
 	bug("nobody attends to the inbox", "KeyedFIFORunsOneMessageOfAKey|Model",
-		"receive.go", "			if !s.attended.Load() {\n				s.attend()\n			}\n			return true", "			if in.seq == 1 && !s.attended.Load() {\n				s.attend()\n			}\n			return true"),
+		"receive.go", "			if !s.attended.Load() {\n", "			if in.seq == 1 && !s.attended.Load() {\n"),
 	bug("the end of the input is not looked at", "StreamWithoutMessagesIsNil",
 		"receive.go", "		s.input = true\n		s.checkDoneLocked()\n", "		s.input = true\n"),
 	bug("the last finish is not looked at", "RunReturnsWhenAll",
@@ -90,7 +90,7 @@ var wakeBugs = []mutant{
 	bug("a finish makes no room", "WhatFinishesMakesRoom",
 		"carry.go", "	wake := s.roomLocked()\n	s.checkDoneLocked()\n	s.mu.Unlock()\n	if wake {", "	wake := s.roomLocked()\n	s.checkDoneLocked()\n	s.mu.Unlock()\n	if wake && false {"),
 	bug("a worker that yields does not line up again", "ShareCapacity|Delays",
-		"carry.go", "	if c.back {\n		m = c.lineUp()\n	}\n", ""),
+		"carry.go", "	if c.m = m; c.back {\n		c.m = c.lineUp()\n	}\n", "	c.m = m\n"),
 	bug("bytes are looked at before joining those who wait", "BytesThatComeFreeAsAReceiver",
 		"window.go", `	w.mu.Lock()
 	w.waiters[space] = struct{}{}
@@ -135,15 +135,19 @@ var endBugs = []mutant{
 	bug("a shutdown waits for a silent client", "TestShutdownReadsStreamsNoFurther|TestShutdown",
 		"stream.go", "	if (s.input || s.stopping || s.over.Load()) && !s.isDone", "	if (s.input || s.over.Load()) && !s.isDone"),
 	bug("header not sent", "HeaderIsSent",
-		"carry.go", "	if s.header != nil && s.ctx.Err() == nil {", "	if s.header != nil && m.seq > 1<<40 {"),
-	bug("header sent after the first message", "HeaderIsSent",
-		"carry.go", "		s.header()\n	}\n", "		defer s.header()\n	}\n"),
+		"stream.go", "	if s.inCall && s.ctx.Err() == nil {", "	if s.inCall && s.id > 1<<40 {"),
+	{name: "header sent after the first message", run: "HeaderIsSent", edits: []edit{
+		{"carry.go", "	s.sendHeader()\n", "	defer s.sendHeader()\n"},
+		{"lease.go", "	s.sendHeader()\n", "	defer s.sendHeader()\n"},
+	}},
 	bug("recv called after its error", "RecvIsNotCalledAgain",
 		"receive.go", "			in.ended(err)\n			break\n", "			in.ended(err)\n			continue\n"),
 	bug("a message received after the end", "WhileItsKeyIsAskedFor",
 		"inbox.go", "	if b.shut {\n		return false\n	}\n	b.received++\n", "	b.received++\n"),
-	bug("a handler starts on a dead context", "NoHandlerStarts",
-		"carry.go", "	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one", "	if s.ctx == nil {"),
+	{name: "a handler starts on a dead context", run: "NoHandlerStarts", edits: []edit{
+		{"carry.go", "	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one", "	if s.ctx == nil {"},
+		{"lease.go", "		if s.ctx.Err() != nil { // as in attempt", "		if s.ctx == nil {"},
+	}},
 	bug("the context ends before its cause is known", "ReasonIsSetDown",
 		"stream.go", "	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n", "	s.cancel(f)\n	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n"),
 	bug("a waiting try is forgotten at the end", "WaitForTheNextTryIsCutShort|CutsATrysWait",
@@ -180,14 +184,14 @@ var onceBugs = []mutant{
 		"worker.go", "return s.ready.n > s.coming && !s.over.Load() }", "return s.ready.n > s.coming }"),
 	{name: "once: bytes counted after put", run: "BytesAreCountedBefore", edits: []edit{
 		{"inbox.go", "		if a.size > 0 {\n			r.bytes.add(a.size)\n		}\n", ""},
-		{"receive.go", "		if !direct {\n			in.seq++\n", "		if !direct {\n			in.seq++\n			if in.at.size > 0 {\n				s.r.bytes.add(in.at.size)\n			}\n"},
+		{"receive.go", "		default:\n			in.seq++\n", "		default:\n			in.seq++\n			if in.at.size > 0 {\n				s.r.bytes.add(in.at.size)\n			}\n"},
 	}},
 	bug("once: roomLocked not asked in arrive", "ReceiverReadsOn",
 		"worker.go", "	if s.roomLocked() { // this may have been the last that was ready\n		s.wakeReceiver()\n	}\n", ""),
 	bug("once: a key waits until an earlier one's lane is empty", "AKeyThatComesLater|KeyWithEndless",
-		"turns.go", "	if s.rounds && s.round <= 0 {", "	if s.rounds && s.ready.n == 0 {"),
+		"turns.go", "	if s.rounds && s.round <= 0 && !s.fastLocked() {", "	if s.rounds && s.ready.n == 0 && !s.fastLocked() {"),
 	bug("once: a Goexit in OnFailure on receipt taken for one in recv", "CrashOfOnFailureOnReceipt",
-		"receive.go", "	case in.reads:\n", "	case in.reads || !in.asks:\n"),
+		"receive.go", "	case placeRecv:\n", "	case placeRecv, placeOwn + 8*place(in.seq):\n"),
 	bug("once: a Shutdown returns before another has counted", "AllShutdownsReturn",
 		"shutdown.go", "		<-c.judged\n", "		_ = c.judged\n"),
 }
