@@ -54,7 +54,7 @@ type shown struct {
 	mu     sync.Mutex
 	source Source    // nil: not yet added
 	record *record   // nil: without the page's Observer
-	view   flowView  // of the last look, for others that look at the same moment
+	view   []byte    // JSON of the last look, for others that look at the same moment
 	looked time.Time // then
 }
 

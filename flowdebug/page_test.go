@@ -1,6 +1,7 @@
 package flowdebug_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -342,7 +343,10 @@ func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
 		if len(events) != 5 || !w.Flushed {
 			t.Fatalf("%d events:\n%s", len(events), w.Body)
 		}
-		for _, e := range events {
+		for i, e := range events {
+			if i == 0 {
+				e = strings.TrimPrefix(e, "retry: 1000\n")
+			}
 			var d document
 			data, ok := strings.CutPrefix(e, "data: ")
 			if err := json.Unmarshal([]byte(data), &d); !ok || err != nil || len(d.Flows) != 1 {
@@ -389,4 +393,54 @@ func TestEventsEndWhenTheClientGoesAndWhenTheServerShutsDown(t *testing.T) {
 		<-handled
 		_ = response.Body.Close()
 	}
+}
+
+// A server's timeouts are for requests that end: the stream of events is none of them.
+func TestServersTimeoutsDoNotEndTheEvents(t *testing.T) {
+	page := flowdebug.New()
+	page.Add("f", fake{})
+	server := httptest.NewUnstartedServer(page)
+	server.Config.ReadTimeout, server.Config.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond
+	server.Start()
+	defer server.Close()
+	response, err := server.Client().Get(server.URL + "/?format=events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	for lines, events := bufio.NewScanner(response.Body), 0; events < 3; { // a second
+		if !lines.Scan() {
+			t.Fatalf("the stream ended after %d events: %v", events, lines.Err())
+		}
+		if strings.HasPrefix(lines.Text(), "data: ") {
+			events++
+		}
+	}
+}
+
+// anError is an error of the caller's whose text takes a while.
+type anError struct{ asked, answer chan struct{} }
+
+func (e anError) Error() string {
+	close(e.asked)
+	<-e.answer
+	return "at last"
+}
+
+func TestAnErrorWhoseTextTakesAWhileHoldsNobodyUp(t *testing.T) {
+	page := flowdebug.New()
+	page.Add("f", fake{})
+	see, slow := page.Observer("f"), anError{make(chan struct{}), make(chan struct{})}
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		see(t.Context(), flow.Event{Kind: flow.EventFailure, Seq: 1, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: slow}})
+	}()
+	<-slow.asked
+	see(t.Context(), flow.Event{Kind: flow.EventSuccess, Seq: 2})
+	if n := len(read(t, page, "?format=json").Flows[0].Failures); n != 0 {
+		t.Errorf("%d failures are shown before their text is known", n)
+	}
+	close(slow.answer)
+	<-told
 }
