@@ -112,7 +112,7 @@ function plot(history) {
     lines.forEach((v, i) => {
       const label = p.area.getElementsByTagName("span")[i] ?? make(p.area, "span");
       label.style.top = y(v) + "%";
-      set(label, v === 0 ? "0" : p.unit(v));
+      set(label, v === 0 ? "0" : p.unit(v).replace(".0 ", " "));
     });
     while (p.area.getElementsByTagName("span").length > lines.length) p.area.lastChild.remove();
     const said = p.names.map((name, i) => name + " " + p.unit(series[i].at(-1)));
@@ -150,14 +150,13 @@ function show(f) {
   byId("h-plots").parentNode.hidden = !f.observed;
   fill("keys", f.keys.map((k) => [key(k.key), number(count(k.waiting)),
     number(!k.running ? "–" : k.age > 0 ? time(k.age) : "runs")]), 0, f.activeKeys);
-  fill("running", f.running.map((m) => [key(m.key), number(count(m.stream)), number(count(m.seq)),
-    number(count(m.attempt)), number(time(m.age))]), 0, f.inFlight);
-  fill("streams", f.streams.map((s) => [number(count(s.id)), { text: s.peer, name: "" }, { text: s.method, name: "text" },
-    number(time(s.age)), number(count(s.received)), number(count(s.pending)), number(count(s.committed))]), 0, f.openStreams);
+  fill("running", f.running.map((m) => [key(m.key), number(time(m.age)), number(count(m.attempt)),
+    number(count(m.stream)), number(count(m.seq))]), 0, f.inFlight);
+  fill("streams", f.streams.map((s) => [number(count(s.id)), number(count(s.pending)), number(count(s.received)),
+    number(count(s.committed)), number(time(s.age)), { text: s.peer, name: "" }, { text: s.method, name: "" }]), 0, f.openStreams);
   fill("failures", f.failures.map((e) => [number(time(e.ago)), e.seq ? key(e.key) : { text: "(stream)", name: "none" },
-    number(count(e.stream)), number(e.seq ? count(e.seq) : "–"), number(e.attempt ? count(e.attempt) : "–"),
-    { text: e.kind.replace(/^Failure/, "") + (e.settled ? ", skipped" : ""), name: "" },
-    { text: e.error, name: "text" }]), 1, f.failuresSoFar);
+    { text: e.kind.replace(/^Failure/, "") + (e.settled ? ", skipped" : ""), name: "" }, { text: e.error, name: "text" },
+    number(e.attempt ? count(e.attempt) : "–"), number(count(e.stream)), number(e.seq ? count(e.seq) : "–")]), 1, f.failuresSoFar);
   if (failures !== undefined && f.failuresSoFar > failures) {
     const row = byId("failures").tBodies[0].rows[0];
     row.classList.remove("new");

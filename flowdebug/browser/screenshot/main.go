@@ -54,7 +54,7 @@ func take(ctx context.Context, examples string, after time.Duration, width int64
 		chromedp.EmulateViewport(width, 1000),
 		browser.Prefer("prefers-color-scheme", scheme),
 		chromedp.Navigate(x.page),
-		chromedp.WaitVisible("#keys tbody th", chromedp.ByQuery),
+		chromedp.WaitVisible("#keys tbody th"),
 		chromedp.Sleep(2*time.Second), // what flashes has done so
 	); err != nil {
 		return nil, err
