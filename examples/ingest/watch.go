@@ -47,7 +47,8 @@ func newWatch(cfg *config, m *metrics) (*watch, error) {
 	}
 	if cfg.metrics != "" {
 		registry := prometheus.NewRegistry()
-		exporter, err := promexporter.New(promexporter.WithRegisterer(registry))
+		exporter, err := promexporter.New(promexporter.WithRegisterer(registry),
+			promexporter.WithoutTargetInfo(), promexporter.WithoutScopeInfo())
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("-metrics: %w", err), w.close())
 		}
