@@ -103,7 +103,7 @@ func (x *example) run(c *exec.Cmd) (io.Reader, error) {
 // report writes a client's records until it is gone: more and fewer of them, like a day.
 func report(to io.Writer, client int) {
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		rate := 6 + 4*math.Sin(time.Since(start).Seconds()/9+float64(client))
+		rate := 4 + 2.5*math.Sin(time.Since(start).Seconds()/20+float64(client))
 		for range int(rate * (0.5 + rand.Float64())) {
 			if _, err := fmt.Fprintf(to, "{\"device\":\"device-%d\",\"temperature\":%d}\n", rand.IntN(100)+1, rand.IntN(40)); err != nil {
 				return

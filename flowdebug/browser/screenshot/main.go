@@ -18,9 +18,9 @@ import (
 
 func main() {
 	file := flag.String("o", "flowdebug.png", "`file` to write")
-	width := flag.Int64("width", 1100, "`pixels` of the window")
+	width := flag.Int64("width", 1000, "`pixels` of the window")
 	dark := flag.Bool("dark", false, "as one who prefers dark sees it")
-	after := flag.Duration("after", 100*time.Second, "how `long` the example has run")
+	after := flag.Duration("after", 190*time.Second, "how `long` the example has run")
 	examples := flag.String("examples", "../../examples", "`directory` of the examples' module")
 	flag.Parse()
 	picture, err := take(context.Background(), *examples, *after, *width, *dark)
