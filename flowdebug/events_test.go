@@ -60,7 +60,7 @@ func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
 		<-done
 		synctest.Wait()
 		events := strings.Split(strings.TrimSuffix(w.Body.String(), "\n\n"), "\n\n")
-		if len(events) != 5 || !w.Flushed {
+		if len(events) != 5 || !w.Flushed || w.Header().Get("X-Accel-Buffering") != "no" {
 			t.Fatalf("%d events:\n%s", len(events), w.Body)
 		}
 		for i, e := range events {

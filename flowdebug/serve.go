@@ -61,6 +61,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(append(encode(flows), '\n'))
 	case "events":
 		h.Set("Content-Type", "text/event-stream")
+		h.Set("X-Accel-Buffering", "no") // or nginx, and those that heed its word, would save events up
 		if r.Method == http.MethodGet {
 			serveEvents(r.Context(), w, flows)
 		}
