@@ -162,6 +162,26 @@ func TestEventsOfRetriesAndOfAFailure(t *testing.T) {
 	})
 }
 
+func TestAnAttemptsTimeIsToldOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p, s := new(tape), newStage()
+		c := start(t, mustNew(t, s.handle, flow.Options{
+			Observer: p.observe, Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour},
+		}), "a1")
+		pass(time.Second)
+		s.fail(t, "a1", errHandler)
+		c.cancel(nil) // while it waits for its next try
+		c.End()
+		c.result(t)
+		if got := p.only(flow.EventRetry)[0].Took; got != time.Second {
+			t.Errorf("the attempt took %v, want 1s", got)
+		}
+		if e := p.only(flow.EventFailure)[0]; e.Took != 0 || e.Attempt != 1 {
+			t.Errorf("failure is %+v: the attempt's time was told of with EventRetry", e)
+		}
+	})
+}
+
 func TestEventsOfRefusalsDropsAndTheStreamsFailure(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p, s := new(tape), newStage()

@@ -55,7 +55,7 @@ type Event struct {
 	Key     string
 	Attempt int
 	Waited  time.Duration // from receipt to the first attempt
-	Took    time.Duration // of this attempt; of the stream for EventStreamEnd
+	Took    time.Duration // of this attempt, once for each; of the stream for EventStreamEnd
 	Delay   time.Duration // before the next attempt, for EventRetry
 	Failure *Failure      // what failed; not to be changed
 	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message

@@ -15,6 +15,7 @@ func (s *stream[T]) tell(m *message[T], kind EventKind) {
 		e.Attempt, e.Failure = m.attempts+1, nil // it is about to be made; the fault is the last one's
 	case EventRetry:
 		e.Took, e.Delay = m.took, m.delay
+		m.took = 0 // should the wait be cut short, no attempt will have ended with the failure
 	case EventSuccess:
 		e.Took, e.Failure = m.took, nil
 	case EventFailure, EventReject:

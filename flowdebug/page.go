@@ -14,18 +14,28 @@
 //
 // # Who must not see it
 //
-// The page asks nobody who they are. It shows the keys of messages, the addresses of clients and the texts of errors,
-// panics included: customers' data in many services. Serve it on a loopback or an operators' address of its own, or
-// behind a handler that lets only operators through; never on a public one. It only reads: nothing that it serves
-// changes a Flow.
+// The page asks nobody who they are, and shows the keys of messages, the addresses of clients and the texts of errors,
+// panics included: customers' data in many services. So not the public, not the customers whose keys they are (each
+// would see all the others'), and not whoever else is on the network: serve it on a loopback or an operators' address of
+// its own, or behind a handler that lets only operators through. A picture of it is customers' data too. It only reads:
+// nothing that it serves changes a Flow.
+//
+// A loopback address keeps other machines out, but not other sites in a browser on this one, which reach it under a
+// name of their own (DNS rebinding). A pattern with a host, "localhost/debug/flow/", does.
+//
+// Keys and errors are strangers' words. They are cut to 128 and 512 bytes; characters that can't be seen, or that change
+// the direction of text, are written as in Go; and the page takes them for text and nothing else, which its
+// Content-Security-Policy enforces.
 //
 // # What it costs
 //
-// While nobody looks: an Observer, which takes a lock and reads the clock for each event, and some 50 KB for each Flow.
-// While somebody does: one [flow.Flow.Snapshot] a look, at most four a second however many look.
+// While nobody looks: an Observer, which takes a lock and reads the clock for each event (0.13 µs a message), and some
+// 50 KB for each Flow. While somebody does: one [flow.Flow.Snapshot] a look and 0.15 ms to write it down, at most four
+// times a second however many look, and 30 KB/s to each. A page in a background tab asks for nothing.
 //
-// A stream of events ends when its client goes or its request's context ends. http.Server's Shutdown ends neither: let
-// the requests' contexts come from one that ends then (BaseContext, and RegisterOnShutdown with its cancel function).
+// A stream of events ends when its client goes, when the client has not read for ten seconds, or when its request's
+// context ends; the server's WriteTimeout does not end it. http.Server's Shutdown ends neither: let the requests'
+// contexts come from one that ends then (BaseContext, and RegisterOnShutdown with its cancel function), or use Close.
 package flowdebug
 
 import (
@@ -54,7 +64,7 @@ type shown struct {
 	mu     sync.Mutex
 	source Source    // nil: not yet added
 	record *record   // nil: without the page's Observer
-	view   flowView  // of the last look, for others that look at the same moment
+	view   []byte    // JSON of the last look, for others that look at the same moment
 	looked time.Time // then
 }
 

@@ -6,12 +6,20 @@ function set(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+function make(parent, name, className = "") {
+  const node = document.createElement(name);
+  node.className = className;
+  parent.append(node);
+  return node;
+}
+
 function time(s) {
   if (s <= 0) return "–";
-  if (s < 0.001) return Math.round(s * 1e6) + " µs";
-  if (s < 1) return (s * 1000).toPrecision(3) + " ms";
-  if (s < 60) return s.toFixed(1) + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min " + Math.floor(s % 60) + " s";
+  if (s < 0.0009995) return Math.round(s * 1e6) + " µs";
+  if (s < 0.9995) return Number((s * 1000).toPrecision(3)) + " ms";
+  if (s < 59.95) return s.toFixed(1) + " s";
+  s = Math.round(s);
+  if (s < 3600) return Math.floor(s / 60) + " min " + s % 60 + " s";
   return Math.floor(s / 3600) + " h " + Math.floor(s % 3600 / 60) + " min";
 }
 
@@ -19,10 +27,12 @@ const count = (n) => n.toLocaleString("en");
 const number = (text) => ({ text, name: "n" });
 const key = (text) => text === "" ? { text: "(none)", name: "none" } : { text, name: "key" };
 
-// Rows and cells are used again, so that what is selected or read aloud stays where it is.
-function fill(id, rows, head) {
+// Rows and cells are used again, so that what is selected or read aloud stays where it is. head is the column that names
+// the row; all is how many rows there would be.
+function fill(id, rows, head, all) {
   const table = byId(id), body = table.tBodies[0];
   const columns = table.tHead.rows[0].cells.length;
+  set(byId("n-" + id), all > rows.length ? count(rows.length) + " of " + count(all) : "");
   const empty = rows.length === 0;
   if (empty) rows = [[{ text: "None", name: "none" }]];
   while (body.rows.length > rows.length) body.deleteRow(-1);
@@ -35,12 +45,11 @@ function fill(id, rows, head) {
     if (!row) {
       row = body.insertRow(i);
       cells.forEach((_, c) => {
-        const cell = document.createElement(!empty && c === head ? "th" : "td");
+        const cell = make(row, !empty && c === head ? "th" : "td");
         if (!empty && c === head) cell.scope = "row";
-        row.append(cell);
+        if (empty) cell.colSpan = columns;
       });
     }
-    if (empty) row.cells[0].colSpan = columns;
     cells.forEach((cell, c) => {
       set(row.cells[c], cell.text);
       if (row.cells[c].className !== cell.name) row.cells[c].className = cell.name;
@@ -48,75 +57,106 @@ function fill(id, rows, head) {
   });
 }
 
+// Times span decades, so theirs are logarithmic: a mean of milliseconds shows below a longest of seconds.
 const plots = [
-  { title: "Throughput", unit: (v) => count(v) + "/s", names: ["finished", "failed"], of: (h) => [h.finished, h.failed] },
-  { title: "Wait", unit: time, names: ["mean", "longest"], of: (h) => [h.waitMean, h.waitMax] },
-  { title: "Handler", unit: time, names: ["mean", "longest"], of: (h) => [h.handlerMean, h.handlerMax] },
+  { title: "Throughput", unit: (v) => count(v) + "/s", scale: linear, names: ["finished", "failed"], of: (h) => [h.finished, h.failed] },
+  { title: "Wait for turn and slot", unit: time, scale: logarithmic, names: ["mean", "longest"], of: (h) => [h.waitMean, h.waitMax] },
+  { title: "Handler", unit: time, scale: logarithmic, names: ["mean", "longest"], of: (h) => [h.handlerMean, h.handlerMax] },
 ];
 
-const svg = (name, attributes) => {
+// A scale has the values to draw a line at, and says how high a value is, from 0 to 1; undefined is not at all.
+function linear(top) {
+  let step = 10 ** Math.floor(Math.log10(Math.max(top, 1)));
+  if (top / step > 5) step *= 5;
+  else if (top / step > 2) step *= 2;
+  const lines = [0, step];
+  while (lines.at(-1) < top) lines.push(lines.at(-1) + step);
+  return { lines, height: (v) => v / lines.at(-1) };
+}
+
+function logarithmic(top, bottom) {
+  const high = Math.max(-5, Math.ceil(Math.log10(top || 1)));
+  const low = Math.max(-6, Math.min(Math.floor(Math.log10(bottom)), high - 1)); // from a microsecond
+  const lines = [];
+  for (let e = low; e <= high; e += Math.ceil((high - low) / 4)) lines.push(10 ** e);
+  return { lines, height: (v) => v > 0 ? Math.max(0, (Math.log10(v) - low) / (high - low)) : undefined };
+}
+
+const svg = (parent, name, attributes) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v);
+  parent.append(node);
   return node;
 };
 
 for (const p of plots) {
-  const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  const title = document.createElement("strong");
-  title.textContent = p.title;
-  p.text = document.createElement("span");
-  caption.append(title, " ", p.text);
-  p.svg = svg("svg", { role: "img", viewBox: "0 0 179 100", preserveAspectRatio: "none" });
-  p.lines = [svg("polyline", {}), svg("polyline", { class: "second" })];
-  p.svg.append(...p.lines);
-  figure.append(caption, p.svg);
-  byId("plots").append(figure);
+  const figure = make(byId("plots"), "figure"), caption = make(figure, "figcaption");
+  make(caption, "strong").textContent = p.title;
+  p.legend = [make(caption, "span"), make(caption, "span", "second")];
+  p.area = make(figure, "div", "plot");
+  p.svg = svg(p.area, "svg", { role: "img", viewBox: "0 0 179 100", preserveAspectRatio: "none" });
+  p.paths = ["grid", "", "second"].map((name) => svg(p.svg, "path", { class: name }));
+  const axis = make(figure, "div", "axis");
+  make(axis, "span").textContent = "3 min ago";
+  make(axis, "span").textContent = "now";
 }
 
 function plot(history) {
   for (const p of plots) {
-    const series = p.of(history), top = Math.max(...series[0], ...series[1]);
-    series.forEach((values, i) => p.lines[i].setAttribute("points",
-      values.map((v, x) => x + "," + (top > 0 ? 99 - 97 * v / top : 99).toFixed(1)).join(" ")));
-    const said = p.names.map((name, i) => name + (i ? " (dashed) " : " ") + p.unit(series[i].at(-1))).join(", ");
-    set(p.text, said + ", top " + p.unit(top));
-    p.svg.setAttribute("aria-label", p.title + " over three minutes: " + said + " in the last second; at most " + p.unit(top));
+    const series = p.of(history), all = series.flat().filter((v) => v > 0);
+    const { lines, height } = p.scale(Math.max(0, ...all), Math.min(Infinity, ...all));
+    const y = (v) => (100 - 100 * height(v)).toFixed(1);
+    const drawn = series.map((values) => values.map((v, x) => height(v) === undefined ? "" :
+      (x > 0 && height(values[x - 1]) !== undefined ? "L" : "M") + x + "," + y(v) + "h0").join(""));
+    [lines.map((v) => "M0," + y(v) + "H179").join(""), ...drawn].forEach((d, i) => p.paths[i].setAttribute("d", d));
+    lines.forEach((v, i) => {
+      const label = p.area.getElementsByTagName("span")[i] ?? make(p.area, "span");
+      label.style.top = y(v) + "%";
+      set(label, v === 0 ? "0" : p.unit(v).replace(".0 ", " "));
+    });
+    while (p.area.getElementsByTagName("span").length > lines.length) p.area.lastChild.remove();
+    const said = p.names.map((name, i) => name + " " + p.unit(series[i].at(-1)));
+    said.forEach((text, i) => set(p.legend[i], text));
+    p.svg.setAttribute("aria-label", p.title + " over three minutes: in the last second " + said.join(", ") +
+      "; at most " + p.unit(Math.max(...series[1], ...series[0])));
   }
 }
 
 const numbers = [
   ["Waiting", (f) => f.waiting], ["Active keys", (f) => f.activeKeys], ["Streams", (f) => f.openStreams],
-  ["Succeeded", (f) => f.total.succeeded], ["Failed", (f) => f.total.failed], ["Rejected", (f) => f.total.rejected],
-  ["Dropped", (f) => f.total.dropped], ["Retried", (f) => f.total.retried],
-];
-for (const n of numbers) {
-  const group = document.createElement("div"), term = document.createElement("dt");
-  n.push(document.createElement("dd"));
-  term.textContent = n[0];
-  group.append(term, n[2]);
-  byId("numbers").append(group);
-}
+  ["Succeeded", (f) => f.total.succeeded], ["Retried", (f) => f.total.retried],
+  ["Failed", (f) => f.total.failed, "lost"], ["Rejected", (f) => f.total.rejected, "lost"], ["Dropped", (f) => f.total.dropped, "lost"],
+].map(([title, of, name]) => {
+  const group = make(byId("numbers"), "div");
+  make(group, "dt").textContent = title;
+  return { of, name, node: make(group, "dd") };
+});
 
 let failures;
 function show(f) {
-  for (const [, of, node] of numbers) set(node, count(of(f)));
-  byId("load").hidden = f.capacity === 0;
+  for (const { of, name, node } of numbers) {
+    set(node, count(of(f)));
+    node.className = name && of(f) > 0 ? name : "";
+  }
+  const load = byId("load");
+  load.hidden = f.capacity === 0;
   if (f.capacity > 0) {
-    byId("load").max = f.capacity;
-    byId("load").value = f.inFlight;
+    load.max = f.capacity;
+    load.high = 0.9 * f.capacity;
+    load.value = f.inFlight;
   }
   set(byId("inflight"), count(f.inFlight) + (f.capacity > 0 ? " of " + count(f.capacity) : ", unlimited"));
   byId("unobserved").hidden = f.observed;
+  byId("h-plots").parentNode.hidden = !f.observed;
   fill("keys", f.keys.map((k) => [key(k.key), number(count(k.waiting)),
-    number(!k.running ? "–" : k.age > 0 ? time(k.age) : "runs")]), 0);
-  fill("running", f.running.map((m) => [key(m.key), number(count(m.stream)), number(count(m.seq)),
-    number(count(m.attempt)), number(time(m.age))]), 0);
-  fill("streams", f.streams.map((s) => [number(count(s.id)), { text: s.peer, name: "" }, { text: s.method, name: "text" },
-    number(time(s.age)), number(count(s.received)), number(count(s.pending)), number(count(s.committed))]), 0);
+    number(!k.running ? "–" : k.age > 0 ? time(k.age) : "runs")]), 0, f.activeKeys);
+  fill("running", f.running.map((m) => [key(m.key), number(time(m.age)), number(count(m.attempt)),
+    number(count(m.stream)), number(count(m.seq))]), 0, f.inFlight);
+  fill("streams", f.streams.map((s) => [number(count(s.id)), number(count(s.pending)), number(count(s.received)),
+    number(count(s.committed)), number(time(s.age)), { text: s.peer, name: "" }, { text: s.method, name: "" }]), 0, f.openStreams);
   fill("failures", f.failures.map((e) => [number(time(e.ago)), e.seq ? key(e.key) : { text: "(stream)", name: "none" },
-    number(count(e.stream)), number(e.seq ? count(e.seq) : "–"), number(e.attempt ? count(e.attempt) : "–"),
-    { text: e.kind.replace(/^Failure/, "") + (e.settled ? ", skipped" : ""), name: "" },
-    { text: e.error, name: "text" }]), 1);
+    { text: e.kind.replace(/^Failure/, "") + (e.settled ? ", skipped" : ""), name: "" }, { text: e.error, name: "text" },
+    number(e.attempt ? count(e.attempt) : "–"), number(count(e.stream)), number(e.seq ? count(e.seq) : "–")]), 1, f.failuresSoFar);
   if (failures !== undefined && f.failuresSoFar > failures) {
     const row = byId("failures").tBodies[0].rows[0];
     row.classList.remove("new");
@@ -128,32 +168,65 @@ function show(f) {
 }
 
 // The status is read aloud, so it changes only when the connection does.
-let source;
-function connect() {
-  source = new EventSource("?" + new URLSearchParams({ format: "events", flow: document.body.dataset.flow }));
-  source.onmessage = (e) => {
-    set(byId("status"), "Live");
-    show(JSON.parse(e.data).flows[0]);
-  };
-  source.onerror = () => {
-    set(byId("status"), source.readyState === EventSource.CLOSED ? "The Flow can't be read: reload" : "Connection lost: trying again");
-  };
+function say(state, text) {
+  document.body.dataset.state = state;
+  set(byId("status"), text);
 }
 
+const clock = () => new Date().toLocaleTimeString();
+const silence = 5000; // ms without news after which a connection is given up: a dead network says nothing
+let source, silent, heard;
+
+// begin connects for the first time, or after a pause.
+function begin() {
+  heard = undefined;
+  say("connecting", "Connecting");
+  connect();
+}
+
+function connect() {
+  disconnect();
+  silent = setTimeout(connect, silence);
+  if (heard) say("lost", "Connection lost at " + heard + ": trying again");
+  source = new EventSource("?" + new URLSearchParams({ format: "events", flow: document.body.dataset.flow }));
+  source.onmessage = (e) => {
+    clearTimeout(silent);
+    silent = setTimeout(connect, silence);
+    show(JSON.parse(e.data).flows[0]);
+    document.querySelector("main").hidden = false;
+    heard = clock();
+    say("live", "Live");
+  };
+  source.onerror = () => say("lost", heard ? "Connection lost at " + heard + ": trying again" : "No connection: trying again");
+}
+
+function disconnect() {
+  clearTimeout(silent);
+  source?.close();
+}
+
+const paused = () => byId("pause").getAttribute("aria-pressed") === "true";
+
 byId("pause").addEventListener("click", () => {
-  const paused = byId("pause").getAttribute("aria-pressed") !== "true";
-  byId("pause").setAttribute("aria-pressed", String(paused));
-  if (paused) {
-    source?.close();
-    set(byId("status"), "Paused");
+  byId("pause").setAttribute("aria-pressed", String(!paused()));
+  if (paused()) {
+    disconnect();
+    say("paused", "Paused at " + clock());
   } else {
-    connect();
+    begin();
   }
 });
 
+// A page that nobody sees asks for nothing: a browser has few connections for one server.
+document.addEventListener("visibilitychange", () => {
+  if (document.body.dataset.flow === "" || paused()) return;
+  if (document.hidden) disconnect();
+  else begin();
+});
+
 if (document.body.dataset.flow === "") {
-  set(byId("status"), "Nothing to show");
+  say("paused", "Nothing to show");
   byId("pause").disabled = true;
 } else {
-  connect();
+  begin();
 }

@@ -2,16 +2,11 @@ package flowdebug_test
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html"
-	"io"
 	"net/http"
 	"net/http/httptest"
-	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -237,156 +232,29 @@ func TestPageOfNoFlowIsAPage(t *testing.T) {
 	}
 }
 
-func TestNothingButGETAndHEADIsAllowed(t *testing.T) {
-	page := flowdebug.New()
-	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions} {
-		if w := ask(page, method, ""); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s answers %d", method, w.Code)
-		}
-	}
-	for _, format := range []string{"", "?format=json", "?format=events"} {
-		if w := ask(page, http.MethodHead, format); w.Code != http.StatusOK || w.Header().Get("Content-Type") == "" {
-			t.Errorf("HEAD %q answers %d", format, w.Code)
-		}
-	}
-	if w := ask(page, http.MethodGet, "?format=xml"); w.Code != http.StatusBadRequest {
-		t.Errorf("an unknown format answers %d", w.Code)
-	}
+// anError is an error of the caller's whose text takes a while.
+type anError struct{ asked, answer chan struct{} }
+
+func (e anError) Error() string {
+	close(e.asked)
+	<-e.answer
+	return "at last"
 }
 
-func TestAcceptPicksTheForm(t *testing.T) {
-	for accept, want := range map[string]string{
-		"": "text/html", "*/*": "text/html", "application/json": "application/json",
-		"text/html,application/xhtml+xml,*/*;q=0.8": "text/html",
-		"application/json;q=0.9, text/html;q=0.1":   "application/json",
-		"text/event-stream":                         "text/event-stream",
-	} {
-		got := ask(flowdebug.New(), http.MethodHead, "", "Accept", accept).Header().Get("Content-Type")
-		if !strings.HasPrefix(got, want) {
-			t.Errorf("Accept %q is answered with %q, want %q", accept, got, want)
-		}
-	}
-}
-
-func TestNamesAreEscapedAndTheirPageAllowsOnlyItsOwnScript(t *testing.T) {
-	page := flowdebug.New()
-	page.Add(hostile, fake{})
-	page.Add("other", fake{})
-	w := ask(page, http.MethodGet, "")
-	body := w.Body.String()
-	if strings.Contains(body, "<img") || !strings.Contains(body, html.EscapeString("<img src=x")) {
-		t.Errorf("the name is not escaped:\n%.2000s", body)
-	}
-	policy := w.Header().Get("Content-Security-Policy")
-	if strings.Contains(policy, "unsafe") || !strings.HasPrefix(policy, "default-src 'none';") {
-		t.Errorf("policy is %s", policy)
-	}
-	for _, element := range []string{"script", "style"} {
-		all := regexp.MustCompile(`(?s)<`+element+`>(.*?)</`+element+`>`).FindAllStringSubmatch(body, -1)
-		if len(all) != 1 {
-			t.Fatalf("the page has %d of %s", len(all), element)
-		}
-		sum := sha256.Sum256([]byte(all[0][1]))
-		if want := element + "-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"; !strings.Contains(policy, want) {
-			t.Errorf("policy has no %s: %s", want, policy)
-		}
-	}
-	if external := regexp.MustCompile(`(src|href)="[^?"]`).FindString(body); external != "" {
-		t.Errorf("the page loads something: %s", external)
-	}
-}
-
-// counting is a Source that counts who looks.
-type counting struct{ looks int }
-
-func (c *counting) Snapshot(int) flow.Snapshot {
-	c.looks++
-	return flow.Snapshot{}
-}
-
-func TestManyWhoLookAtOnceTakeOneSnapshot(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		page, c := flowdebug.New(), new(counting)
-		page.Add("f", c)
-		for range 10 {
-			read(t, page, "?format=json")
-		}
-		time.Sleep(250 * time.Millisecond)
-		read(t, page, "?format=json")
-		if c.looks != 2 {
-			t.Errorf("%d snapshots were taken, want 2", c.looks)
-		}
-	})
-}
-
-func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		page, c := flowdebug.New(), new(counting)
-		page.Add("f", c)
-		ctx, cancel := context.WithCancel(context.Background())
-		w := httptest.NewRecorder()
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			page.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/?format=events", nil))
-		}()
-		time.Sleep(2200 * time.Millisecond)
-		synctest.Wait()
-		if c.looks != 5 {
-			t.Errorf("%d snapshots in 2.2 s, want 5", c.looks)
-		}
-		cancel()
-		<-done
-		synctest.Wait()
-		events := strings.Split(strings.TrimSuffix(w.Body.String(), "\n\n"), "\n\n")
-		if len(events) != 5 || !w.Flushed {
-			t.Fatalf("%d events:\n%s", len(events), w.Body)
-		}
-		for _, e := range events {
-			var d document
-			data, ok := strings.CutPrefix(e, "data: ")
-			if err := json.Unmarshal([]byte(data), &d); !ok || err != nil || len(d.Flows) != 1 {
-				t.Errorf("event is %s", e)
-			}
-		}
-	})
-}
-
-// In real time, over a real connection: TestMain sees to it that nothing stays.
-func TestEventsEndWhenTheClientGoesAndWhenTheServerShutsDown(t *testing.T) {
+func TestAnErrorWhoseTextTakesAWhileHoldsNobodyUp(t *testing.T) {
 	page := flowdebug.New()
 	page.Add("f", fake{})
-	handled := make(chan struct{}, 2)
-	ctx, cancel := context.WithCancel(context.Background())
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r2, stop := context.WithCancel(r.Context())
-		defer stop()
-		defer context.AfterFunc(ctx, stop)()
-		page.ServeHTTP(w, r.WithContext(r2))
-		handled <- struct{}{}
-	}))
-	server.Config.RegisterOnShutdown(cancel)
-	server.Start()
-	defer server.Close()
-	for _, end := range []func(io.Closer){
-		func(body io.Closer) { _ = body.Close() },
-		func(io.Closer) {
-			limited, stop := context.WithTimeout(context.Background(), 10*time.Second)
-			defer stop()
-			if err := server.Config.Shutdown(limited); err != nil {
-				t.Error(err)
-			}
-		},
-	} {
-		response, err := server.Client().Get(server.URL + "/?format=events")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(response.Body, make([]byte, 6)); err != nil {
-			t.Fatal(err)
-		}
-		end(response.Body)
-		<-handled
-		_ = response.Body.Close()
+	see, slow := page.Observer("f"), anError{make(chan struct{}), make(chan struct{})}
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		see(t.Context(), flow.Event{Kind: flow.EventFailure, Seq: 1, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: slow}})
+	}()
+	<-slow.asked
+	see(t.Context(), flow.Event{Kind: flow.EventSuccess, Seq: 2})
+	if n := len(read(t, page, "?format=json").Flows[0].Failures); n != 0 {
+		t.Errorf("%d failures are shown before their text is known", n)
 	}
+	close(slow.answer)
+	<-told
 }

@@ -52,8 +52,16 @@ func newRecord() *record { return &record{start: time.Now()} }
 // see is the Observer.
 func (r *record) see(_ context.Context, e flow.Event) {
 	now := time.Now()
+	listed := isListed(&e)
+	var f failure
+	if listed {
+		f = failureOf(now, &e) // not under the lock: it asks the caller's error for its text
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if listed {
+		r.failLocked(f)
+	}
 	s := r.slotLocked(now)
 	switch e.Kind {
 	case flow.EventAttempt:
@@ -75,15 +83,21 @@ func (r *record) see(_ context.Context, e flow.Event) {
 			k != flow.FailureContextCancelled && k != flow.FailureShutdown {
 			s.handled(e.Took)
 		}
-		r.failLocked(now, &e)
 	case flow.EventDrop:
 		s.finished++
 		s.failed++
-	case flow.EventStreamEnd:
-		if e.Failure != nil && e.Failure.Seq == 0 { // else its message's failure has been told of
-			r.failLocked(now, &e)
-		}
 	}
+}
+
+// isListed says whether e is a failure to list: a message's, or a stream's if no message's has been told of instead.
+func isListed(e *flow.Event) bool {
+	switch e.Kind {
+	case flow.EventFailure, flow.EventReject:
+		return true
+	case flow.EventStreamEnd:
+		return e.Failure != nil && e.Failure.Seq == 0
+	}
+	return false
 }
 
 func (s *slot) handled(took time.Duration) {
@@ -101,7 +115,7 @@ func (r *record) slotLocked(now time.Time) *slot {
 	return s
 }
 
-func (r *record) failLocked(now time.Time, e *flow.Event) {
+func failureOf(now time.Time, e *flow.Event) failure {
 	f := failure{
 		at: now, stream: e.Stream, seq: e.Seq, key: shownText(e.Key, maxKey), attempt: e.Attempt,
 		kind: e.Failure.Kind.String(), settled: e.Settled,
@@ -109,6 +123,10 @@ func (r *record) failLocked(now time.Time, e *flow.Event) {
 	if e.Failure.Err != nil {
 		f.text = shownText(e.Failure.Err.Error(), maxText)
 	}
+	return f
+}
+
+func (r *record) failLocked(f failure) {
 	if len(r.failures) < maxFailures {
 		r.failures = append(r.failures, f)
 	} else {

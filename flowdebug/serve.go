@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	_ "embed" // the page
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -39,6 +38,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", policy)
 	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Vary", "Accept")
@@ -61,6 +61,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(append(encode(flows), '\n'))
 	case "events":
 		h.Set("Content-Type", "text/event-stream")
+		h.Set("X-Accel-Buffering", "no") // or nginx, and those that heed its word, would save events up
 		if r.Method == http.MethodGet {
 			serveEvents(r.Context(), w, flows)
 		}
@@ -110,20 +111,21 @@ func (p *Page) serveHTML(w http.ResponseWriter, flows []*shown) {
 	_, _ = w.Write(b.Bytes())
 }
 
+// encode is the JSON document of flows.
 func encode(flows []*shown) []byte {
-	d := document{Flows: make([]flowView, 0, len(flows))}
-	for _, s := range flows {
-		d.Flows = append(d.Flows, s.look())
+	b := []byte(`{"flows":[`)
+	for i, s := range flows {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, s.look()...)
 	}
-	b, err := json.Marshal(d)
-	if err != nil {
-		panic("bug: flowdebug: " + err.Error())
-	}
-	return b
+	return append(b, "]}"...)
 }
 
 const (
 	interval = 500 * time.Millisecond
+	again    = time.Second      // after which a client that lost its connection makes another
 	patience = 10 * time.Second // for a client that doesn't read
 )
 
@@ -133,11 +135,13 @@ func serveEvents(ctx context.Context, w http.ResponseWriter, flows []*shown) {
 	defer func() { _ = c.SetWriteDeadline(time.Time{}) }()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	prefix := fmt.Sprintf("retry: %d\n", again.Milliseconds()) // of the first event only
 	for ctx.Err() == nil {
 		_ = c.SetWriteDeadline(time.Now().Add(patience)) // a ResponseWriter that can't has its own
-		if _, err := fmt.Fprintf(w, "data: %s\n\n", encode(flows)); err != nil {
+		if _, err := fmt.Fprintf(w, "%sdata: %s\n\n", prefix, encode(flows)); err != nil {
 			return
 		}
+		prefix = ""
 		if c.Flush() != nil {
 			return
 		}

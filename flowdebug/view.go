@@ -1,6 +1,7 @@
 package flowdebug
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -15,11 +16,8 @@ const (
 	fresh = 250 * time.Millisecond // how old a look may be that is shown to somebody else
 )
 
-// The JSON form. Times are in seconds; lists are never null.
+// The JSON form of a Flow. Times are in seconds; lists are never null.
 type (
-	document struct {
-		Flows []flowView `json:"flows"`
-	}
 	flowView struct {
 		Flow     string        `json:"flow"`
 		Time     time.Time     `json:"time"`
@@ -87,16 +85,20 @@ type (
 	}
 )
 
-// look is what there is to see now, or was a moment ago.
-func (s *shown) look() flowView {
+// look is the JSON of what there is to see now, or was a moment ago. It is not to be changed.
+func (s *shown) look() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	if !s.looked.IsZero() && now.Sub(s.looked) < fresh {
 		return s.view
 	}
-	s.view, s.looked = newView(s.name, s.source.Snapshot(rows), s.record, now), now
-	return s.view
+	view, err := json.Marshal(newView(s.name, s.source.Snapshot(rows), s.record, now))
+	if err != nil {
+		panic("bug: flowdebug: " + err.Error())
+	}
+	s.view, s.looked = view, now
+	return view
 }
 
 func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView {
@@ -110,7 +112,7 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 	}
 	for _, s := range snap.Streams {
 		v.Streams = append(v.Streams, streamView{
-			s.ID, s.Peer, s.Method, s.Age.Seconds(), s.Received, s.Pending, s.Committed,
+			s.ID, shownText(s.Peer, maxKey), shownText(s.Method, maxKey), s.Age.Seconds(), s.Received, s.Pending, s.Committed,
 		})
 	}
 	for _, k := range snap.Keys {

@@ -2,6 +2,7 @@ package otelflow
 
 import (
 	"context"
+	"slices"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -41,11 +42,16 @@ var outcomeNames = [outcomes]string{"succeeded", "failed", "rejected", "dropped"
 
 const kinds = int(flow.FailureInternal) + 1
 
-// seconds are the boundaries that the semantic conventions advise for durations, and three below them: a handler may be
-// much faster than a request.
-var seconds = []float64{
-	0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
-}
+// The boundaries of a handler's time are those that the semantic conventions advise for durations, and three below
+// them: a handler may be much faster than a request. A message may wait for as long as a key is stuck, and a stream may
+// last for a day.
+var (
+	handlerSeconds = []float64{
+		0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+	}
+	waitSeconds   = append(slices.Clone(handlerSeconds), 30, 60, 300, 900)
+	streamSeconds = []float64{0.01, 0.1, 1, 10, 60, 300, 900, 3600, 6 * 3600, 24 * 3600}
+)
 
 func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 	var m metrics
@@ -56,13 +62,13 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 		metric.WithUnit("{retry}"), metric.WithDescription("Attempts that failed and are followed by another."))
 	m.wait, errs[2] = meter.Float64Histogram("flow.message.wait.duration",
 		metric.WithUnit("s"), metric.WithDescription("Time from a message's receipt to its first attempt."),
-		metric.WithExplicitBucketBoundaries(seconds...))
+		metric.WithExplicitBucketBoundaries(waitSeconds...))
 	m.handler, errs[3] = meter.Float64Histogram("flow.handler.duration",
 		metric.WithUnit("s"), metric.WithDescription("Time that one attempt took."),
-		metric.WithExplicitBucketBoundaries(seconds...))
+		metric.WithExplicitBucketBoundaries(handlerSeconds...))
 	m.stream, errs[4] = meter.Float64Histogram("flow.stream.duration",
 		metric.WithUnit("s"), metric.WithDescription("Time from a stream's start to its end."),
-		metric.WithExplicitBucketBoundaries(seconds...))
+		metric.WithExplicitBucketBoundaries(streamSeconds...))
 	for _, err := range errs {
 		if err != nil {
 			otel.Handle(err)

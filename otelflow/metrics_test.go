@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -125,11 +126,12 @@ func TestRefusedAndDroppedMessagesAreCounted(t *testing.T) {
 	if n := got["flow.stream.duration{error.type=FailureBackpressure,flow.name=test}"]; n != 1 {
 		t.Errorf("%v streams ended for pressure, want 1: %v", n, got)
 	}
-	drop := func(_ context.Context, _ flow.Message[string]) error { return errHandler }
-	got = observed(t, flow.Options{}, func(ctx context.Context, m flow.Message[string]) error {
-		time.Sleep(10 * time.Millisecond) // the second is received by then
-		return drop(ctx, m)
-	}, "a", "b")
+	synctest.Test(t, func(t *testing.T) {
+		got = observed(t, flow.Options{}, func(context.Context, flow.Message[string]) error {
+			time.Sleep(time.Second) // the second is received by then
+			return errHandler
+		}, "a", "b")
+	})
 	if n := got["flow.messages{flow.name=test,flow.outcome=dropped}"]; n != 1 {
 		t.Errorf("%v dropped, want 1: %v", n, got)
 	}
@@ -197,6 +199,51 @@ func TestWatchShowsStatsAndCapacityUntilItIsUnregistered(t *testing.T) {
 	}
 	if got, _ := collect(t, reader); len(got) > 0 {
 		t.Errorf("collected %v after Unregister", got)
+	}
+}
+
+func TestSeveralFlowsOfAProcessAreToldApart(t *testing.T) {
+	reader := sdk.NewManualReader()
+	provider := otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader)))
+	for i, name := range []string{"x", "y"} {
+		tel := otelflow.New(otelflow.WithName(name), provider)
+		tel.Observer()(t.Context(), flow.Event{Kind: flow.EventSuccess, Attempt: 1, Took: time.Second})
+		reg, err := tel.Watch(stats{}, 10+i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = reg.Unregister() }()
+	}
+	got, _ := collect(t, reader)
+	for point, want := range map[string]float64{
+		"flow.capacity{flow.name=x}": 10, "flow.capacity{flow.name=y}": 11,
+		"flow.messages.in_flight{flow.name=x}": 2, "flow.messages.in_flight{flow.name=y}": 2,
+		"flow.messages{flow.name=x,flow.outcome=succeeded}": 1, "flow.messages{flow.name=y,flow.outcome=succeeded}": 1,
+	} {
+		if got[point] != want {
+			t.Errorf("%s is %v, want %v", point, got[point], want)
+		}
+	}
+}
+
+func TestLongWaitsAndStreamsAreMeasured(t *testing.T) {
+	reader := sdk.NewManualReader()
+	tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+	tel.Observer()(t.Context(), flow.Event{Kind: flow.EventAttempt, Attempt: 1, Waited: 10 * time.Minute})
+	tel.Observer()(t.Context(), flow.Event{Kind: flow.EventStreamEnd, Took: 8 * time.Hour})
+	_, all := collect(t, reader)
+	seen := 0
+	for _, m := range all.ScopeMetrics[0].Metrics {
+		points := m.Data.(metricdata.Histogram[float64]).DataPoints
+		for _, p := range points {
+			seen++
+			if beyond := p.BucketCounts[len(p.BucketCounts)-1]; beyond != 0 {
+				t.Errorf("%s: %d lie beyond the last boundary, %v s", m.Name, beyond, p.Bounds[len(p.Bounds)-1])
+			}
+		}
+	}
+	if seen != 2 {
+		t.Errorf("%d histograms, want 2", seen)
 	}
 }
 

@@ -23,6 +23,8 @@ type config struct {
 	fail    float64
 	restart bool
 
+	debug, metrics string
+
 	serve, connect string
 }
 

@@ -49,6 +49,8 @@ func parse(args []string) (*config, error) {
 	define("slow", text(&c.slow))
 	define("slow-by", duration(&c.slowBy))
 	define("fail", share(&c.fail))
+	define("debug", address(&c.debug))
+	define("metrics", address(&c.metrics))
 	define("serve", address(&c.serve))
 	define("connect", address(&c.connect))
 	fs.BoolFunc("restart", "", func(s string) (err error) {
@@ -73,7 +75,7 @@ func parse(args []string) (*config, error) {
 // Which half a flag is for, where it is not for both.
 var (
 	clientFlags = []string{"devices", "records", "in", "key", "bad", "streams", "restart"}
-	serverFlags = []string{"mode", "capacity", "policy", "db", "grace", "slow", "slow-by", "fail", "restart"}
+	serverFlags = []string{"mode", "capacity", "policy", "db", "grace", "slow", "slow-by", "fail", "restart", "debug", "metrics"}
 )
 
 // conflict finds a flag that doesn't go with the others. One that would do nothing is a mistake too.
@@ -95,6 +97,11 @@ func (c *config) conflict(given map[string]string) (name, rule string) {
 	for _, name := range serverFlags {
 		if c.connect != "" && has(name) {
 			return name, "is the server's: give it to the process with -serve"
+		}
+	}
+	for _, a := range [][3]string{{"debug", c.debug, c.serve}, {"metrics", c.metrics, c.serve}, {"metrics", c.metrics, c.debug}} {
+		if name, addr, other := a[0], a[1], a[2]; addr != "" && addr == other && !strings.HasSuffix(addr, ":0") {
+			return name, "must be an address of its own"
 		}
 	}
 	for _, name := range []string{"key", "bad"} {

@@ -43,6 +43,15 @@ func TestWrongFlagIsNamedWithItsValueAndItsRule(t *testing.T) {
 		"-key 5":                                  `invalid value "5" for flag -key: needs -in`,
 		"-unknown":                                `-unknown`,
 		"upload":                                  `unexpected argument "upload"`,
+
+		"-debug 7070":           `invalid value "7070" for flag -debug: must be host:port`,
+		"-debug=":               `invalid value "" for flag -debug: must be host:port`,
+		"-metrics localhost":    `invalid value "localhost" for flag -metrics: must be host:port`,
+		"-metrics 127.0.0.1:-1": `invalid value "127.0.0.1:-1" for flag -metrics: must be host:port`,
+		"-debug 127.0.0.1:0 -connect 127.0.0.1:1":       `invalid value "127.0.0.1:0" for flag -debug: is the server's`,
+		"-metrics 127.0.0.1:0 -connect 127.0.0.1:1":     `invalid value "127.0.0.1:0" for flag -metrics: is the server's`,
+		"-debug 127.0.0.1:7071 -metrics 127.0.0.1:7071": `invalid value "127.0.0.1:7071" for flag -metrics: must be an address of its own`,
+		"-debug 127.0.0.1:7443 -serve 127.0.0.1:7443":   `invalid value "127.0.0.1:7443" for flag -debug: must be an address of its own`,
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out, &errs)

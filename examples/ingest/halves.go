@@ -15,6 +15,9 @@ func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error 
 	if err != nil {
 		return err
 	}
+	for _, where := range n.watch.notes {
+		t.note("%s", where)
+	}
 	j := &job{cfg: cfg, t: t, addr: n.current().addr, progress: n.progress, report: func(r *report) { r.server(n.metrics) }}
 	if cfg.restart {
 		j.middle = func() error {
@@ -41,6 +44,9 @@ func serve(ctx context.Context, cfg *config, t *terminal) error {
 		return err
 	}
 	t.print("serving on %s, database %s", n.current().addr, n.file)
+	for _, where := range n.watch.notes {
+		t.print("%s", where)
+	}
 	end := t.watch(-1, n.progress)
 	select {
 	case <-ctx.Done():

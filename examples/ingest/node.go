@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ type node struct {
 	file    string
 	remove  string // directory of a temporary database
 	metrics *metrics
+	watch   *watch
 
 	mu     sync.Mutex
 	server *server
@@ -28,13 +30,29 @@ func newNode(cfg *config, addr string) (*node, error) {
 		}
 		n.file, n.remove = filepath.Join(dir, "ingest.db"), dir
 	}
-	s, err := startServer(cfg, addr, n.file, n.metrics)
-	if err != nil {
-		n.clean()
-		return nil, err
+	var err error
+	if n.watch, err = newWatch(cfg, n.metrics); err == nil {
+		err = n.start(addr)
 	}
-	n.server = s
+	if err != nil {
+		return nil, errors.Join(err, n.clean())
+	}
 	return n, nil
+}
+
+// start starts a server and has it be the one that is watched.
+func (n *node) start(addr string) error {
+	s, err := startServer(n.cfg, addr, n.file, n.watch.see)
+	if err != nil {
+		return err
+	}
+	if err := n.watch.show(s.flow, n.cfg.capacity); err != nil {
+		return errors.Join(err, s.stop())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.server = s
+	return nil
 }
 
 func (n *node) current() *server {
@@ -49,26 +67,25 @@ func (n *node) restart() error {
 	if err := old.stop(); err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
-	s, err := startServer(n.cfg, old.addr, n.file, n.metrics)
-	if err != nil {
+	if err := n.start(old.addr); err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.server = s
 	return nil
 }
 
 func (n *node) stop() error {
 	err := n.current().stop()
-	n.clean()
-	return err
+	return errors.Join(err, n.clean())
 }
 
-func (n *node) clean() {
+func (n *node) clean() (err error) {
+	if n.watch != nil {
+		err = n.watch.close()
+	}
 	if n.remove != "" {
 		_ = os.RemoveAll(n.remove)
 	}
+	return err
 }
 
 // progress is what the live line says about the server.

@@ -29,13 +29,13 @@ type server struct {
 	served chan error
 }
 
-func startServer(cfg *config, addr, file string, m *metrics) (*server, error) {
+func startServer(cfg *config, addr, file string, see flow.Observer) (*server, error) {
 	st, err := openStore(file)
 	if err != nil {
 		return nil, err
 	}
 	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(), health: health.NewServer(), served: make(chan error, 1)}
-	s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, cfg.flowOptions(m.see))
+	s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, cfg.flowOptions(see))
 	if err != nil {
 		_ = st.close()
 		return nil, err

@@ -33,6 +33,11 @@ To see it work
   -restart         shut the server down in the middle (of standard input: after 1000 lines) and start
                    another one on the same database; the client sends it what is not stored yet
 
+To watch it
+  -debug ADDR      serve a page of what is under way: streams, keys that wait, failures. It shows them to
+                   whoever reaches ADDR, so keep to a loopback address
+  -metrics ADDR    serve metrics for Prometheus
+
 Ctrl-C ends the input and finishes what was sent; a second one kills.
 Exit code: 0 if all is stored and the check says yes, 1 if not, 2 for wrong usage.
 `
