@@ -1,14 +1,18 @@
 package flow
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // A lease lets one worker run the messages of a chunk without the stream's lock, one after the other as they were
 // received. A serial loop keeps any order without lanes; it costs a fraction of what they cost, and while handlers take
 // less than a wake-up nothing that is done side by side is faster.
 //
-// It is for as long as that goes fast. While messages are left in the chunk another worker is on its way and looks out
-// (lookout.go); seeing the lease slow or stuck it comes, and calls the lease in. So does whoever needs the stream as it
-// is: its end, a Snapshot, a key that is given up. To call it in is one swap under the stream's lock, and what it finds
+// It is for as long as that goes fast: the worker times it, and takes no other when it was slow. It begins with a single
+// message and doubles from lease to lease. And while messages are left in the chunk another worker is on its way and looks
+// out (lookout.go); seeing the lease slow or stuck it comes, and calls the lease in. So does whoever needs the stream as
+// it is: its end, a Snapshot, a key that is given up. To call it in is one swap under the stream's lock, and what it finds
 // is the message that runs. That one becomes a message with a lane like any other, those before it have succeeded, those
 // behind it are lined up; the worker sees it when its handler has returned. So everything else that looks at a stream
 // calls the lease in first, and knows nothing of it.
@@ -46,7 +50,8 @@ func (c *carrier[T]) leaseLocked() bool {
 		k.start, k.from = i, i
 		k.keys.set(&s.lanes)
 		k.at.Store(int64(i)) // the first is claimed with that
-		k.end.Store(int64(k.n))
+		s.pace.grow(s.serial)
+		k.end.Store(int64(min(k.n, i+s.pace.run)))
 		s.leased, c.leased = k, k
 		s.hurryLocked()
 		return true
@@ -74,8 +79,11 @@ func (s *stream[T]) hurryLocked() {
 		return
 	}
 	for {
-		at := k.at.Load()
-		k.end.Store(min(int64(k.n), at+int64(max(1, s.lackLocked()))))
+		at, lack := k.at.Load(), s.lackLocked()
+		if lack <= 0 { // it is being woken
+			return
+		}
+		k.end.Store(min(k.end.Load(), at+lack))
 		if k.at.Load() == at {
 			return
 		}
@@ -116,6 +124,7 @@ func (c *carrier[T]) serve() {
 		}
 	}()
 	s.sendHeader()
+	began := s.clock()
 	for i := k.start; ; {
 		a := &k.list[i]
 		if s.ctx.Err() != nil { // as in attempt
@@ -130,7 +139,7 @@ func (c *carrier[T]) serve() {
 			break
 		}
 		if i+1 == k.n || !k.at.CompareAndSwap(int64(i), int64(i+1)) {
-			c.checkIn(i, true)
+			c.checkIn(i, true, began)
 			break
 		}
 		size := a.size
@@ -140,7 +149,7 @@ func (c *carrier[T]) serve() {
 		}
 		i++
 		if s.mustLook(k, i) {
-			c.checkIn(i, false)
+			c.checkIn(i, false, began)
 			break
 		}
 	}
@@ -167,8 +176,9 @@ func (s *stream[T]) mustLook(k *chunk[T], i int) bool {
 
 // checkIn ends c's lease when i has succeeded or, if it wasn't run, when the one before has, and finds the worker
 // something to go on with. If the lease was called in meanwhile, that is i itself.
-func (c *carrier[T]) checkIn(i int, ran bool) {
+func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 	s, k := c.s, c.leased
+	took := s.clock() - began
 	s.mu.Lock()
 	if s.leased != k {
 		c.m = c.endLeaseLocked()
@@ -189,6 +199,9 @@ func (c *carrier[T]) checkIn(i int, ran bool) {
 		size = k.list[i].size
 		k.list[i] = arrival[T]{}
 		i++
+	}
+	if !s.serial && took > time.Duration(i-k.start)*leasePace {
+		s.pace.slow(s.paceLocked())
 	}
 	s.countLeaseLocked(i)
 	s.inbox.next = i

@@ -96,7 +96,7 @@ func TestMessageClaimedUnderLeaseWhoseKeyIsBusyWaits(t *testing.T) {
 		t.Errorf("ready are %v, want d's", got)
 	}
 	s.mu.Unlock()
-	c.checkIn(1, false)
+	c.checkIn(1, false, s.clock())
 	if c.m == nil || c.m.seq != 5 || c.leased != nil {
 		t.Errorf("the worker goes on with %+v, want d's", c.m)
 	}
@@ -110,7 +110,7 @@ func TestMessageClaimedUnderLeaseAndNotRunIsRunAfterwards(t *testing.T) {
 	s.mu.Lock()
 	s.callInLocked()
 	s.mu.Unlock()
-	c.checkIn(1, false)
+	c.checkIn(1, false, s.clock())
 	if c.m == nil || c.m.seq != 2 || c.m.attempts != 0 || c.m.step != stepAttempt || c.m.state != stateRunning {
 		t.Errorf("the worker goes on with %+v, want the second, not tried yet", c.m)
 	}

@@ -14,6 +14,7 @@ import (
 
 const (
 	lookOutYields = 64 // where time stands still
+	lookOutIdle   = 2  // looks at which there is nothing to do, after which it isn't needed
 	lookOutTime   = 2 * time.Microsecond
 
 	// lookOutPace is the time a message below which one more worker is no help. leasePace is the same as long as there
@@ -25,7 +26,8 @@ const (
 // pace is how fast a stream's messages are run. Guarded by stream.mu.
 type pace struct {
 	fast  bool      // so fast that a lease is best, as far as is known
-	taken uint64    // messages that workers have taken, or finished under lease
+	run   int       // how many messages the last lease was for, at most
+	taken uint64    // messages that workers have taken for their first try, or finished under lease
 	look  paceSight // the last of who looks out
 	sort  paceSight // the last of who sorted messages into lanes
 }
@@ -33,6 +35,16 @@ type pace struct {
 type paceSight struct {
 	taken uint64
 	at    time.Duration
+}
+
+// slow is told that messages are not run fast.
+func (p *pace) slow(now paceSight) { p.fast, p.run, p.sort = false, 0, now }
+
+// grow makes the next lease longer than the last. Where nothing could run beside it, it is as long as it can be.
+func (p *pace) grow(serial bool) {
+	if p.run = min(max(1, 2*p.run), chunkSize); serial {
+		p.run = chunkSize
+	}
 }
 
 // paceLocked looks at how far the workers are.
@@ -46,10 +58,10 @@ func (a paceSight) slower(b paceSight, each time.Duration) bool {
 	return n == 0 || b.at-a.at > time.Duration(n)*each
 }
 
-// lookOut returns when the worker is to come.
-func (s *stream[T]) lookOut() {
+// lookOut returns when the worker is to come, or false when it isn't needed any more: then it isn't on its way either.
+func (s *stream[T]) lookOut() (come bool) {
 	cores := runtime.GOMAXPROCS(0)
-	for idle := 0; idle < 2; {
+	for idle := 0; ; {
 		from := s.clock()
 		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {
 			runtime.Gosched()
@@ -61,18 +73,32 @@ func (s *stream[T]) lookOut() {
 		}
 		now := s.paceLocked()
 		switch {
-		case s.slots == 0 || s.over.Load():
-			idle = 2
-		case !s.backlogLocked():
-			idle++
-		case idle == 0 && s.pace.look.slower(now, limit):
-			s.pace.fast, s.pace.sort = false, now
-			idle = 2
-		default:
+		case s.over.Load():
+			idle = lookOutIdle
+		case s.backlogLocked():
+			if come = s.slots == 0; !come && idle == 0 && s.pace.look.slower(now, limit) {
+				s.pace.slow(now)
+				come = true
+			}
 			idle = 0
+		default:
+			idle++
 		}
 		s.pace.look = now
+		if !come && idle < lookOutIdle {
+			s.mu.Unlock()
+			continue
+		}
+		if !come {
+			s.starting = false
+			s.startLocked() // for what may have come meanwhile
+		}
+		wake := s.roomLocked() // what the workers took last may have been the last there is
 		s.mu.Unlock()
+		if wake {
+			s.wakeReceiver()
+		}
+		return come
 	}
 }
 
@@ -85,6 +111,7 @@ func (s *stream[T]) sortPaceLocked() {
 	if now.taken < s.pace.sort.taken+chunkSize {
 		return
 	}
-	s.pace.fast = !s.pace.sort.slower(now, leasePace/time.Duration(max(1, s.slots)))
-	s.pace.sort = now
+	if s.pace.fast = !s.pace.sort.slower(now, leasePace/time.Duration(max(1, s.slots))); !s.pace.fast {
+		s.pace.sort = now
+	}
 }

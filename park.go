@@ -18,7 +18,9 @@ func (c *carrier[T]) park(m *message[T]) {
 		s.mu.Unlock()
 		return
 	}
-	s.roundLocked()
+	if s.round <= 0 { // however fast: to be tried again at once, over and over, must not keep others waiting
+		s.gatherLocked()
+	}
 	s.restLocked(m)
 	m.pressured = false
 	m.tried = m.attempts

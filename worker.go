@@ -25,10 +25,9 @@ import (
 // startWorker is the body of a worker that has yet to get its slot.
 func (s *stream[T]) startWorker() error {
 	c := carrier[T]{s: s}
-	if !s.alone {
-		s.lookOut()
+	if s.alone || s.lookOut() {
+		c.m = c.lineUp()
 	}
-	c.m = c.lineUp()
 	return c.run()
 }
 
@@ -51,7 +50,9 @@ func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
 	s.round--
-	s.pace.taken++
+	if m.tried == 0 { // to be tried again is no progress
+		s.pace.taken++
+	}
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
 	return m
@@ -96,9 +97,13 @@ func (c *carrier[T]) lineUp() *message[T] {
 	if !p.try() {
 		s.mu.Lock()
 		s.callInLocked() // nobody looks out any more
+		wake := s.roomLocked()
 		s.asking = true
 		p.asking.Add(1)
 		s.mu.Unlock()
+		if wake {
+			s.wakeReceiver()
+		}
 		err := p.ask(s.ctx)
 		s.mu.Lock()
 		s.asking = false
@@ -167,8 +172,13 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 // followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
 func (c *carrier[T]) followLocked() *message[T] {
 	s, p := c.s, c.s.r.gate.pressure
-	yields := s.yieldsLocked()
-	if !yields {
+	more := false
+	if s.yieldsLocked() {
+		if !s.readyLocked() {
+			s.gatherLocked()
+		}
+		more = s.readyLocked()
+	} else {
 		if m, found := c.pickLocked(); found {
 			if c.waited = false; m != nil {
 				p.lack(-1)
@@ -185,7 +195,7 @@ func (c *carrier[T]) followLocked() *message[T] {
 	s.slots--
 	p.giveBack()
 	switch {
-	case !yields || !s.backlogLocked():
+	case !more:
 		s.trimLocked()
 	case !s.starting:
 		s.starting, c.back = true, true
@@ -258,7 +268,7 @@ func (s *stream[T]) trimLocked() {
 	if s.live != nil || s.pendingLocked() > 0 {
 		return
 	}
-	s.pace.fast = true
+	s.pace.fast, s.pace.run = true, 0
 	if s.free.n > 0 {
 		s.free.giveUp(&s.r.messages)
 	}
