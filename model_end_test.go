@@ -117,8 +117,11 @@ func (o *oracle) next() (at time.Duration) {
 		}
 	}
 	for m := range o.pending() {
-		if m.state == parked {
+		switch {
+		case m.state == parked:
 			sooner(m.due)
+		case o.timed(m):
+			sooner(m.began + o.Options.Retry.AttemptTimeout)
 		}
 	}
 	for _, st := range o.underWay() {
@@ -143,8 +146,11 @@ func (o *oracle) idles(st *modelStream) bool {
 func (o *oracle) passed(now time.Duration) {
 	o.now = now
 	for m := range o.pending() {
-		if m.state == parked && m.due == now {
+		switch {
+		case m.state == parked && m.due == now:
 			m.state = ready
+		case o.timed(m) && m.began+o.Options.Retry.AttemptTimeout == now:
+			m.cause = flow.ErrAttemptTimeout // its handler returns later, if it heeds that: see world.pump
 		}
 	}
 	for _, st := range o.underWay() {

@@ -8,6 +8,7 @@ import (
 
 // deliver is told what recv was given to return.
 func (o *oracle) deliver(st *modelStream, it item) {
+	st.reading = false
 	if it.Last || st.over || st.stopping {
 		st.inRecv = false // for good
 	}

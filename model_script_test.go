@@ -26,6 +26,7 @@ type move struct {
 	Do      action
 	Stream  int // which of the streams so far, modulo their number
 	Key     string
+	Bytes   int                // its size
 	Verdict flow.FailureAction // what OnFailure will answer for the message
 	Deaf    bool               // the message's handler does not heed its context; on doCancel: recv does not
 	N       int                // which of the running, modulo their number; of doAdvance: how many ticks
@@ -58,6 +59,7 @@ const (
 	endGoexit
 	endContextError // an error of some other context
 	endByContext    // its own context: not drawn
+	endByTimeout    // its attempt's time is over: not drawn
 	endFreed        // the world is over: not drawn
 )
 
@@ -71,7 +73,7 @@ func (a action) GoString() string {
 }
 
 func (e ending) GoString() string {
-	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByContext", "endFreed"}[e]
+	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByContext", "endByTimeout", "endFreed"}[e]
 }
 
 // String is the script as Go source.
@@ -153,12 +155,20 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 		}
 	}
 	o.MaxPending = max(0, small("MaxPending", 8)-4)
+	o.MaxPendingBytes = int64(max(0, small("MaxPendingBytes", 8)-4))
+	// What comes of different reasons never comes at the same time: hence the odd milliseconds.
+	if n := max(0, small("AttemptTimeout", 6)-3); n > 0 {
+		o.Retry.AttemptTimeout = time.Duration(n)*tick + 13*time.Millisecond
+	}
 	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 1 {
 		o.Retry.Backoff = time.Duration(small("Backoff", 3)) * tick
 		o.Retry.Multiplier = float64(small("Multiplier", 2))
+		o.Retry.MaxBackoff = o.Retry.Backoff * time.Duration(max(0, small("MaxBackoff", 4)-2))
+		if o.Retry.Budget.MaxTokens = float64(max(0, small("MaxTokens", 8)-3)); o.Retry.Budget.MaxTokens > 0 {
+			o.Retry.Budget.TokenRatio = float64(small("TokenRatio", 3)) / 2
+		}
 	}
 	o.Shutdown.DrainOnClose = rapid.Bool().Draw(t, "DrainOnClose")
-	// What comes of different reasons never comes at the same time: hence the odd milliseconds.
 	if n := max(0, small("GracePeriod", 9)-3); n > 0 {
 		o.Shutdown.GracePeriod = time.Duration(n)*tick + 7*time.Millisecond
 	}
@@ -187,6 +197,7 @@ func drawMove(t *rapid.T) move {
 	switch m.Do {
 	case doSend:
 		m.Key = rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "Key")
+		m.Bytes = rapid.IntRange(0, 3).Draw(t, "Bytes")
 		m.Verdict = rapid.SampledFrom([]flow.FailureAction{flow.SkipMessage, flow.SkipKey, flow.SkipMessage, flow.FailStream}).Draw(t, "Verdict")
 		m.Deaf = rapid.IntRange(0, 3).Draw(t, "Deaf") == 3
 	case doEnd:

@@ -48,4 +48,10 @@ var regressions = map[string]script{
 			{Do: doSend, Key: "b"}, {Do: doEnd}, {Do: doEnd},
 		},
 	},
+	"an attempt that panics takes a token": {
+		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3}}},
+		Moves: []move{
+			{Do: doSend}, {Do: doEnd, How: endPanic}, {Do: doOpen}, {Do: doSend, Stream: 1}, {Do: doEnd, How: endFailed},
+		},
+	},
 }

@@ -164,10 +164,13 @@ func (e *Engine[T]) attempt(ctx context.Context, m Message[T]) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, d, ErrAttemptTimeout)
 		defer cancel()
 	}
-	err := e.handler(ctx, m)
-	if e.budget != nil {
-		e.budget.count(err == nil)
+	if e.budget == nil {
+		return e.handler(ctx, m)
 	}
+	success := false
+	defer func() { e.budget.count(success) }() // also of a panic or a Goexit, which are failed attempts as well
+	err := e.handler(ctx, m)
+	success = err == nil
 	return err
 }
 
