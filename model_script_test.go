@@ -163,10 +163,8 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 1 {
 		o.Retry.Backoff = time.Duration(small("Backoff", 3)) * tick
 		o.Retry.Multiplier = float64(small("Multiplier", 2))
-		o.Retry.MaxBackoff = o.Retry.Backoff * time.Duration(max(0, small("MaxBackoff", 4)-2))
-		if o.Retry.Budget.MaxTokens = float64(max(0, small("MaxTokens", 8)-3)); o.Retry.Budget.MaxTokens > 0 {
-			o.Retry.Budget.TokenRatio = float64(small("TokenRatio", 3)) / 2
-		}
+		o.Retry.MaxBackoff = o.Retry.Backoff * time.Duration(small("MaxBackoff", 1))
+		o.Retry.Budget = rapid.SampledFrom(budgets).Draw(t, "Budget")
 	}
 	o.Shutdown.DrainOnClose = rapid.Bool().Draw(t, "DrainOnClose")
 	if n := max(0, small("GracePeriod", 9)-3); n > 0 {
@@ -176,6 +174,12 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 		o.IdleTimeout = time.Duration(2*n)*tick + 11*time.Millisecond
 	}
 	return o
+}
+
+// budgets of which some are soon spent, and those whose successes give much soon have tokens again.
+var budgets = []flow.RetryBudget{
+	{}, {}, {}, {MaxTokens: 4}, {MaxTokens: 3, TokenRatio: 1}, {MaxTokens: 2.5, TokenRatio: 2.5},
+	{MaxTokens: 2, TokenRatio: 1}, {MaxTokens: 4, TokenRatio: 0.5}, {MaxTokens: 2.5, TokenRatio: 2.25},
 }
 
 // odds are how often each kind of move is drawn.
