@@ -133,6 +133,12 @@ func drawScript(t *rapid.T) script {
 	}
 	phases := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawMove), 0, 20), 0, 12).Draw(t, "moves")
 	s.Moves = slices.Concat(phases...)
+	if rapid.Bool().Draw(t, "Shutdown") { // by the odds alone, few Shutdowns would have to cut anything off
+		few := rapid.SliceOfN(rapid.Custom(drawMove), 0, 6)
+		s.Moves = append(append(s.Moves, move{Do: doShutdown}), few.Draw(t, "drain")...)
+		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doHurry}, {Do: doClose}}).Draw(t, "last")
+		s.Moves = append(append(s.Moves, last), few.Draw(t, "after")...)
+	}
 	return s
 }
 

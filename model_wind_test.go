@@ -1,6 +1,10 @@
 package flow_test
 
-import "fmt"
+import (
+	"fmt"
+
+	"example.com/flow"
+)
 
 // wind ends all streams, has one more use the whole Flow, and closes it: nothing may be left then.
 func (w *world) wind() string {
@@ -26,17 +30,21 @@ func (w *world) wind() string {
 	return w.make(move{Do: doClose})
 }
 
-// lastStream finds out whether a slot, a place or a byte is missing, or one too many: its first message leaves room for
-// one byte, which the second takes.
+// lastStream finds out whether a slot, a place or a byte is missing, or one too many: its messages are of more keys than
+// there are slots, and more of one key than may wait in its lane. The first leaves room for one byte, which the second
+// takes.
 func (w *world) lastStream() []move {
 	bytes := max(1, int(w.Options.MaxPendingBytes))
-	return []move{
+	moves := []move{
 		{Do: doOpen, Stream: -1},
 		{Do: doSend, Stream: -1, Bytes: bytes - 1},
 		{Do: doSend, Stream: -1, Key: "a", Bytes: 1},
 		{Do: doSend, Stream: -1, Key: "b"},
-		{Do: doEOF, Stream: -1},
 	}
+	for range 4 {
+		moves = append(moves, move{Do: doSend, Stream: -1, Key: "b", Verdict: flow.SkipMessage})
+	}
+	return append(moves, move{Do: doEOF, Stream: -1})
 }
 
 // finish has all that runs return, and lets time pass until nothing is due.
