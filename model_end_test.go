@@ -76,7 +76,7 @@ func (o *oracle) cut(why error) {
 	o.endAll(o.shut)
 }
 
-func (o *oracle) shut(st *modelStream) { o.fail(st, flow.FailureShutdown, nil) }
+func (o *oracle) shut(st *modelStream) { o.fail(st, flow.FailureShutdown) }
 
 // endAll ends all streams at once as far as each other's messages are concerned.
 func (o *oracle) endAll(end func(*modelStream)) {
@@ -155,7 +155,7 @@ func (o *oracle) passed(now time.Duration) {
 	}
 	for _, st := range o.underWay() {
 		if o.idles(st) && st.used+o.Options.IdleTimeout == now {
-			o.fail(st, flow.FailureContextCancelled, nil)
+			o.fail(st, flow.FailureContextCancelled)
 		}
 	}
 	if o.end.deadline == now && now > 0 {
@@ -167,7 +167,7 @@ func (o *oracle) passed(now time.Duration) {
 func (o *oracle) cancel(st *modelStream) {
 	st.cancelled = true
 	if !st.done {
-		o.fail(st, flow.FailureContextCancelled, nil)
+		o.fail(st, flow.FailureContextCancelled)
 	}
 }
 

@@ -60,6 +60,7 @@ const (
 	waits modelState = iota // for its turn
 	ready                   // it has its turn and lacks a slot
 	runsNow
+	leaves // its handler has ended, or it was refused: its slot may be another's already
 	parked // until its next try is due
 	finished
 )
@@ -153,7 +154,7 @@ func (o *oracle) refuse(m *modelMessage, kind flow.FailureKind) {
 
 // decide asks OnFailure about m, and ends the stream if that must be. settled: m was skipped.
 func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
-	m.state = runsNow // nobody else ends it
+	m.state = leaves // nobody else ends it
 	verdict := flow.FailStream
 	if o.OnFailure && m.st.lives() {
 		o.asked = append(o.asked, askedOf{m.st.n, m.seq, kind})
@@ -164,7 +165,7 @@ func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
 	}
 	settled = verdict != flow.FailStream
 	if (!settled || flow.IsTerminal(kind)) && !m.st.cancelled {
-		o.fail(m.st, kind, m)
+		o.fail(m.st, kind)
 	}
 	return settled
 }
@@ -194,8 +195,8 @@ func (o *oracle) finish(m *modelMessage, outcome *uint64, settled bool) {
 	}
 }
 
-// fail ends st with kind unless it has failed before. but is a message that is being ended already.
-func (o *oracle) fail(st *modelStream, kind flow.FailureKind, but *modelMessage) {
+// fail ends st with kind unless it has failed before.
+func (o *oracle) fail(st *modelStream, kind flow.FailureKind) {
 	if st.failure != flow.FailureNone || st.done {
 		return
 	}
@@ -206,7 +207,7 @@ func (o *oracle) fail(st *modelStream, kind flow.FailureKind, but *modelMessage)
 	}
 	o.sweep(st)
 	for _, m := range st.all {
-		if m.state == runsNow && m != but {
+		if m.state == runsNow {
 			o.contextEnded(m, why)
 		}
 	}

@@ -25,9 +25,9 @@ func (o *oracle) sourceEnded(st *modelStream, how ending) {
 	case endWell:
 		st.eof = true
 	case endContextError:
-		o.fail(st, flow.FailureContextCancelled, nil)
+		o.fail(st, flow.FailureContextCancelled)
 	default:
-		o.fail(st, flow.FailureInternal, nil)
+		o.fail(st, flow.FailureInternal)
 	}
 }
 
