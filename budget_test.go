@@ -2,6 +2,7 @@ package flow_test
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -86,4 +87,23 @@ func TestSuccessOfATryGivesToTheBudget(t *testing.T) {
 			t.Errorf("Run() = %+v, %v", sum, err)
 		}
 	})
+}
+
+func TestAttemptThatCrashesTakesFromTheBudget(t *testing.T) {
+	for name, crash := range map[string]func(){"panic": func() { panic("here") }, "Goexit": runtime.Goexit} {
+		bubble(t, func(t *testing.T) {
+			f := mustNew(t, func(_ context.Context, m flow.Message[string]) error {
+				if m.Key == "c" {
+					crash()
+				}
+				return errHandler
+			}, flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 4}}})
+			_, err := f.Run(t.Context(), given("c1"))
+			failureOf(t, err, flow.FailureInternal)
+			_, err = f.Run(t.Context(), given("a1")) // of 3 tokens that are left it takes one, and 2 is half
+			if fault := failureOf(t, err, flow.FailureHandlerError); fault.Attempts != 1 {
+				t.Errorf("%s: tried %d times, want 1", name, fault.Attempts)
+			}
+		})
+	}
 }

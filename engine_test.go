@@ -3,10 +3,14 @@ package flow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"example.com/flow"
 )
@@ -105,6 +109,41 @@ func TestEnginesHandlerThatLeavesOnCancelIsAContextFailure(t *testing.T) {
 			t.Errorf("failure is %+v", f)
 		}
 	})
+}
+
+// Only an error that tells of the context's end is that end: one of the handler's own stays what it is.
+func TestErrorUnderAContextThatHasEndedIsThatEndOnlyIfItSaysSo(t *testing.T) {
+	why := errors.New("why")
+	for _, c := range []struct {
+		err  error
+		want flow.FailureKind
+	}{
+		{context.Canceled, flow.FailureContextCancelled},
+		{context.DeadlineExceeded, flow.FailureContextCancelled},
+		{fmt.Errorf("wrapped: %w", why), flow.FailureContextCancelled},
+		{status.Error(codes.Canceled, "gone"), flow.FailureContextCancelled},
+		{status.Error(codes.DeadlineExceeded, "late"), flow.FailureContextCancelled},
+		{status.Error(codes.NotFound, "no such thing"), flow.FailureHandlerError},
+		{errHandler, flow.FailureHandlerError},
+	} {
+		for _, ended := range []bool{true, false} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			e := flow.NewEngine(func(context.Context, flow.Message[string]) error {
+				if ended {
+					cancel(why)
+				}
+				return c.err
+			}, flow.RetryOptions{})
+			want := flow.FailureHandlerError
+			if ended {
+				want = c.want
+			}
+			if f := failureOf(t, e.Execute(ctx, flow.Message[string]{}), want); !errors.Is(f, c.err) {
+				t.Errorf("%v is not seen in %v", c.err, f)
+			}
+			cancel(nil)
+		}
+	}
 }
 
 func TestEngineIsSafeForConcurrentUseAndSharesItsBudget(t *testing.T) {

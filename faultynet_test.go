@@ -41,7 +41,7 @@ var faults = []fault{
 		_ = c.Conn.Close()
 		return n, errCut
 	}},
-	{name: "half closed", atReads: true, at: func(*faultyConn, op, []byte) (int, error) { // the other half goes on
+	{name: "half closed", atReads: true, at: func(*faultyConn, op, []byte) (int, error) { // by a FIN: writes go on
 		return 0, io.EOF
 	}},
 	{name: "silent", at: func(c *faultyConn, op op, b []byte) (int, error) { // all is lost, and nobody is told

@@ -12,7 +12,7 @@ type sight struct {
 	starts   map[startOf]bool // of handlers; the value says whether the oracle has accounted for it
 	asked    map[askedOf]int  // OnFailure
 	inRecv   []bool
-	running  map[run]bool
+	running  map[run]error // the handlers, and why their contexts have ended, if they have
 	returned []*result
 	shutdown []error // of the calls that have returned
 	stats    flow.Stats
@@ -68,12 +68,6 @@ func (o *oracle) dispatchOf(st *modelStream) {
 	}
 }
 
-func (o *oracle) start(m *modelMessage, s startOf) {
-	o.seen.starts[s] = true
-	m.state = runsNow
-	m.attempts++
-}
-
 // settle says what follows of a move, and compares it with what was seen.
 func (o *oracle) settle() {
 	o.dispatch()
@@ -111,15 +105,7 @@ func (o *oracle) compare() {
 	if !reflect.DeepEqual(asked, o.seen.asked) {
 		o.failf("OnFailure was asked %v, want %v", o.seen.asked, asked)
 	}
-	running := map[run]bool{}
-	for m := range o.pending() {
-		if m.state == runsNow {
-			running[run{m.st.n, m.seq}] = true
-		}
-	}
-	if !reflect.DeepEqual(running, o.seen.running) {
-		o.failf("running: %v, want %v", o.seen.running, running)
-	}
+	o.compareRunning()
 	for i, st := range o.streams {
 		o.compareStream(st, o.seen.inRecv[i], o.seen.returned[i])
 	}
@@ -148,9 +134,10 @@ func (o *oracle) compareStream(st *modelStream, inRecv bool, got *result) {
 	switch {
 	case !st.done && (st.over || st.stopping):
 		st.inRecv = inRecv // whether it was there when its stream ended is its own business
-	case !st.done && inRecv != (st.inRecv && st.pending < o.maxPending()):
+	case !st.done && inRecv != (st.inRecv && (st.reading || o.room(st))):
 		o.failf("stream %d: in recv: %v with %d pending", st.n, inRecv, st.pending)
 	}
+	st.reading = inRecv
 	switch {
 	case got == nil && st.done:
 		o.failf("stream %d: Run has not returned", st.n)

@@ -76,7 +76,7 @@ func (o *oracle) cut(why error) {
 	o.endAll(o.shut)
 }
 
-func (o *oracle) shut(st *modelStream) { o.fail(st, flow.FailureShutdown, nil) }
+func (o *oracle) shut(st *modelStream) { o.fail(st, flow.FailureShutdown) }
 
 // endAll ends all streams at once as far as each other's messages are concerned.
 func (o *oracle) endAll(end func(*modelStream)) {
@@ -117,8 +117,11 @@ func (o *oracle) next() (at time.Duration) {
 		}
 	}
 	for m := range o.pending() {
-		if m.state == parked {
+		switch {
+		case m.state == parked:
 			sooner(m.due)
+		case o.timed(m):
+			sooner(m.began + o.Options.Retry.AttemptTimeout)
 		}
 	}
 	for _, st := range o.underWay() {
@@ -143,13 +146,16 @@ func (o *oracle) idles(st *modelStream) bool {
 func (o *oracle) passed(now time.Duration) {
 	o.now = now
 	for m := range o.pending() {
-		if m.state == parked && m.due == now {
+		switch {
+		case m.state == parked && m.due == now:
 			m.state = ready
+		case o.timed(m) && m.began+o.Options.Retry.AttemptTimeout == now:
+			m.cause = flow.ErrAttemptTimeout // its handler returns later, if it heeds that: see world.pump
 		}
 	}
 	for _, st := range o.underWay() {
 		if o.idles(st) && st.used+o.Options.IdleTimeout == now {
-			o.fail(st, flow.FailureContextCancelled, nil)
+			o.fail(st, flow.FailureContextCancelled)
 		}
 	}
 	if o.end.deadline == now && now > 0 {
@@ -161,7 +167,7 @@ func (o *oracle) passed(now time.Duration) {
 func (o *oracle) cancel(st *modelStream) {
 	st.cancelled = true
 	if !st.done {
-		o.fail(st, flow.FailureContextCancelled, nil)
+		o.fail(st, flow.FailureContextCancelled)
 	}
 }
 

@@ -1,6 +1,7 @@
 package flow_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -16,6 +17,7 @@ type oracle struct {
 	streams []*modelStream
 	lanes   map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
 	end     modelEnd
+	tokens  float64   // of the retry budget
 	seen    *sight    // what the last move led to
 	asked   []askedOf // of OnFailure, that it must have led to
 	swept   bool      // the move ended a stream
@@ -32,6 +34,7 @@ type modelStream struct {
 	over      bool             // what does not run will not
 	stopping  bool             // a shutdown reads it no further
 	inRecv    bool             // or waits for room, if that is missing
+	reading   bool             // it was in recv when the world last came to rest, and has been ever since
 	eof       bool
 	done      bool
 	used      time.Duration
@@ -47,6 +50,8 @@ type modelMessage struct {
 	state    modelState
 	attempts int
 	due      time.Duration
+	began    time.Duration // the last attempt
+	cause    error         // why the last attempt's context has ended, if it has
 }
 
 type modelState int
@@ -55,6 +60,7 @@ const (
 	waits modelState = iota // for its turn
 	ready                   // it has its turn and lacks a slot
 	runsNow
+	leaves // its handler has ended, or it was refused: its slot may be another's already
 	parked // until its next try is due
 	finished
 )
@@ -113,6 +119,16 @@ func (o *oracle) maxPending() int {
 	return 1024
 }
 
+// room says whether st may be read.
+func (o *oracle) room(st *modelStream) bool {
+	bytes := int64(0)
+	for m := range o.pending() {
+		bytes += int64(m.Bytes)
+	}
+	limit := o.Options.MaxPendingBytes
+	return st.pending < o.maxPending() && (limit == 0 || bytes < limit || st.pending == 0)
+}
+
 func (m *modelMessage) givenUp() bool {
 	from, ok := m.st.givenUp[m.Key]
 	return ok && m.seq > from
@@ -138,7 +154,7 @@ func (o *oracle) refuse(m *modelMessage, kind flow.FailureKind) {
 
 // decide asks OnFailure about m, and ends the stream if that must be. settled: m was skipped.
 func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
-	m.state = runsNow // nobody else ends it
+	m.state = leaves // nobody else ends it
 	verdict := flow.FailStream
 	if o.OnFailure && m.st.lives() {
 		o.asked = append(o.asked, askedOf{m.st.n, m.seq, kind})
@@ -149,7 +165,7 @@ func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
 	}
 	settled = verdict != flow.FailStream
 	if (!settled || flow.IsTerminal(kind)) && !m.st.cancelled {
-		o.fail(m.st, kind, m)
+		o.fail(m.st, kind)
 	}
 	return settled
 }
@@ -179,16 +195,20 @@ func (o *oracle) finish(m *modelMessage, outcome *uint64, settled bool) {
 	}
 }
 
-// fail ends st with kind unless it has failed before. but is a message that is being ended already.
-func (o *oracle) fail(st *modelStream, kind flow.FailureKind, but *modelMessage) {
+// fail ends st with kind unless it has failed before.
+func (o *oracle) fail(st *modelStream, kind flow.FailureKind) {
 	if st.failure != flow.FailureNone || st.done {
 		return
 	}
 	st.failure = kind
+	why := error(&flow.Failure{Kind: kind})
+	if st.cancelled {
+		why = context.Canceled
+	}
 	o.sweep(st)
 	for _, m := range st.all {
-		if m.state == runsNow && m != but && !m.Deaf {
-			o.ended(m, endByContext)
+		if m.state == runsNow {
+			o.contextEnded(m, why)
 		}
 	}
 }
@@ -241,33 +261,5 @@ func (o *oracle) followRejected() {
 		st.sum.Rejected += n
 		st.sum.Dropped -= n
 		st.notSure = 0
-	}
-}
-
-// ended says that m's handler has ended so.
-func (o *oracle) ended(m *modelMessage, how ending) {
-	st := m.st
-	switch {
-	case how == endWell:
-		o.finish(m, &st.sum.Succeeded, true)
-	case how == endByContext:
-		o.finish(m, &st.sum.Failed, false)
-	case how == endPanic, how == endGoexit:
-		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureInternal))
-	case how == endContextError && !st.lives():
-		o.finish(m, &st.sum.Failed, false)
-	case how == endPermanent || m.attempts >= o.Options.Retry.MaxAttempts:
-		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureHandlerError))
-	case st.over:
-		o.finish(m, &st.sum.Failed, false)
-	default:
-		r := o.Options.Retry
-		delay := r.Backoff
-		for range m.attempts - 1 {
-			delay *= time.Duration(max(1, r.Multiplier))
-		}
-		if m.state, m.due = parked, o.now+delay; delay == 0 {
-			m.state = ready
-		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 // deliver is told what recv was given to return.
 func (o *oracle) deliver(st *modelStream, it item) {
+	st.reading = false
 	if it.Last || st.over || st.stopping {
 		st.inRecv = false // for good
 	}
@@ -24,9 +25,9 @@ func (o *oracle) sourceEnded(st *modelStream, how ending) {
 	case endWell:
 		st.eof = true
 	case endContextError:
-		o.fail(st, flow.FailureContextCancelled, nil)
+		o.fail(st, flow.FailureContextCancelled)
 	default:
-		o.fail(st, flow.FailureInternal, nil)
+		o.fail(st, flow.FailureInternal)
 	}
 }
 

@@ -26,6 +26,7 @@ type move struct {
 	Do      action
 	Stream  int // which of the streams so far, modulo their number
 	Key     string
+	Bytes   int                // its size
 	Verdict flow.FailureAction // what OnFailure will answer for the message
 	Deaf    bool               // the message's handler does not heed its context; on doCancel: recv does not
 	N       int                // which of the running, modulo their number; of doAdvance: how many ticks
@@ -58,6 +59,7 @@ const (
 	endGoexit
 	endContextError // an error of some other context
 	endByContext    // its own context: not drawn
+	endByTimeout    // its attempt's time is over: not drawn
 	endFreed        // the world is over: not drawn
 )
 
@@ -71,7 +73,7 @@ func (a action) GoString() string {
 }
 
 func (e ending) GoString() string {
-	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByContext", "endFreed"}[e]
+	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByContext", "endByTimeout", "endFreed"}[e]
 }
 
 // String is the script as Go source.
@@ -131,6 +133,12 @@ func drawScript(t *rapid.T) script {
 	}
 	phases := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawMove), 0, 20), 0, 12).Draw(t, "moves")
 	s.Moves = slices.Concat(phases...)
+	if rapid.Bool().Draw(t, "Shutdown") { // by the odds alone, few Shutdowns would have to cut anything off
+		few := rapid.SliceOfN(rapid.Custom(drawMove), 0, 6)
+		s.Moves = append(append(s.Moves, move{Do: doShutdown}), few.Draw(t, "drain")...)
+		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doHurry}, {Do: doClose}}).Draw(t, "last")
+		s.Moves = append(append(s.Moves, last), few.Draw(t, "after")...)
+	}
 	return s
 }
 
@@ -153,12 +161,18 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 		}
 	}
 	o.MaxPending = max(0, small("MaxPending", 8)-4)
+	o.MaxPendingBytes = int64(max(0, small("MaxPendingBytes", 8)-4))
+	// What comes of different reasons never comes at the same time: hence the odd milliseconds.
+	if n := max(0, small("AttemptTimeout", 6)-3); n > 0 {
+		o.Retry.AttemptTimeout = time.Duration(n)*tick + 13*time.Millisecond
+	}
 	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 1 {
 		o.Retry.Backoff = time.Duration(small("Backoff", 3)) * tick
 		o.Retry.Multiplier = float64(small("Multiplier", 2))
+		o.Retry.MaxBackoff = o.Retry.Backoff * time.Duration(small("MaxBackoff", 1))
+		o.Retry.Budget = rapid.SampledFrom(budgets).Draw(t, "Budget")
 	}
 	o.Shutdown.DrainOnClose = rapid.Bool().Draw(t, "DrainOnClose")
-	// What comes of different reasons never comes at the same time: hence the odd milliseconds.
 	if n := max(0, small("GracePeriod", 9)-3); n > 0 {
 		o.Shutdown.GracePeriod = time.Duration(n)*tick + 7*time.Millisecond
 	}
@@ -166,6 +180,12 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 		o.IdleTimeout = time.Duration(2*n)*tick + 11*time.Millisecond
 	}
 	return o
+}
+
+// budgets of which some are soon spent, and those whose successes give much soon have tokens again.
+var budgets = []flow.RetryBudget{
+	{}, {}, {}, {MaxTokens: 4}, {MaxTokens: 3, TokenRatio: 1}, {MaxTokens: 2.5, TokenRatio: 2.5},
+	{MaxTokens: 2, TokenRatio: 1}, {MaxTokens: 4, TokenRatio: 0.5}, {MaxTokens: 2.5, TokenRatio: 2.25},
 }
 
 // odds are how often each kind of move is drawn.
@@ -187,6 +207,7 @@ func drawMove(t *rapid.T) move {
 	switch m.Do {
 	case doSend:
 		m.Key = rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "Key")
+		m.Bytes = rapid.IntRange(0, 3).Draw(t, "Bytes")
 		m.Verdict = rapid.SampledFrom([]flow.FailureAction{flow.SkipMessage, flow.SkipKey, flow.SkipMessage, flow.FailStream}).Draw(t, "Verdict")
 		m.Deaf = rapid.IntRange(0, 3).Draw(t, "Deaf") == 3
 	case doEnd:

@@ -15,7 +15,9 @@ import (
 // execution is a handler that runs.
 type execution struct {
 	item
-	how chan ending
+	how   chan ending
+	began time.Time
+	cause error // why its context has ended, if it has
 }
 
 type source struct {
@@ -30,6 +32,7 @@ type source struct {
 	final  bool          // nothing is sent after its last
 	inRecv bool
 	result *result
+	causes []*flow.Failure // of handlers' contexts
 
 	succeeded, skipped, began, attempts uint64 // messages, as the handlers and OnFailure saw them
 	last                                map[string]uint64
@@ -43,7 +46,7 @@ func (w *world) broken(format string, args ...any) {
 
 func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	id := run{m.Value.Stream, m.Seq}
-	e := &execution{item: m.Value, how: make(chan ending, 1)}
+	e := &execution{item: m.Value, how: make(chan ending, 1), began: time.Now()}
 	w.mu.Lock()
 	w.checkStart(m)
 	w.running[id] = e
@@ -52,18 +55,9 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	}
 	w.seen.starts[startOf{id, m.Attempt, m.Pressured}] = false
 	w.mu.Unlock()
-	how := endWell
-	ended := ctx.Done()
-	if m.Value.Deaf {
-		ended = nil
-	}
-	select {
-	case how = <-e.how:
-	case <-ended:
-		how = endByContext
-	case <-w.freed:
-	}
+	how := w.await(ctx, e)
 	w.mu.Lock()
+	w.checkEnd(ctx, e)
 	delete(w.running, id)
 	if how == endWell {
 		w.sources[id.stream].succeeded++
@@ -80,10 +74,64 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 		runtime.Goexit()
 	case endContextError:
 		return context.Canceled
-	case endByContext:
+	case endByContext, endByTimeout:
+		if m.Seq%2 == 0 {
+			return ctx.Err()
+		}
 		return context.Cause(ctx)
 	}
 	return errModel
+}
+
+// await waits until a move ends the handler, or its context does, if it heeds that. One whose attempt's time is over is
+// ended by world.pump, so that what follows of several comes one by one; in a storm it goes at once.
+func (w *world) await(ctx context.Context, e *execution) ending {
+	select {
+	case how := <-e.how:
+		return how
+	case <-w.freed:
+		return endFreed
+	case <-ctx.Done():
+	}
+	w.locked(func() { w.contextEnded(e, context.Cause(ctx)) })
+	if !e.Deaf && (w.stormy || e.cause != flow.ErrAttemptTimeout) {
+		return endByContext
+	}
+	select {
+	case how := <-e.how:
+		return how
+	case <-w.freed:
+		return endFreed
+	}
+}
+
+// contextEnded notes why e's context has ended, and that an attempt's time is as long as it must be.
+func (w *world) contextEnded(e *execution, why error) {
+	e.cause = why
+	limit, took := w.Options.Retry.AttemptTimeout, time.Since(e.began)
+	if why == flow.ErrAttemptTimeout && took != limit || limit > 0 && took > limit {
+		w.broken("after %v of %v an attempt's context has ended: %v", took, limit, why)
+	}
+	if f, ok := why.(*flow.Failure); ok {
+		src := w.sources[e.Stream]
+		src.causes = append(src.causes, f)
+	}
+}
+
+// checkEnd holds a handler that returns against the time it had.
+func (w *world) checkEnd(ctx context.Context, e *execution) {
+	if limit := w.Options.Retry.AttemptTimeout; limit > 0 && time.Since(e.began) > limit && ctx.Err() == nil {
+		w.broken("an attempt has run for %v, and its context has not ended after %v", time.Since(e.began), limit)
+	}
+}
+
+// checkCauses checks that the contexts of src's handlers were ended by what Run returns.
+func (w *world) checkCauses(src *source, err error) {
+	for _, f := range src.causes {
+		if err != f {
+			w.broken("stream %d: a handler's context was ended by %v, Run returns %v", src.n, f, err)
+		}
+	}
 }
 
 // linger makes user code of a storm take its time, so that what it is called between moves apart.
@@ -164,6 +212,7 @@ func (w *world) open() {
 				w.broken("%v outlives its Run", id)
 			}
 		}
+		w.checkCauses(src, err)
 		src.result = &result{sum, err}
 		close(src.gone)
 	}()

@@ -19,11 +19,15 @@ import (
 type item struct {
 	Stream  int
 	Key     string
+	Bytes   int
 	Verdict flow.FailureAction
 	Deaf    bool
 	Last    bool
 	How     ending
 }
+
+// Size is what MaxPendingBytes counts.
+func (it item) Size() int { return it.Bytes }
 
 // world is the bubble in which a script is played on a real Flow.
 type world struct {
@@ -61,7 +65,7 @@ func play(t *testing.T, s script) (wrong string) {
 
 func newWorld(s script) *world {
 	w := &world{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tell: map[uint64]*replay{}}
-	w.o = &oracle{script: s, lanes: map[string][]*modelMessage{}}
+	w.o = &oracle{script: s, lanes: map[string][]*modelMessage{}, tokens: s.Options.Retry.Budget.MaxTokens}
 	opts := s.Options
 	if s.OnFailure {
 		opts.OnFailure = w.onFailure
@@ -111,50 +115,6 @@ func (w *world) abandon() {
 	_ = w.f.Close()
 }
 
-// wind ends all streams, has one more use the whole capacity, and closes the Flow: nothing may be left then.
-func (w *world) wind() string {
-	finish := func() string {
-		for range 1000 {
-			if at := w.o.next(); at > 0 {
-				if wrong := w.make(move{Do: doAdvance, N: 50}); wrong != "" {
-					return wrong
-				}
-			}
-			if len(w.running) == 0 {
-				return ""
-			}
-			if wrong := w.make(move{Do: doEnd}); wrong != "" {
-				return wrong
-			}
-		}
-		return "it never ends"
-	}
-	for i := range w.sources {
-		if wrong := w.make(move{Do: doEOF, Stream: i}); wrong != "" {
-			return "at the EOF of all: " + wrong
-		}
-	}
-	if wrong := finish(); wrong != "" {
-		return "after the EOF of all: " + wrong
-	}
-	if n := len(w.o.underWay()); n > 0 {
-		return fmt.Sprint(n, " streams have not ended")
-	}
-	probe := []move{{Do: doOpen, Stream: -1}}
-	for _, key := range []string{"", "a", "b"} {
-		probe = append(probe, move{Do: doSend, Stream: -1, Key: key})
-	}
-	for _, m := range append(probe, move{Do: doEOF, Stream: -1}) {
-		if wrong := w.make(m); wrong != "" {
-			return "of a last stream: " + wrong
-		}
-	}
-	if wrong := finish(); wrong != "" {
-		return "after a last stream: " + wrong
-	}
-	return w.make(move{Do: doClose})
-}
-
 // make makes a move and compares what comes of it.
 func (w *world) make(m move) string {
 	if m.Do == doAdvance {
@@ -187,23 +147,14 @@ func (w *world) do(m move) (follow func()) {
 	case doSend, doEOF, doBreak:
 		if !src.final {
 			src.sent = append(src.sent, item{
-				Stream: src.n, Key: m.Key, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How,
+				Stream: src.n, Key: m.Key, Bytes: m.Bytes, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How,
 			})
 		}
 		src.final = src.final || m.Do != doSend
 	case doEnd:
-		ids := slices.SortedFunc(maps.Keys(w.running), func(a, b run) int {
-			return cmp.Or(cmp.Compare(a.stream, b.stream), cmp.Compare(a.seq, b.seq))
-		})
-		if len(ids) == 0 {
-			return nil
+		if ids := w.runningInOrder(); len(ids) > 0 {
+			return w.end(ids[m.N%len(ids)], m.How)
 		}
-		id := ids[m.N%len(ids)]
-		select {
-		case w.running[id].how <- m.How:
-		default: // in a storm: it has been told already
-		}
-		return func() { w.o.ended(w.o.find(id.stream, id.seq), m.How) }
 	case doCancel:
 		src.cancel()
 		src.hangUp()
@@ -225,6 +176,21 @@ func (w *world) do(m move) (follow func()) {
 	return nil
 }
 
+func (w *world) runningInOrder() []run {
+	return slices.SortedFunc(maps.Keys(w.running), func(a, b run) int {
+		return cmp.Or(cmp.Compare(a.stream, b.stream), cmp.Compare(a.seq, b.seq))
+	})
+}
+
+// end has a handler return.
+func (w *world) end(id run, how ending) (follow func()) {
+	select {
+	case w.running[id].how <- how:
+	default: // in a storm: it has been told already
+	}
+	return func() { w.o.ended(w.o.find(id.stream, id.seq), how) }
+}
+
 // cancelDeaf ends a stream's context while recv is blocked and stays so: Run gives it a moment to say why.
 func (w *world) cancelDeaf(m move) string {
 	src := w.sources[(m.Stream+len(w.sources))%len(w.sources)]
@@ -239,8 +205,16 @@ func (w *world) cancelDeaf(m move) string {
 	return w.pump()
 }
 
-// pump gives recv what was sent, one by one: what is received while something else goes on is left to the storm.
+// pump has the handlers return whose time is over, and gives recv what was sent, all one by one: what happens while
+// something else goes on is left to the storm.
 func (w *world) pump() string {
+	for id := w.late(); id != nil; id = w.late() {
+		var follow func()
+		w.locked(func() { follow = w.end(*id, endByTimeout) })
+		if wrong := w.settle(follow); wrong != "" {
+			return fmt.Sprintf("at the end of %v's time: %s", *id, wrong)
+		}
+	}
 	for _, src := range w.sources {
 		for len(src.sent) > 0 && w.blocked(src) {
 			it := src.sent[0]
@@ -252,6 +226,18 @@ func (w *world) pump() string {
 		}
 	}
 	return ""
+}
+
+// late is a handler whose attempt's time is over, and that heeds it; nil: there is none.
+func (w *world) late() *run {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range w.runningInOrder() {
+		if e := w.running[id]; !e.Deaf && e.cause == flow.ErrAttemptTimeout {
+			return &id
+		}
+	}
+	return nil
 }
 
 func (w *world) blocked(src *source) bool {
@@ -286,13 +272,13 @@ func (w *world) settle(follow func()) string {
 	defer w.mu.Unlock()
 	seen := w.seen
 	w.seen = sight{told: seen.told, shutdown: seen.shutdown}
-	seen.inRecv, seen.returned, seen.running = nil, nil, map[run]bool{}
+	seen.inRecv, seen.returned, seen.running = nil, nil, map[run]error{}
 	for _, src := range w.sources {
 		seen.inRecv = append(seen.inRecv, src.inRecv)
 		seen.returned = append(seen.returned, src.result)
 	}
-	for id := range w.running {
-		seen.running[id] = true
+	for id, e := range w.running {
+		seen.running[id] = e.cause
 	}
 	if seen.asked == nil {
 		seen.asked = map[askedOf]int{}

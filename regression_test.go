@@ -48,4 +48,23 @@ var regressions = map[string]script{
 			{Do: doSend, Key: "b"}, {Do: doEnd}, {Do: doEnd},
 		},
 	},
+	"a slot comes free as another stream's drop brings its next message's turn, and the end of its stream with that": {
+		Options: flow.Options{
+			Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: flow.ScopeFlow, UnorderedEmptyKey: true},
+			Backpressure: flow.BackpressureOptions{Capacity: 1},
+		},
+		OnFailure: true,
+		Moves: []move{
+			{Do: doSend, Verdict: flow.SkipMessage}, {Do: doOpen}, {Do: doSend, Stream: 1, Key: "a", Verdict: flow.SkipKey},
+			{Do: doEnd}, {Do: doSend, Verdict: flow.SkipMessage}, {Do: doEnd, How: endFailed},
+			{Do: doSend, Key: "a", Verdict: flow.SkipMessage}, {Do: doSend, Stream: 1, Key: "a"},
+			{Do: doSend, Stream: 1, Verdict: flow.SkipMessage, Deaf: true}, {Do: doEnd, How: endPanic},
+		},
+	},
+	"an attempt that panics takes a token": {
+		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3}}},
+		Moves: []move{
+			{Do: doSend}, {Do: doEnd, How: endPanic}, {Do: doOpen}, {Do: doSend, Stream: 1}, {Do: doEnd, How: endFailed},
+		},
+	},
 }

@@ -159,16 +159,21 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 
 // attempt calls the handler once. It lets panics through.
 func (e *Engine[T]) attempt(ctx context.Context, m Message[T]) error {
-	var err error
-	if e.retry.AttemptTimeout > 0 {
-		err = e.timed(ctx, m)
-	} else {
-		err = e.handler(ctx, m)
+	if e.budget == nil {
+		return e.call(ctx, m)
 	}
-	if e.budget != nil {
-		e.budget.count(err == nil)
-	}
+	success := false
+	defer func() { e.budget.count(success) }() // also of a panic or a Goexit, which are failed attempts as well
+	err := e.call(ctx, m)
+	success = err == nil
 	return err
+}
+
+func (e *Engine[T]) call(ctx context.Context, m Message[T]) error {
+	if e.retry.AttemptTimeout <= 0 {
+		return e.handler(ctx, m)
+	}
+	return e.timed(ctx, m)
 }
 
 // timed calls the handler with AttemptTimeout.

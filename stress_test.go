@@ -38,7 +38,9 @@ func TestStress(t *testing.T) {
 		}
 	}
 	t.Logf("%d lives", lives)
-	if p := pprof.Lookup("goroutineleak"); p != nil { // where it is built in: what no live object can wake
+	if p := pprof.Lookup("goroutineleak"); p == nil {
+		t.Log("goroutines that nothing can wake are not looked for: GOEXPERIMENT=goroutineleakprofile builds that in")
+	} else {
 		var text strings.Builder
 		if err := p.WriteTo(&text, 1); err != nil {
 			t.Error(err)
@@ -53,7 +55,7 @@ type life struct {
 	mu   sync.Mutex
 	rand *rand.Rand
 	opts flow.Options
-	flow *flow.Flow[int]
+	flow *flow.Flow[cargo]
 
 	inFlight atomic.Int64
 	running  map[string]int // of each key in its scope, where it has an order
@@ -90,6 +92,7 @@ func newLife(seed uint64) *life {
 	}
 	o.Shutdown = flow.ShutdownOptions{GracePeriod: time.Duration(n(3)) * time.Millisecond, DrainOnClose: n(2) == 0}
 	o.MaxPending = []int{0, 1, 3, 20, -1}[n(5)]
+	o.MaxPendingBytes = int64(n(2) * n(30))
 	if n(4) == 0 {
 		o.IdleTimeout = time.Duration(1+n(2000)) * time.Microsecond
 	}
@@ -115,12 +118,17 @@ func (l *life) blame(format string, args ...any) {
 	l.wrong = errors.Join(l.wrong, fmt.Errorf(format, args...))
 }
 
-// Messages are ten times the number of the stream's key, plus what the handler does with it.
-func stressKey(v int) string { return []string{"", "a", "b", "c"}[v/10%4] }
+// cargo is a message: ten times the number of its key, plus what the handler does with it.
+type cargo int
+
+func (c cargo) key() string { return []string{"", "a", "b", "c"}[c/10%4] }
+
+// Size is what MaxPendingBytes counts.
+func (c cargo) Size() int { return int(c) % 7 }
 
 type streamOf struct{}
 
-func (l *life) handle(ctx context.Context, m flow.Message[int]) error {
+func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
 	if n, limit := l.inFlight.Add(1), l.opts.Backpressure.Capacity; limit > 0 && n > int64(limit) &&
 		l.opts.Backpressure.Policy <= flow.BackpressureHardReject {
 		l.blame("%d in flight with capacity %d", n, limit)
@@ -201,7 +209,7 @@ func (l *life) observe(_ context.Context, e flow.Event) {
 
 // live starts the Flow, its streams and its end, and checks what must hold when all is over.
 func (l *life) live() error {
-	f, err := flow.New(l.handle, stressKey, l.opts)
+	f, err := flow.New(l.handle, cargo.key, l.opts)
 	if err != nil {
 		return fmt.Errorf("%+v: %w", l.opts, err)
 	}
@@ -276,12 +284,12 @@ func (l *life) stream(id int) flow.Summary {
 	}
 	messages, ending := l.n(100), l.n(5)
 	n := 0
-	recv := func() (int, error) {
+	recv := func() (cargo, error) {
 		if n++; n <= messages {
 			if l.n(10) == 0 {
 				time.Sleep(time.Duration(l.n(100)) * time.Microsecond)
 			}
-			return l.n(40), nil
+			return cargo(l.n(40)), nil
 		}
 		switch ending {
 		case 0:

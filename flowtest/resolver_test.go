@@ -3,6 +3,7 @@ package flowtest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,13 +41,12 @@ func TestBrokenResolversDoNotConform(t *testing.T) {
 		{bugRefusesAll, "a receiver runs its stream through it"},
 		{bugNilRelease, "release passes the turn on"},
 	} {
-		for _, p := range properties {
-			if p.name != c.want {
-				continue
-			}
-			if err := checkRecovered(p, c.bug); err == nil {
-				t.Errorf("bug %d passes %q", c.bug, p.name)
-			}
+		i := slices.IndexFunc(properties, func(p property) bool { return p.name == c.want })
+		if i < 0 {
+			t.Fatalf("there is no property %q", c.want)
+		}
+		if err := checkRecovered(properties[i], c.bug); err == nil {
+			t.Errorf("bug %d passes %q", c.bug, c.want)
 		}
 	}
 }
@@ -145,7 +145,12 @@ func (p *plain) Wait(ctx context.Context, key string) (flow.ReleaseFunc, error) 
 	case turn <- struct{}{}:
 	case <-done:
 		if p.bug == bugLeaksOnCancel {
-			go func() { turn <- struct{}{} }()
+			go func() {
+				select {
+				case turn <- struct{}{}:
+				case <-p.shut:
+				}
+			}()
 		}
 		return nil, ctx.Err()
 	case <-shut:

@@ -3,7 +3,7 @@ package main
 import "slices"
 
 // mutants are the bugs: what a concurrent pipeline gets wrong, and what this one once got wrong.
-var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, leaseBugs, onceBugs)
+var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, leaseBugs, onceBugs)
 
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
@@ -164,6 +164,32 @@ var endBugs = []mutant{
 		"stream.go", "	if s.endWaits != nil {\n		s.endWaits()\n	}\n	s.carriers", "	s.carriers"),
 	bug("an end of the context beats recv's own word", "StatusOfRecv|Oversized",
 		"stream.go", "	if !s.input && s.waiting == waitNothing && !s.isDone && s.failure == nil {", "	if s.waiting > waitBytes {"),
+}
+
+// boundBugs break the retry budget, the attempt's time and the bytes.
+var boundBugs = []mutant{
+	bug("budget that never empties", "Budget|Model",
+		"retry.go", "t = max(t-1, 0)", "t = max(t, 0)"),
+	bug("budget that owes tokens", "Budget",
+		"retry.go", "t = max(t-1, 0)", "t--"),
+	bug("budget that saves more than its tokens", "Budget|Model",
+		"retry.go", "t = min(t+b.opts.TokenRatio, b.opts.MaxTokens)", "t += b.opts.TokenRatio"),
+	bug("budget's threshold off by one", "Budget|Model",
+		"retry.go", "<= b.opts.MaxTokens/2", "< b.opts.MaxTokens/2"),
+	bug("once: an attempt that crashes takes no token", "Budget|Model",
+		"retry.go", "	success := false\n", "	success := true\n"),
+	bug("an attempt's time is never over", "AttemptTimeout|Model",
+		"retry.go", "	if e.retry.AttemptTimeout <= 0 {", "	if e.retry.AttemptTimeout >= 0 {"),
+	bug("an attempt's end loses its cause", "AttemptTimeout|Model",
+		"retry.go", "context.WithTimeoutCause(ctx, e.retry.AttemptTimeout, ErrAttemptTimeout)", "context.WithTimeout(ctx, e.retry.AttemptTimeout)"),
+	bug("nil after the attempt's time is a failure", "AttemptTimeout|Model",
+		"retry.go", "	defer cancel()\n	return e.handler(ctx, m)\n", "	defer cancel()\n	if err := e.handler(ctx, m); err != nil {\n		return err\n	}\n	return context.Cause(ctx)\n"),
+	bug("an own error of a handler is taken for its context's end", "ErrorUnderAContext",
+		"retry.go", "status.Code(err) == codes.Canceled", "status.Code(err) != codes.Canceled"),
+	bug("bytes bound off by one", "Bytes|Model",
+		"window.go", "w.bytes.Load() >= w.limit", "w.bytes.Load() > w.limit"),
+	bug("a caller asks for ever", "CallerWhoseWaitIsOver",
+		"pressure.go", "	p.asking.Add(-1)\n", ""),
 }
 
 // onceBugs were in the library.
