@@ -29,6 +29,7 @@ type lease[T any] struct {
 
 	// Set before the lease begins.
 	start int
+	timed bool       // something waits behind the first that might run beside it
 	keys  laneFilter // what had a lane then
 
 	// Guarded by stream.mu.
@@ -50,8 +51,10 @@ func (c *carrier[T]) leaseLocked() bool {
 		k.start, k.from = i, i
 		k.keys.set(&s.lanes)
 		k.at.Store(int64(i)) // the first is claimed with that
-		s.pace.grow(s.serial)
-		k.end.Store(int64(min(k.n, i+s.pace.run)))
+		k.end.Store(int64(k.n))
+		if k.timed = !s.serial && k.n-i > 1; k.timed {
+			k.end.Store(int64(min(k.n, i+s.pace.run)))
+		}
 		s.leased, c.leased = k, k
 		s.hurryLocked()
 		return true
@@ -124,7 +127,10 @@ func (c *carrier[T]) serve() {
 		}
 	}()
 	s.sendHeader()
-	began := s.clock()
+	var began time.Duration
+	if k.timed {
+		began = s.clock()
+	}
 	for i := k.start; ; {
 		a := &k.list[i]
 		if s.ctx.Err() != nil { // as in attempt
@@ -178,7 +184,10 @@ func (s *stream[T]) mustLook(k *chunk[T], i int) bool {
 // something to go on with. If the lease was called in meanwhile, that is i itself.
 func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 	s, k := c.s, c.leased
-	took := s.clock() - began
+	var took time.Duration
+	if k.timed {
+		took = s.clock() - began
+	}
 	s.mu.Lock()
 	if s.leased != k {
 		c.m = c.endLeaseLocked()
@@ -200,13 +209,22 @@ func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 		k.list[i] = arrival[T]{}
 		i++
 	}
-	if !s.serial && took > time.Duration(i-k.start)*leasePace {
-		s.pace.slow(s.paceLocked())
+	if k.timed {
+		s.leaseTookLocked(i-k.start, took)
 	}
 	s.countLeaseLocked(i)
 	s.inbox.next = i
 	s.leased, c.leased = nil, nil
 	c.goOn(c.followLocked(), size, nil)
+}
+
+// leaseTookLocked is told how long the messages of a lease took.
+func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
+	if took > time.Duration(n)*leasePace {
+		s.pace.slow(s.paceLocked())
+		return
+	}
+	s.pace.run = min(2*s.pace.run, chunkSize)
 }
 
 // countLeaseLocked counts the messages of the lease before index to as finished.

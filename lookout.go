@@ -26,7 +26,7 @@ const (
 // pace is how fast a stream's messages are run. Guarded by stream.mu.
 type pace struct {
 	fast  bool      // so fast that a lease is best, as far as is known
-	run   int       // how many messages the last lease was for, at most
+	run   int       // how many messages the next lease is for, at most
 	taken uint64    // messages that workers have taken for their first try, or finished under lease
 	look  paceSight // the last of who looks out
 	sort  paceSight // the last of who sorted messages into lanes
@@ -38,14 +38,7 @@ type paceSight struct {
 }
 
 // slow is told that messages are not run fast.
-func (p *pace) slow(now paceSight) { p.fast, p.run, p.sort = false, 0, now }
-
-// grow makes the next lease longer than the last. Where nothing could run beside it, it is as long as it can be.
-func (p *pace) grow(serial bool) {
-	if p.run = min(max(1, 2*p.run), chunkSize); serial {
-		p.run = chunkSize
-	}
-}
+func (p *pace) slow(now paceSight) { p.fast, p.run, p.sort = false, 1, now }
 
 // paceLocked looks at how far the workers are.
 func (s *stream[T]) paceLocked() paceSight {

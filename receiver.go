@@ -119,7 +119,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		s.lanes.bounds = s.order.bounds()
 	}
 	p := r.gate.pressure
-	s.pace.fast, s.maxWorkers = true, math.MaxInt
+	s.pace.fast, s.pace.run, s.maxWorkers = true, 1, math.MaxInt
 	switch {
 	case s.order != nil && s.shared == nil && s.order.opts.Mode == OrderingFIFO:
 		s.serial, s.maxWorkers = true, 1

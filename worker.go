@@ -212,11 +212,18 @@ func (s *stream[T]) mayLingerLocked() bool {
 // linger waits a moment for something to do: to end a worker and to start another costs more than most messages.
 func (c *carrier[T]) linger() {
 	s := c.s
-	from := s.clock()
+	var from time.Duration
 	for n := 1; ; n++ {
 		runtime.Gosched()
+		late := n == lingerYields
+		switch { // what comes at once is to cost no clock reading
+		case n == lingerUntimed:
+			from = s.clock()
+		case n > lingerUntimed:
+			late = late || s.clock()-from > lingerTime
+		}
 		s.mu.Lock()
-		if s.backlogLocked() || s.yieldsLocked() || s.input || s.stopping || s.over.Load() || n == lingerYields || s.clock()-from > lingerTime {
+		if late || s.backlogLocked() || s.yieldsLocked() || s.input || s.stopping || s.over.Load() {
 			s.lingers, c.lingers = false, false
 			c.goOn(c.followLocked(), 0, nil)
 			return
@@ -226,8 +233,9 @@ func (c *carrier[T]) linger() {
 }
 
 const (
-	lingerYields = 64
-	lingerTime   = 2 * time.Microsecond
+	lingerYields  = 64 // where time stands still
+	lingerUntimed = 4
+	lingerTime    = 2 * time.Microsecond
 )
 
 // backlogLocked says whether something is left that nobody has begun and that isn't known to wait for its turn.
@@ -268,7 +276,7 @@ func (s *stream[T]) trimLocked() {
 	if s.live != nil || s.pendingLocked() > 0 {
 		return
 	}
-	s.pace.fast, s.pace.run = true, 0
+	s.pace.fast, s.pace.run = true, 1
 	if s.free.n > 0 {
 		s.free.giveUp(&s.r.messages)
 	}

@@ -22,8 +22,7 @@ var orderBugs = []mutant{
 	bug("a direct caller's turn is released twice", "FIFOCalledDirectly",
 		"order.go", "	if w.over.Swap(true) {", "	if w.over.Swap(true) && false {"),
 	bug("retry lets the key go on", "AllAttemptsOfAMessageComeBefore|MessageWaitingForItsNextTry",
-		"park.go", "	s.roundLocked()\n	s.restLocked(m)\n	m.pressured = false\n", `	s.roundLocked()
-	s.restLocked(m)
+		"park.go", "	s.restLocked(m)\n	m.pressured = false\n", `	s.restLocked(m)
 	m.pressured = false
 	if m.lane != nil {
 		if next := s.leaveLocked(m); next != nil {
