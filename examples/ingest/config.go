@@ -24,6 +24,7 @@ type config struct {
 	restart bool
 
 	serve, connect string
+	tls            string
 }
 
 // flowOptions are the server's: what a record may cost, when it is tried again, and how a shutdown ends it.
