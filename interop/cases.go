@@ -39,6 +39,7 @@ var cases = []testCase{
 	{"full upload, stored", fullUploadStored},
 	{"handler failure", handlerFailure},
 	{"HardReject", hardReject},
+	{"shut down", shutDown},
 	{"deadline", deadline},
 	{"cancel", cancel},
 	{"kill -9", kill9},
@@ -78,7 +79,7 @@ func (t *trial) callAt(ctx context.Context, svc *service, s *script, held int, a
 	killed := false
 	if act != nil {
 		if err := svc.awaitHeld(ctx, held); err != nil {
-			return nil, end{}, errors.Join(err, p.kill(), fmt.Errorf("%s%s", &p.stdout, &p.stderr))
+			return nil, end{}, errors.Join(err, p.kill(), errors.New(p.output()))
 		}
 		if err := act(p); err != nil {
 			return nil, end{}, err
@@ -191,9 +192,29 @@ func hardReject(ctx context.Context, t *trial) error {
 		e.ended(flow.FailureBackpressure, codes.ResourceExhausted))
 }
 
+// shutDown: a stream that comes too late is refused, before anything of it has run.
+func shutDown(ctx context.Context, t *trial) error {
+	s := &script{records: records(3), then: trickle}
+	svc, err := startService(t.rig.service, t.rig.serverCredentials(t.route), flow.Options{Ordering: keyed})
+	if err != nil {
+		return err
+	}
+	if err := svc.flow.Shutdown(ctx); err != nil {
+		return err
+	}
+	saw, e, err := t.callAt(ctx, svc, s, 0, nil)
+	if err = errors.Join(err, svc.stop()); err != nil {
+		return err
+	}
+	return errors.Join(
+		expectation{code: codes.Unavailable, message: "the flow is shutting down", reason: "SHUTDOWN", retry: true,
+			committed: "0"}.differs(*saw),
+		e.ended(flow.FailureShutdown, codes.Unavailable))
+}
+
 // deadline: it ends the handlers too. Which of the two sides tells the client first is chance, so it may have no details.
 func deadline(ctx context.Context, t *trial) error {
-	s := &script{records: records(3), then: trickle, deadline: 700 * time.Millisecond}
+	s := &script{records: records(3), then: trickle, deadline: time.Second}
 	s.records[2].Text = textHold
 	saw, e, err := t.call(ctx, flow.Options{Ordering: keyed}, s, 1, func(*process) error { return nil })
 	if err != nil {
@@ -253,13 +274,14 @@ func oversized(ctx context.Context, t *trial) error {
 func largest(ctx context.Context, t *trial) error {
 	const n = 2100 // every other one is unsettled: a byte each in the trailer
 	s := &script{records: records(2*n + 1), then: trickle}
-	for i := 0; i < 2*n; i += 2 {
-		s.records[i].Text = textHold
+	for i, r := range s.records {
+		r.Key = strconv.Itoa(i)
+		if i%2 == 0 {
+			r.Text = textHold
+		}
 	}
 	s.records[2*n].Text = textLarge
-	saw, e, err := t.call(ctx, flow.Options{
-		Ordering: flow.OrderingOptions{Mode: flow.OrderingNone}, MaxPending: -1,
-	}, s, 0, nil)
+	saw, e, err := t.call(ctx, flow.Options{Ordering: keyed, MaxPending: -1}, s, 0, nil)
 	if err != nil {
 		return err
 	}

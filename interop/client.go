@@ -133,16 +133,29 @@ func (p *process) wait(ctx context.Context) ([]outcome, error) {
 	<-p.exited
 	p.writers.Wait()
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("the client hung: %s%s", &p.stdout, &p.stderr)
+		return nil, fmt.Errorf("the client hung: %s", p.output())
 	}
 	exit, crashed := errors.AsType[*exec.ExitError](p.err)
 	if p.err != nil && (!crashed || !p.client.crashes || !exit.Exited()) {
-		return nil, fmt.Errorf("the client crashed: %w: %s%s", p.err, &p.stdout, &p.stderr)
+		return nil, fmt.Errorf("the client crashed: %w: %s", p.err, p.output())
 	}
 	if p.client.parse != nil {
 		return p.client.parse(p.stdout.Bytes(), p.stderr.Bytes())
 	}
 	return parseOutcomes(p.stdout.Bytes())
+}
+
+// output is what the program wrote, as far as it helps.
+func (p *process) output() string {
+	return shorten(p.stderr.String()) + shorten(p.stdout.String())
+}
+
+func shorten(s string) string {
+	const enough = 400
+	if len(s) > enough {
+		return s[:enough] + "…"
+	}
+	return s
 }
 
 // interrupt is what Ctrl-C does.

@@ -49,7 +49,10 @@ func clients(w *workshop) []*client {
 		{
 			name: "ghz", install: w.installTool("github.com/bojand/ghz/cmd/ghz", "v0.121.0"),
 			command: w.ghz, parse: parseGhz, deaf: true,
-			cannot: map[string]string{"restart, resumed": "it shows no trailers, so it is not known what to send again"},
+			cannot: map[string]string{
+				"cancel":           "its Ctrl-C closes the connection, as kill -9 does",
+				"restart, resumed": "it shows no trailers, so it is not known what to send again",
+			},
 			partly: "its report has the code and the message, neither details nor trailers nor the answer",
 		},
 	}
@@ -97,7 +100,7 @@ func parseGrpcurl(stdout, stderr []byte) ([]outcome, error) {
 	o := outcome{Trailers: map[string]string{}}
 	m := grpcurlTrailers.FindSubmatch(stdout)
 	if m == nil {
-		return nil, fmt.Errorf("grpcurl printed no trailers: %s%s", stdout, stderr)
+		return nil, fmt.Errorf("grpcurl printed no trailers: %s%s", shorten(string(stdout)), shorten(string(stderr)))
 	}
 	for line := range strings.Lines(string(m[1])) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
@@ -112,7 +115,7 @@ func parseGrpcurl(stdout, stderr []byte) ([]outcome, error) {
 	if len(stderr) > 0 {
 		var st spb.Status
 		if err := protojson.Unmarshal(stderr, &st); err != nil {
-			return nil, fmt.Errorf("grpcurl printed %q: %w", stderr, err)
+			return nil, fmt.Errorf("grpcurl printed %q: %w", shorten(string(stderr)), err)
 		}
 		var err error
 		o.Code, o.Message = codes.Code(st.GetCode()), st.GetMessage()
@@ -165,7 +168,7 @@ func parseGhz(stdout, stderr []byte) ([]outcome, error) {
 		Details []struct{ Error, Status string }
 	}
 	if err := json.Unmarshal(stdout, &report); err != nil {
-		return nil, fmt.Errorf("ghz printed %q: %w", append(stdout, stderr...), err)
+		return nil, fmt.Errorf("ghz printed %q: %w", shorten(string(stdout)+string(stderr)), err)
 	}
 	var all []outcome
 	for _, d := range report.Details {

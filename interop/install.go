@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -78,16 +77,11 @@ func (w *workshop) buildExample(ctx context.Context) error {
 // installGo builds a client of ours. module is the one whose version counts.
 func (w *workshop) installGo(name, module string) func(context.Context, *client) error {
 	return func(ctx context.Context, c *client) error {
-		info, ok := debug.ReadBuildInfo()
-		if !ok {
-			return errors.New("this program was built without its modules' versions")
+		var err error
+		if c.version, err = run(ctx, ".", nil, "go", "list", "-m", "-f", "{{.Version}}", module); err != nil {
+			return err
 		}
-		for _, dep := range info.Deps {
-			if dep.Path == module {
-				c.version = dep.Version
-			}
-		}
-		_, err := run(ctx, ".", nil, "go", "build", "-o", filepath.Join(w.dir, name), "./clients/"+name)
+		_, err = run(ctx, ".", nil, "go", "build", "-o", filepath.Join(w.dir, name), "./clients/"+name)
 		return err
 	}
 }

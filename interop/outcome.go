@@ -33,7 +33,7 @@ func parseOutcomes(stdout []byte) (all []outcome, err error) {
 	for line := range strings.Lines(string(stdout)) {
 		var o outcome
 		if err := json.Unmarshal([]byte(line), &o); err != nil {
-			return nil, fmt.Errorf("the client printed %q: %w", line, err)
+			return nil, fmt.Errorf("the client printed %q: %w", shorten(line), err)
 		}
 		all = append(all, o)
 	}
@@ -60,10 +60,10 @@ func (want expectation) differs(o outcome) error {
 	var errs []error
 	differ := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if o.Code != want.code {
-		differ("code %v (%q), want %v", o.Code, o.Message, want.code)
+		differ("code %v (%q), want %v", o.Code, shorten(o.Message), want.code)
 	}
 	if !strings.Contains(o.Message, want.message) {
-		differ("message %q, want %q", o.Message, want.message)
+		differ("message %q, want %q", shorten(o.Message), shorten(want.message))
 	}
 	if o.blind || len(errs) > 0 {
 		return errors.Join(errs...)

@@ -5,10 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"syscall"
 	"text/template"
 	"time"
 
@@ -40,7 +43,7 @@ type rig struct {
 	cert             *tls.Certificate
 }
 
-// newRig chooses the ports. They are free now, and nothing but luck keeps them so until they are listened on.
+// newRig chooses the ports.
 func newRig(dir string) (*rig, error) {
 	r := &rig{dir: dir, pem: filepath.Join(dir, "both.pem"), trust: filepath.Join(dir, "trust.pem"), proxy: map[string]string{}}
 	var err error
@@ -70,12 +73,19 @@ func (r *rig) serverCredentials(to route) credentials.TransportCredentials {
 	return insecure.NewCredentials()
 }
 
+// freeAddress is one that nobody listens on, and that the kernel does not give to a client while nobody does: those come
+// from above.
 func freeAddress() (string, error) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for {
+		lis, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+rand.IntN(15000))))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return lis.Addr().String(), lis.Close()
 	}
-	return lis.Addr().String(), lis.Close()
 }
 
 // address is where a client finds the server.

@@ -24,7 +24,7 @@ import (
 // What a record's text tells the handler to do. Any other is taken, and that is all.
 const (
 	textFail  = "fail"  // fail for good
-	textLarge = "large" // fail with as much text and detail as a handler may think of
+	textLarge = "large" // once half of the records before it have been taken, fail with more than fits
 	textHold  = "hold"  // stand still until the stream ends
 )
 
@@ -40,6 +40,7 @@ type service struct {
 
 	mu    sync.Mutex
 	lines map[string]uint64 // the last that ran, by key
+	ran   uint64            // handlers that took their record
 	wrong error
 	ends  []end
 }
@@ -92,13 +93,25 @@ func (s *service) handle(ctx context.Context, m flow.Message[*pb.Record]) error 
 	case textFail:
 		return status.Error(codes.DataLoss, failText)
 	case textLarge:
+		for s.taken() < m.Value.GetLine()/2 && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
 		return largeStatus().Err()
 	case textHold:
 		s.held <- struct{}{}
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ran++
 	return nil
+}
+
+func (s *service) taken() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ran
 }
 
 const failText = "this record can't be stored: ½" // a text that HTTP/2 can't carry as it is

@@ -205,7 +205,7 @@ func tell(a answer) *connect.Error {
 	err, failed := errors.AsType[*connect.Error](a.err)
 	if failed {
 		a.trailers = err.Meta() // with the headers
-		out["code"], out["message"] = err.Code(), err.Message()
+		out["code"], out["message"] = uint32(err.Code()), err.Message()
 		st := &spb.Status{Code: int32(err.Code()), Message: err.Message()}
 		for _, d := range details(err) {
 			detail, e := anypb.New(d)

@@ -88,8 +88,8 @@ function details (status) {
   const [packed] = status.metadata.get('grpc-status-details-bin')
   const found = {}
   for (const any of packed ? Status.decode(packed).details : []) {
-    if (any.type_url.endsWith('/google.rpc.ErrorInfo')) found.errorInfo = ErrorInfo.decode(any.value)
-    if (any.type_url.endsWith('/google.rpc.RetryInfo')) found.retryInfo = RetryInfo.decode(any.value)
+    if (any.typeUrl.endsWith('/google.rpc.ErrorInfo')) found.errorInfo = ErrorInfo.decode(any.value)
+    if (any.typeUrl.endsWith('/google.rpc.RetryInfo')) found.retryInfo = RetryInfo.decode(any.value)
   }
   return found
 }
