@@ -50,8 +50,8 @@ func clients(w *workshop) []*client {
 			name: "ghz", install: w.installTool("github.com/bojand/ghz/cmd/ghz", "v0.121.0"),
 			command: w.ghz, parse: parseGhz, deaf: true,
 			cannot: map[string]string{
-				"cancel":           "its Ctrl-C closes the connection, as kill -9 does",
-				"restart, resumed": "it shows no trailers, so it is not known what to send again",
+				"cancel":                       "its Ctrl-C closes the connection, as kill -9 does",
+				"restart and resume (example)": "it shows no trailers, so it is not known what to send again",
 			},
 			partly: "its report has the code and the message, neither details nor trailers nor the answer",
 		},

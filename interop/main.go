@@ -152,7 +152,7 @@ func (m *matrix) try(ctx context.Context, log io.Writer, t *trial, test testCase
 	if err != nil {
 		verdict = "FAILED: " + strings.ReplaceAll(err.Error(), "\n", "\n\t")
 	}
-	fmt.Fprintf(log, "%-14s  %-13s  %-19s  %6s  %s\n",
+	fmt.Fprintf(log, "%-14s  %-13s  %-28s  %6s  %s\n",
 		t.client.name, t.route.name, test.name, time.Since(begin).Round(10*time.Millisecond), verdict)
 	return err
 }

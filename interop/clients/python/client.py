@@ -39,7 +39,9 @@ class Upload:
             request_serializer=ingest_pb2.Record.SerializeToString,
             response_deserializer=ingest_pb2.Receipt.FromString,
         )
-        self.call = stub.future(self.requests(), timeout=deadline or None)
+        # Between calls grpcio does not read: that its connection is going away shows only with the next call, which then
+        # meets the old server, or none yet.
+        self.call = stub.future(self.requests(), timeout=deadline or None, wait_for_ready=bool(backlog))
 
     def requests(self):
         for record in self.backlog:
