@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -167,15 +168,19 @@ func parseGhz(stdout, stderr []byte) ([]outcome, error) {
 	var report struct {
 		Details []struct{ Error, Status string }
 	}
-	if err := json.Unmarshal(stdout, &report); err != nil {
+	err := json.Unmarshal(stdout, &report)
+	if err == nil && len(report.Details) == 0 {
+		err = errors.New("no call in it")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("ghz printed %q: %w", shorten(string(stdout)+string(stderr)), err)
 	}
 	var all []outcome
 	for _, d := range report.Details {
 		o := outcome{blind: true}
-		for c := codes.OK; c <= codes.Unauthenticated; c++ {
-			if c.String() == d.Status {
-				o.Code = c
+		for o.Code.String() != d.Status {
+			if o.Code++; o.Code > codes.Unauthenticated {
+				return nil, fmt.Errorf("ghz knows of a status %q", d.Status)
 			}
 		}
 		_, o.Message, _ = strings.Cut(d.Error, " desc = ")

@@ -88,8 +88,9 @@ func (m *matrix) routeNames() string {
 	for _, to := range m.routes {
 		name := to.name
 		if to.proxy {
-			name = strings.Replace(name, "nginx", "nginx "+m.proxy, 1)
-			if m.proxy == "" {
+			if m.proxy != "" {
+				name = strings.Replace(name, "nginx", "nginx "+m.proxy, 1)
+			} else {
 				name += " (skipped, " + oneLine(m.missing["nginx"]) + ")"
 			}
 		}
