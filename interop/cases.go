@@ -111,7 +111,7 @@ func (t *trial) callAt(ctx context.Context, svc *service, s *script, held int, a
 // ended says whether an Upload ended with this kind and code.
 func (e end) ended(kind flow.FailureKind, code codes.Code) error {
 	if flow.ClassifyFailure(e.err) != kind || status.Code(e.err) != code {
-		return fmt.Errorf("the server's Upload ended with %v (%v), want %v (%v)", e.err, status.Code(e.err), kind, code)
+		return fmt.Errorf("the server's Upload ended with %w (%v), want %v (%v)", e.err, status.Code(e.err), kind, code)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -37,7 +38,7 @@ func newCertificate(file, trust string) (*tls.Certificate, error) {
 	if err := os.WriteFile(trust, cert, 0o600); err != nil {
 		return nil, err
 	}
-	both := append(cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
+	both := slices.Concat(cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
 	if err := os.WriteFile(file, both, 0o600); err != nil {
 		return nil, err
 	}

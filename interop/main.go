@@ -18,17 +18,15 @@ import (
 )
 
 func main() {
-	var only string
-	flag.StringVar(&only, "clients", "", "which clients, by their names in the table, separated by commas; all if empty")
-	var onlyCases string
-	flag.StringVar(&onlyCases, "cases", "", "which cases, likewise")
+	onlyClients := flag.String("clients", "", "which clients, by their names in the table, separated by commas; all if empty")
+	onlyCases := flag.String("cases", "", "which cases, likewise")
 	direct := flag.Bool("direct", false, "leave the proxy out")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	m, err := newMatrix(only, onlyCases, *direct)
+	m, err := newMatrix(*onlyClients, *onlyCases, *direct)
 	if err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		err = m.run(ctx, os.Stderr)
+		stop()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "interop:", err)
