@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
+	"syscall"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -72,7 +72,7 @@ func (e *example) stop() error {
 	if e.cmd == nil {
 		return nil
 	}
-	_ = e.cmd.Process.Signal(os.Interrupt) // it may be gone
+	_ = e.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
 	err := <-e.exited
 	e.cmd = nil
 	if err != nil {

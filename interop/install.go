@@ -58,7 +58,11 @@ func run(ctx context.Context, dir string, env []string, name string, args ...str
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, lastLines(string(out)))
+		err = fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
+		if last := lastLines(string(out)); last != "" {
+			err = fmt.Errorf("%w: %s", err, last)
+		}
+		return "", err
 	}
 	return strings.TrimSpace(string(out)), nil
 }
