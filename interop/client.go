@@ -28,11 +28,11 @@ type client struct {
 	// parse makes outcomes of what the program printed; nil means parseOutcomes.
 	parse func(stdout, stderr []byte) ([]outcome, error)
 
-	deaf    bool              // an answer that comes early shows only when it sends something
-	crashes bool              // exit codes above 0 are its way to tell of a status
-	once    bool              // it makes one call and ends, so who resumes is its user
-	cannot  map[string]string // cases, and why not
-	partly  string            // what it does not show
+	deaf      bool              // an answer that comes early shows only when it sends something
+	exitTells bool              // its exit code is 0 only if the status is OK
+	once      bool              // it makes one call and ends, so who resumes is its user
+	cannot    map[string]string // cases, and why not
+	partly    string            // what it does not show
 }
 
 // script is what a client does.
@@ -136,7 +136,7 @@ func (p *process) wait(ctx context.Context) ([]outcome, error) {
 		return nil, fmt.Errorf("the client hung: %s", p.output())
 	}
 	exit, crashed := errors.AsType[*exec.ExitError](p.err)
-	if p.err != nil && (!crashed || !p.client.crashes || !exit.Exited()) {
+	if p.err != nil && (!crashed || !p.client.exitTells || !exit.Exited()) {
 		return nil, fmt.Errorf("the client crashed: %w: %s", p.err, p.output())
 	}
 	if p.client.parse != nil {

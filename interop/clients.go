@@ -44,7 +44,7 @@ func clients(w *workshop) []*client {
 		},
 		{
 			name: "grpcurl", install: w.installTool("github.com/fullstorydev/grpcurl/cmd/grpcurl", "v1.9.4"),
-			command: w.grpcurl, parse: parseGrpcurl, deaf: true, crashes: true, once: true,
+			command: w.grpcurl, parse: parseGrpcurl, deaf: true, exitTells: true, once: true,
 			cannot: map[string]string{"cancel": "its Ctrl-C ends the process, as kill -9 does"},
 		},
 		{

@@ -41,6 +41,7 @@ type rig struct {
 	proxy            map[string]string // where nginx listens, by proxyKey
 	nginx            *exec.Cmd         // nil: does not run
 	cert             *tls.Certificate
+	goroutines       int // of this process, before the first trial
 }
 
 // newRig chooses the ports.

@@ -32,11 +32,11 @@ const (
 // and a Flow that can be looked into, since it is in this process.
 type service struct {
 	pb.UnimplementedIngestServer
-	flow    *flow.Flow[*pb.Record]
-	grpc    *grpc.Server
-	served  chan error
-	held    chan struct{} // receives when a handler stands still
-	threads int           // goroutines before the client came
+	flow   *flow.Flow[*pb.Record]
+	grpc   *grpc.Server
+	served chan error
+	held   chan struct{} // receives when a handler stands still
+	before int           // goroutines of this process without the service
 
 	mu    sync.Mutex
 	lines map[string]uint64 // the last that ran, by key
@@ -51,8 +51,8 @@ type end struct {
 	err error
 }
 
-func startService(addr string, creds credentials.TransportCredentials, o flow.Options) (*service, error) {
-	s := &service{served: make(chan error, 1), held: make(chan struct{}, 1<<16), lines: map[string]uint64{}}
+func startService(addr string, creds credentials.TransportCredentials, before int, o flow.Options) (*service, error) {
+	s := &service{served: make(chan error, 1), held: make(chan struct{}, 1<<16), before: before, lines: map[string]uint64{}}
 	var err error
 	if s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, o); err != nil {
 		return nil, err
@@ -64,9 +64,7 @@ func startService(addr string, creds credentials.TransportCredentials, o flow.Op
 	s.grpc = grpc.NewServer(grpc.Creds(creds))
 	pb.RegisterIngestServer(s.grpc, s)
 	reflection.Register(s.grpc)
-	before := runtime.NumGoroutine()
 	go func() { s.served <- s.grpc.Serve(lis) }()
-	s.threads = before + 1
 	return s, nil
 }
 
@@ -146,13 +144,7 @@ const quiet = 10 * time.Second
 // awaitEnd waits until nothing runs any more, and returns how the one Upload ended: a client that called twice by itself
 // has replayed its messages.
 func (s *service) awaitEnd() (end, error) {
-	var err error
-	for begin := time.Now(); time.Since(begin) < quiet; time.Sleep(5 * time.Millisecond) {
-		if err = s.left(); err == nil {
-			break
-		}
-	}
-	if err != nil {
+	if err := await(s.left); err != nil {
 		return end{}, err
 	}
 	s.mu.Lock()
@@ -177,15 +169,28 @@ func (s *service) left() error {
 		return fmt.Errorf("the Flow still has %d streams, %d in flight, %d waiting, %d keys",
 			st.Streams, st.InFlight, st.Waiting, st.ActiveKeys)
 	}
-	if n := runtime.NumGoroutine(); n > s.threads {
-		return fmt.Errorf("%d goroutines, %d before the client came", n, s.threads)
+	return goroutinesAbove(s.before + 1) // Serve is there
+}
+
+func goroutinesAbove(limit int) error {
+	if n := runtime.NumGoroutine(); n > limit {
+		return fmt.Errorf("%d goroutines, want %d", n, limit)
 	}
 	return nil
+}
+
+// await waits until there is no error any more.
+func await(check func() error) error {
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		if err := check(); err == nil || time.Since(begin) > quiet {
+			return err
+		}
+	}
 }
 
 // stop ends the service, and returns when nothing of it is left.
 func (s *service) stop() error {
 	err := s.flow.Close()
 	s.grpc.Stop()
-	return errors.Join(err, <-s.served)
+	return errors.Join(err, <-s.served, await(func() error { return goroutinesAbove(s.before) }))
 }

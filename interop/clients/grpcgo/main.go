@@ -104,7 +104,7 @@ func read(r io.Reader, to chan<- *pb.Record) {
 func call(ctx context.Context, api pb.IngestClient, backlog []*pb.Record, input <-chan *pb.Record) ([]*pb.Record, metadata.MD, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := api.Upload(ctx, grpc.WaitForReady(len(backlog) > 0))
+	stream, err := api.Upload(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, nil, tell(err, nil, 0)
 	}

@@ -44,7 +44,7 @@ function call () {
     const [, n, unit] = /^([\d.]+)(ms|s)$/.exec(flags.deadline)
     if (Number(n) > 0) options.deadline = Date.now() + n * (unit === 's' ? 1000 : 1)
     let answer = { stored: 0 }
-    const stream = api.Upload(new grpc.Metadata(), options, (_, a) => { answer = a ?? answer })
+    const stream = api.Upload(new grpc.Metadata({ waitForReady: true }), options, (_, a) => { answer = a ?? answer })
     cancel = () => stream.cancel()
     let blocked = false
     let over = false

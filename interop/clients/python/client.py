@@ -41,7 +41,7 @@ class Upload:
         )
         # Between calls grpcio does not read: that its connection is going away shows only with the next call, which then
         # meets the old server, or none yet.
-        self.call = stub.future(self.requests(), timeout=deadline or None, wait_for_ready=bool(backlog))
+        self.call = stub.future(self.requests(), timeout=deadline or None, wait_for_ready=True)
 
     def requests(self):
         for record in self.backlog:
