@@ -51,6 +51,8 @@ func clients(w *workshop) []*client {
 			name: "ghz", install: w.installTool("github.com/bojand/ghz/cmd/ghz", "v0.121.0"),
 			command: w.ghz, parse: parseGhz, deaf: true,
 			cannot: map[string]string{
+				"shut down": "its report takes a stream that was refused before its header for a success, " +
+					"if a Send was the first to see it",
 				"cancel":                       "its Ctrl-C closes the connection, as kill -9 does",
 				"restart and resume (example)": "it shows no trailers, so it is not known what to send again",
 			},
