@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	pb "example.com/flow/examples/ingest/ingestpb"
@@ -33,9 +33,9 @@ const (
 	serverWait = 30 * time.Second // a restart may take as long as that
 )
 
-func dial(addr string, note func(string, ...any)) (*client, error) {
+func dial(addr string, creds credentials.TransportCredentials, note func(string, ...any)) (*client, error) {
 	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // an example: use TLS outside of your own machine
+		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
 			BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
 		}}))

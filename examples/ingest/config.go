@@ -26,6 +26,7 @@ type config struct {
 	debug, metrics string
 
 	serve, connect string
+	tls            string
 }
 
 // flowOptions are the server's: what a record may cost, when it is tried again, and how a shutdown ends it.

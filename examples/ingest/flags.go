@@ -53,6 +53,7 @@ func parse(args []string) (*config, error) {
 	define("metrics", address(&c.metrics))
 	define("serve", address(&c.serve))
 	define("connect", address(&c.connect))
+	define("tls", text(&c.tls))
 	fs.BoolFunc("restart", "", func(s string) (err error) {
 		given["restart"] = s
 		if c.restart, err = strconv.ParseBool(s); err != nil {
@@ -125,6 +126,8 @@ func (c *config) conflict(given map[string]string) (name, rule string) {
 		return "policy", "needs a -capacity above 0: without a limit it is never exhausted"
 	case has("slow-by") && c.slow == "":
 		return "slow-by", "needs -slow: the key to make slow"
+	case has("tls") && c.tls == "":
+		return "tls", "must be a PEM file"
 	case has("slow") && c.slow == "":
 		return "slow", "must be a key"
 	case c.slow != "" && c.in+c.serve == "" && !isDevice(c.slow, c.devices):

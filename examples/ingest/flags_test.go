@@ -41,6 +41,7 @@ func TestWrongFlagIsNamedWithItsValueAndItsRule(t *testing.T) {
 		"-in x -key 1 -bad ignore":                `invalid value "ignore" for flag -bad: must be one of skip, stop`,
 		"-in x -key 1 -devices 5":                 `invalid value "5" for flag -devices: can't go with -in`,
 		"-key 5":                                  `invalid value "5" for flag -key: needs -in`,
+		"-tls=":                                   `invalid value "" for flag -tls: must be a PEM file`,
 		"-unknown":                                `-unknown`,
 		"upload":                                  `unexpected argument "upload"`,
 
@@ -72,7 +73,7 @@ func TestHelpNamesEveryFlagAndExitsWell(t *testing.T) {
 	if code := run(context.Background(), []string{"-h"}, nil, &out, &errs); code != exitOK {
 		t.Errorf("exit code %d, want %d", code, exitOK)
 	}
-	for _, name := range append([]string{"serve", "connect"}, append(clientFlags, serverFlags...)...) {
+	for _, name := range append([]string{"serve", "connect", "tls"}, append(clientFlags, serverFlags...)...) {
 		if !regexp.MustCompile(`-` + name + `\b`).MatchString(out.String()) {
 			t.Errorf("the help doesn't name -%s", name)
 		}

@@ -78,7 +78,11 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 		return err
 	}
 	defer func() { _ = closeInput() }()
-	c, err := dial(j.addr, j.t.note)
+	creds, err := j.cfg.clientCredentials()
+	if err != nil {
+		return err
+	}
+	c, err := dial(j.addr, creds, j.t.note)
 	if err != nil {
 		return err
 	}

@@ -30,11 +30,15 @@ type server struct {
 }
 
 func startServer(cfg *config, addr, file string, see flow.Observer) (*server, error) {
+	creds, err := cfg.serverCredentials()
+	if err != nil {
+		return nil, err
+	}
 	st, err := openStore(file)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(), health: health.NewServer(), served: make(chan error, 1)}
+	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(grpc.Creds(creds)), health: health.NewServer(), served: make(chan error, 1)}
 	s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, cfg.flowOptions(see))
 	if err != nil {
 		_ = st.close()

@@ -26,6 +26,10 @@ How the server runs them
   -db FILE         database to store in; it may hold earlier uploads (a temporary one)
   -grace D         how long a shutdown lets accepted records go on (10s)
 
+Both
+  -tls FILE        use TLS: PEM file with the server's certificate and its key; for the client alone, with
+                   the certificates that it trusts
+
 To see it work
   -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it
   -slow-by D       how slow, for each record (20ms)
