@@ -3,9 +3,10 @@ package flow
 import "time"
 
 // carrier is a goroutine that brings messages of one stream to their end, one after the other. With a slot it is a
-// worker and takes its messages from the ready queue, or under a lease; without one it only handles what will not run: drops, refusals,
-// given-up keys. User code runs in carriers and may panic or call runtime.Goexit at any step: a panic is recovered in
-// the step, a Goexit ends the goroutine, whose last deferred act is to start another that goes on where this one was.
+// worker, and takes them from the ready queue or under a lease; without one it only handles what will not run: drops,
+// refusals, given-up keys. User code runs in carriers and may panic or call runtime.Goexit at any step: a panic is
+// recovered in the step, a Goexit ends the goroutine, whose last deferred act is to start another that goes on where this
+// one was.
 type carrier[T any] struct {
 	s    *stream[T]
 	m    *message[T]     // the one at hand

@@ -13,7 +13,9 @@ const (
 	// OrderingFIFO runs one message of the stream at a time, in Seq order.
 	OrderingFIFO OrderingMode = iota
 	// OrderingKeyedFIFO runs, for each key, one message at a time, in Seq order, all attempts of one before the next
-	// starts. Different keys run side by side, and a key never waits for another except for capacity.
+	// starts. Different keys run side by side, and a key never waits for another except for capacity: keys take turns.
+	// As long as messages take less than about half a microsecond each, less than it takes to wake somebody to run
+	// another beside them, they run in Seq order.
 	OrderingKeyedFIFO
 	// OrderingNone keeps no order: up to Capacity messages run side by side.
 	OrderingNone

@@ -6,8 +6,9 @@ import "context"
 // caller's own resolver has a say, that is asked too. Workers do this when they have run out of what is ready.
 
 // roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
-// before a message that a worker is done with lets the next of its key go on, or goes on itself with its next try: else
-// a key with a full lane would keep its slot for as long as that lasts, while other keys' messages lie in the inbox.
+// before a message that a worker is done with lets the next of its key go on: else a key with a full lane would keep its
+// slot for as long as that lasts, while other keys' messages lie in the inbox. While messages are run fast that is no
+// time, and the lanes had better be empty soon, so that there may be a lease.
 func (s *stream[T]) roundLocked() {
 	if s.rounds && s.round <= 0 && !s.fastLocked() {
 		s.gatherLocked()

@@ -64,7 +64,8 @@ func (in *intake[T]) awaitRoom() bool {
 
 // roomLocked says whether the waiting receiver is to look again. To wake it for each single place would cost a wake-up
 // (a quarter of a microsecond) per message, so it is woken for an eighth of the window, or when nothing is left for the
-// workers: never later, or the places that a stuck key leaves would not be used.
+// workers: never later, or the places that a stuck key leaves would not be used. (In FIFO that is no matter: what waits
+// behind the stuck one waits wherever it is.)
 func (s *stream[T]) roomLocked() bool {
 	switch s.waiting {
 	case waitNothing:
