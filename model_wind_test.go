@@ -50,9 +50,12 @@ func (w *world) lastStream() []move {
 // finish has all that runs return, and lets time pass until nothing is due.
 func (w *world) finish() string {
 	for range 1000 {
+		w.mu.Lock()
+		runs := len(w.running) > 0
+		w.mu.Unlock()
 		next := move{Do: doEnd}
 		switch {
-		case len(w.running) > 0:
+		case runs:
 		case w.o.next() > 0:
 			next = move{Do: doAdvance, N: 50}
 		default:
