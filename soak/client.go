@@ -23,14 +23,15 @@ type kind int
 
 const (
 	steady  kind = iota // ten messages a second, each due at its time: the well-behaved ones, whose delay is measured
-	bursty              // a hundred at once, then a pause
+	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
-	stalled             // sends all that it can; one handler in two hundred stands still
+	stalled             // sends all that it can; one handler in two hundred stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
 
-// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them.
+// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them. Those that will stall, go
+// silent or leave are slow before that, which is less to do: what the well-behaved are compared with is not made worse.
 func kindOf(i int, calm bool) kind {
 	switch n := i % 20; {
 	case n < 10:
@@ -40,7 +41,7 @@ func kindOf(i int, calm bool) kind {
 	case n < 16:
 		return slow
 	case calm:
-		return bursty
+		return slow
 	case n < 18:
 		return stalled
 	case n < 19:
@@ -51,8 +52,7 @@ func kindOf(i int, calm bool) kind {
 
 const (
 	steadyPause = 100 * time.Millisecond
-	burst       = 100
-	burstPause  = 2 * time.Second
+	burst       = 50
 	slowWork    = 50 * time.Millisecond
 	stallEvery  = 200
 )
@@ -147,11 +147,13 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 	case p.k == steady && p.seq == 0:
 		p.next = now + rand.N(steadyPause)
 		wait = p.next - now
-	case p.k == steady || p.k == slow:
-		p.next = max(p.next, now-time.Second) + steadyPause
+	case p.k == steady: // one that is late stays due when it was, whatever held it up
+		p.next += steadyPause
 		wait = p.next - now
+	case p.k == slow:
+		wait = steadyPause
 	case (p.k == bursty || p.k == leaving) && p.seq%burst == 0:
-		wait = rand.N(burstPause)
+		wait = rand.N(p.cfg.life * 4 / 5)
 	}
 	if wait > 0 {
 		t := time.NewTimer(wait)
@@ -168,16 +170,19 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 }
 
 func (p *pen) write(due time.Duration) letter {
-	k := byte(rand.N(keys))
-	l := letter{seq: p.seq + 1, keySeq: p.perKey[k] + 1, due: due, key: k, timed: p.k == steady}
+	l := letter{seq: p.seq + 1, due: due, key: byte(rand.N(keys)), timed: p.k == steady}
 	switch {
 	case p.k == steady:
 		l.work = time.Millisecond
 	case p.k == slow && l.seq%4 == 0:
 		l.work = slowWork
-	case p.k == stalled && l.seq%stallEvery == 1:
-		l.work = p.cfg.stall
+	case p.k == stalled && l.seq%2 == 1: // half of its messages are of the key that stands still, so one a stream does
+		l.key = 0
+		if l.seq%stallEvery == 1 {
+			l.work = p.cfg.stall
+		}
 	}
+	l.keySeq = p.perKey[l.key] + 1
 	p.current = l
 	return l
 }

@@ -13,6 +13,7 @@ type config struct {
 	life           time.Duration
 	stall          time.Duration
 	grace          time.Duration
+	keepUp         time.Duration
 	hurt           time.Duration
 }
 
