@@ -22,10 +22,10 @@ import (
 type kind int
 
 const (
-	steady  kind = iota // ten messages a second, each due at its time: the well-behaved ones, whose delay is measured
+	steady  kind = iota // five messages a second, each due at its time: the well-behaved ones, whose delay is measured
 	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
-	stalled             // sends all that it can; one handler in two hundred stands still, and its key with it
+	stalled             // sends all that it can; one handler in a hundred stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
@@ -51,10 +51,10 @@ func kindOf(i int, calm bool) kind {
 }
 
 const (
-	steadyPause = 100 * time.Millisecond
+	steadyPause = 200 * time.Millisecond
 	burst       = 50
 	slowWork    = 50 * time.Millisecond
-	stallEvery  = 200
+	stallEvery  = 100
 )
 
 // clients keep all streams up until ending.
