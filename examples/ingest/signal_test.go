@@ -117,6 +117,9 @@ func (f *flood) run(c *client) error {
 	if f.told, ok = flow.ProgressFromTrailer(stream.Trailer()); !ok {
 		return errors.New("no progress in the trailer")
 	}
+	if len(stream.Trailer().Get("flow-progress-bin")) > 0 { // is there only when what was received is not all settled
+		return errors.New("the server ended with records that it had received and not stored")
+	}
 	return nil
 }
 
