@@ -25,13 +25,14 @@ const (
 	steady  kind = iota // five messages a second, each due at its time: the well-behaved ones, whose delay is measured
 	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
+	heavy               // a hundred large ones at once, then a pause as long as a stall: a stalled one that doesn't stall
 	stalled             // sends all that it can; one handler in a hundred stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
 
-// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them. Those that will stall, go
-// silent or leave are slow before that, which is less to do: what the well-behaved are compared with is not made worse.
+// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them. Those that will stall or
+// leave send as much before that, so what differs for the well-behaved is the standing still.
 func kindOf(i int, calm bool) kind {
 	switch n := i % 20; {
 	case n < 10:
@@ -40,8 +41,10 @@ func kindOf(i int, calm bool) kind {
 		return bursty
 	case n < 16:
 		return slow
+	case n < 18 && calm:
+		return heavy
 	case calm:
-		return slow
+		return bursty
 	case n < 18:
 		return stalled
 	case n < 19:
@@ -133,7 +136,7 @@ type pen struct {
 }
 
 func sizeOf(k kind) int {
-	if k == stalled {
+	if k == heavy || k == stalled {
 		return 4 << 10
 	}
 	return letterSize << rand.N(7) // up to 2 KiB
@@ -154,6 +157,11 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 		wait = steadyPause
 	case (p.k == bursty || p.k == leaving) && p.seq%burst == 0:
 		wait = rand.N(p.cfg.life * 4 / 5)
+	case p.k == heavy && p.seq%stallEvery == 0:
+		wait = p.cfg.stall
+		if p.seq == 0 {
+			wait = rand.N(wait)
+		}
 	}
 	if wait > 0 {
 		t := time.NewTimer(wait)
