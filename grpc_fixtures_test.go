@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -61,6 +63,8 @@ type server struct {
 	upload func(uploading) error
 	others otherCalls
 	dial   func(context.Context, string) (net.Conn, error)
+	health *health.Server
+	served chan struct{} // closed when Serve has returned
 
 	calls  atomic.Int64 // of the service method
 	active atomic.Int64 // service methods that have not returned
@@ -87,19 +91,22 @@ func serve(t testing.TB, upload func(uploading) error, opts ...grpc.ServerOption
 func serveOn(t testing.TB, upload func(uploading) error, lis net.Listener,
 	dial func(context.Context, string) (net.Conn, error), opts ...grpc.ServerOption) *server {
 	t.Helper()
-	s := &server{Server: grpc.NewServer(opts...), upload: upload, dial: dial}
+	s := &server{
+		Server: grpc.NewServer(opts...), upload: upload, dial: dial,
+		health: health.NewServer(), served: make(chan struct{}),
+	}
 	testpb.RegisterTestServiceServer(s.Server, s)
 	testpb.RegisterBenchmarkServiceServer(s.Server, &s.others)
-	served := make(chan struct{})
+	healthpb.RegisterHealthServer(s.Server, s.health)
 	go func() {
-		defer close(served)
+		defer close(s.served)
 		_ = s.Serve(lis)
 	}()
 	s.conn = s.connect(t)
 	s.client = testpb.NewTestServiceClient(s.conn)
 	t.Cleanup(func() { // before this, the client's connection; a method that still runs sees its stream cancelled
 		s.Stop()
-		<-served
+		<-s.served
 	})
 	return s
 }

@@ -15,7 +15,8 @@ import (
 // When the service method first calls Recv, the whole stream runs through the Receiver, and Recv returns io.EOF, or the
 // failure. The method then reads [SummaryFromContext] and answers once. Recv again repeats that answer without touching
 // the stream. A method that never calls Recv runs nothing; one that answers OK after a failure has the last word.
-// Interceptors before this one see every message, later ones a single EOF.
+// Interceptors before this one see every message, later ones a single EOF. When a stream ends early, the message that is
+// being received still comes to those before, maybe after the method has returned.
 type Interceptor[T any] struct {
 	receiver *Receiver[T]
 	key      OrderingKeyFunc[T]

@@ -22,15 +22,17 @@ import (
 type kind int
 
 const (
-	steady  kind = iota // ten messages a second, each due at its time: the well-behaved ones, whose delay is measured
-	bursty              // a hundred at once, then a pause
+	steady  kind = iota // five messages a second, each due at its time: the well-behaved ones, whose delay is measured
+	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
-	stalled             // sends all that it can; one handler in two hundred stands still
+	heavy               // a hundred large ones at once, then a pause as long as a stall: a stalled one that doesn't stall
+	stalled             // sends all that it can; one handler in a hundred stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
 
-// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them.
+// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them. Those that will stall or
+// leave send as much before that, so what differs for the well-behaved is the standing still.
 func kindOf(i int, calm bool) kind {
 	switch n := i % 20; {
 	case n < 10:
@@ -39,6 +41,8 @@ func kindOf(i int, calm bool) kind {
 		return bursty
 	case n < 16:
 		return slow
+	case n < 18 && calm:
+		return heavy
 	case calm:
 		return bursty
 	case n < 18:
@@ -50,11 +54,10 @@ func kindOf(i int, calm bool) kind {
 }
 
 const (
-	steadyPause = 100 * time.Millisecond
-	burst       = 100
-	burstPause  = 2 * time.Second
+	steadyPause = 200 * time.Millisecond
+	burst       = 50
 	slowWork    = 50 * time.Millisecond
-	stallEvery  = 200
+	stallEvery  = 100
 )
 
 // clients keep all streams up until ending.
@@ -133,7 +136,7 @@ type pen struct {
 }
 
 func sizeOf(k kind) int {
-	if k == stalled {
+	if k == heavy || k == stalled {
 		return 4 << 10
 	}
 	return letterSize << rand.N(7) // up to 2 KiB
@@ -147,11 +150,18 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 	case p.k == steady && p.seq == 0:
 		p.next = now + rand.N(steadyPause)
 		wait = p.next - now
-	case p.k == steady || p.k == slow:
-		p.next = max(p.next, now-time.Second) + steadyPause
+	case p.k == steady: // one that is late stays due when it was, whatever held it up
+		p.next += steadyPause
 		wait = p.next - now
+	case p.k == slow:
+		wait = steadyPause
 	case (p.k == bursty || p.k == leaving) && p.seq%burst == 0:
-		wait = rand.N(burstPause)
+		wait = rand.N(p.cfg.life * 4 / 5)
+	case p.k == heavy && p.seq%stallEvery == 0:
+		wait = p.cfg.stall
+		if p.seq == 0 {
+			wait = rand.N(wait)
+		}
 	}
 	if wait > 0 {
 		t := time.NewTimer(wait)
@@ -168,16 +178,19 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 }
 
 func (p *pen) write(due time.Duration) letter {
-	k := byte(rand.N(keys))
-	l := letter{seq: p.seq + 1, keySeq: p.perKey[k] + 1, due: due, key: k, timed: p.k == steady}
+	l := letter{seq: p.seq + 1, due: due, key: byte(rand.N(keys)), timed: p.k == steady}
 	switch {
 	case p.k == steady:
 		l.work = time.Millisecond
 	case p.k == slow && l.seq%4 == 0:
 		l.work = slowWork
-	case p.k == stalled && l.seq%stallEvery == 1:
-		l.work = p.cfg.stall
+	case p.k == stalled && l.seq%2 == 1: // half of its messages are of the key that stands still, so one a stream does
+		l.key = 0
+		if l.seq%stallEvery == 1 {
+			l.work = p.cfg.stall
+		}
 	}
+	l.keySeq = p.perKey[l.key] + 1
 	p.current = l
 	return l
 }

@@ -13,12 +13,13 @@ type config struct {
 	life           time.Duration
 	stall          time.Duration
 	grace          time.Duration
+	keepUp         time.Duration
 	hurt           time.Duration
 }
 
 const (
 	keys       = 8
-	maxPending = 64
+	maxPending = 32       // filled by a key that stands still before its stream's next message that does so comes
 	window     = 64 << 10 // of HTTP/2, a stream: what gRPC buffers of a stream that is not read
 )
 

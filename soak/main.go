@@ -19,6 +19,8 @@ func main() {
 	flag.DurationVar(&cfg.life, "life", 10*time.Second, "how long a stream lives at most")
 	flag.DurationVar(&cfg.stall, "stall", 5*time.Second, "how long a stalled handler stands still")
 	flag.DurationVar(&cfg.grace, "grace", 15*time.Second, "the grace period of the shutdown")
+	flag.DurationVar(&cfg.keepUp, "keepup", 100*time.Millisecond,
+		"a p99 of well-behaved streams above this before any stall means that the machine can't keep up: then nothing is shown")
 	flag.DurationVar(&cfg.hurt, "hurt", 50*time.Millisecond,
 		"how much later than without stalls the p99 of well-behaved streams may be")
 	flag.Parse()

@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestAFewSecondsOfMixedLoadKeepEveryPromise(t *testing.T) {
 	r, err := soak(config{
 		streams: 100, conns: 4, length: 5 * time.Second, life: time.Second,
-		stall: 500 * time.Millisecond, grace: 15 * time.Second, hurt: 500 * time.Millisecond,
+		stall: 500 * time.Millisecond, grace: 15 * time.Second, keepUp: 2 * time.Second, hurt: 500 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -102,13 +102,12 @@ func (s *server) State(req *pb.StateRequest, stream grpc.ServerStreamingServer[p
 const linger = 2 * time.Second
 
 // stop ends the server: clients are told to go elsewhere, what was accepted is stored (for as long as the grace period
-// lasts), and then nothing is left for GracefulStop to wait for. The error says whether records were cut off.
+// lasts), and then no upload is left for GracefulStop to wait for. The error says whether records were cut off.
 func (s *server) stop() error {
 	s.health.Shutdown()
 	err := s.flow.Shutdown(context.Background())
-	hard := time.AfterFunc(linger, s.grpc.Stop)
-	s.grpc.GracefulStop()
-	hard.Stop()
+	defer time.AfterFunc(linger, s.grpc.Stop).Stop()
+	go s.grpc.GracefulStop() // it would wait for a handler that ignores its context, whatever Stop does; Serve doesn't
 	if e := <-s.served; err == nil {
 		err = e
 	}
