@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
@@ -147,7 +148,7 @@ func TestSIGTERMUnderLoadExitsWithZeroAndWhatClientsWereToldIsTrue(t *testing.T)
 	file := filepath.Join(t.TempDir(), "x.db")
 	args := []string{"-serve", "127.0.0.1:0", "-db", file, "-grace", "1m", "-slow", device(3), "-slow-by", "2ms", "-fail", "0.05"}
 	first := startProcess(t, args...)
-	c, err := dial(first.addr, t.Logf)
+	c, err := dial(first.addr, insecure.NewCredentials(), t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
