@@ -15,6 +15,12 @@ import (
 // leased is a stream that has a first lease on messages, whose keys are their values, and the worker that has it.
 func leased(t *testing.T, waits []string, messages ...string) (*stream[string], *carrier[string]) {
 	t.Helper()
+	return leasedFor(t, chunkSize, waits, messages...)
+}
+
+// leasedFor is leased for so many messages at most.
+func leasedFor(t *testing.T, run int, waits []string, messages ...string) (*stream[string], *carrier[string]) {
+	t.Helper()
 	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil },
 		func(s string) string { return s }, Options{Ordering: OrderingOptions{Mode: OrderingKeyedFIFO}})
 	s := f.receiver.newStream(t.Context(), f.key)
@@ -34,6 +40,7 @@ func leased(t *testing.T, waits []string, messages ...string) (*stream[string], 
 	}
 	c := &carrier[string]{s: s, slot: true}
 	s.slots++
+	s.pace.run = run
 	if !c.leaseLocked() {
 		t.Fatal("there is no lease")
 	}

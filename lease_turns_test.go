@@ -15,7 +15,7 @@ import (
 
 // A lease began with a whole chunk, and only who looks out could see that it was slow, which on busy cores is late.
 func TestLeasesGrowWhileTheyAreFastAndEndWhenTheyAreSlow(t *testing.T) {
-	s, c := leased(t, nil, strings.Split(strings.Repeat("abcdefghij", 10), "")...)
+	s, c := leasedFor(t, 1, nil, strings.Split(strings.Repeat("abcdefghij", 10), "")...)
 	for _, want := range []int{1, 2, 4, 8, 16, 1, 32, 32} { // what is left of the first chunk is 1
 		k := c.leased
 		if got := int(k.end.Load()) - k.start; got != want {
