@@ -147,7 +147,7 @@ func TestNothingIsTakenOnceTheStreamIsOver(t *testing.T) {
 		s := f.receiver.newStream(t.Context(), nil)
 		s.mu.Lock()
 		for range 2 {
-			s.acceptLocked(&arrival[int]{})
+			s.acceptLocked(&arrival[int]{}, weight{})
 		}
 		for m := s.live; m != nil; m = m.nextLive {
 			s.pushLocked(m)

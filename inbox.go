@@ -31,34 +31,54 @@ const chunkSize = 32
 
 // chunk is a part of what an inbox holds. It is used again, by whatever stream.
 type chunk[T any] struct {
-	next *chunk[T]
-	n    int // of list in use
-	list [chunkSize]arrival[T]
+	next    *chunk[T]
+	n       int // of list in use
+	list    [chunkSize]arrival[T]
+	weights []weight // of the same, where they are kept: apart, since what two cores share had better be small
 	lease[T]
 }
 
 // arrival is a message as it is received.
 type arrival[T any] struct {
-	seq      uint64
-	key      string // what the OrderingKeyFunc said
-	value    T
+	seq   uint64
+	key   string // what the OrderingKeyFunc said
+	value T
+}
+
+// weight is what is to be known of an arrival beside that.
+type weight struct {
 	size     int64         // bytes, where they are counted
 	received time.Duration // since the stream's start, kept for the Observer
 }
 
+// weight is that of the i-th in the list.
+func (k *chunk[T]) weight(i int) weight {
+	if k.weights == nil {
+		return weight{}
+	}
+	return k.weights[i]
+}
+
 // put takes *a on if nothing is to be decided about it; else it says why not. Its bytes are counted before a worker can
 // take it, and so before they can be counted off.
-func (b *inbox[T]) put(a *arrival[T], r *Receiver[T]) (direct, shut bool) {
+func (b *inbox[T]) put(a *arrival[T], w weight, r *Receiver[T]) (direct, shut bool) {
 	b.mu.Lock()
 	if direct, shut = b.direct, b.shut; !direct && !shut {
 		if b.last == nil || b.last.n == chunkSize {
 			b.growLocked(&r.chunks)
 		}
-		if a.size > 0 {
-			r.bytes.add(a.size)
+		k := b.last
+		if w.size > 0 {
+			r.bytes.add(w.size)
 		}
-		b.last.list[b.last.n] = *a
-		b.last.n++
+		if k.weights == nil && w != (weight{}) {
+			k.weights = make([]weight, chunkSize)
+		}
+		if k.weights != nil {
+			k.weights[k.n] = w
+		}
+		k.list[k.n] = *a
+		k.n++
 		b.received++
 	}
 	b.mu.Unlock()
@@ -135,12 +155,13 @@ func (b *inbox[T]) giveBack(k *chunk[T]) {
 }
 
 // takeLocked takes out the next one, or nil. It is the caller's until the next call.
-func (b *inbox[T]) takeLocked() *arrival[T] {
+func (b *inbox[T]) takeLocked() (*arrival[T], weight) {
 	if !b.fillLocked() {
-		return nil
+		return nil, weight{}
 	}
+	i := b.next
 	b.next++
-	return &b.out.list[b.next-1]
+	return &b.out.list[i], b.out.weight(i)
 }
 
 // empty says whether nothing lies in the inbox that was not taken out.

@@ -148,7 +148,7 @@ func (c *carrier[T]) serve() {
 			c.checkIn(i, true, began)
 			break
 		}
-		size := a.size
+		size := k.weight(i).size
 		*a = arrival[T]{} // nobody looks at what is before at
 		if size > 0 {
 			s.r.bytes.sub(size)
@@ -205,7 +205,7 @@ func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 	}
 	var size int64
 	if ran {
-		size = k.list[i].size
+		size = k.weight(i).size
 		k.list[i] = arrival[T]{}
 		i++
 	}
@@ -248,8 +248,8 @@ func (s *stream[T]) callInLocked() {
 	i := int(k.at.Swap(calledIn)) // here it is decided what runs
 	s.countLeaseLocked(i)
 	s.leased = nil
-	s.inbox.out, s.inbox.next = k.next, 0 // the chunk is its worker's until that comes
-	m := s.acceptLocked(&k.list[i])       // which may read it still
+	s.inbox.out, s.inbox.next = k.next, 0        // the chunk is its worker's until that comes
+	m := s.acceptLocked(&k.list[i], k.weight(i)) // which may read it still
 	if s.lanes.lanes > 0 && s.hasLaneLocked(m.key) {
 		s.lineUpLocked(m) // its worker has claimed it, and sees that it must not run it
 	} else {
@@ -259,7 +259,7 @@ func (s *stream[T]) callInLocked() {
 		k.m = m
 	}
 	for i++; i < k.n; i++ {
-		m := s.acceptLocked(&k.list[i])
+		m := s.acceptLocked(&k.list[i], k.weight(i))
 		k.list[i] = arrival[T]{}
 		s.lineUpLocked(m)
 	}

@@ -33,10 +33,10 @@ func leasedFor(t *testing.T, run int, waits []string, messages ...string) (*stre
 	s.mu.Lock()
 	for _, key := range waits { // with a lane, from before the lease
 		s.inbox.count()
-		s.openLaneLocked(s.acceptLocked(next(key)))
+		s.openLaneLocked(s.acceptLocked(next(key), weight{}))
 	}
 	for _, key := range messages {
-		s.inbox.put(next(key), s.r)
+		s.inbox.put(next(key), weight{}, s.r)
 	}
 	c := &carrier[string]{s: s, slot: true}
 	s.slots++

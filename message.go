@@ -23,6 +23,7 @@ type message[T any] struct {
 // journey is what of a message is cleared when it has finished.
 type journey[T any] struct {
 	arrival[T]
+	weight
 	hash     uint64        // of its lane's name; kept when it has one
 	waited   time.Duration // until the first attempt; this and the next are kept for the Observer
 	took     time.Duration // the last attempt
@@ -146,7 +147,7 @@ func (q *messageQueue[T]) pop() *message[T] {
 }
 
 // acceptLocked makes a live message of what was received.
-func (s *stream[T]) acceptLocked(a *arrival[T]) *message[T] {
+func (s *stream[T]) acceptLocked(a *arrival[T], w weight) *message[T] {
 	m := s.free.pop()
 	if m == nil {
 		s.free.refill(&s.r.messages)
@@ -156,7 +157,7 @@ func (s *stream[T]) acceptLocked(a *arrival[T]) *message[T] {
 		}
 	}
 	m.s = s
-	m.arrival = *a
+	m.arrival, m.weight = *a, w
 	if m.nextLive = s.live; s.live != nil {
 		s.live.prevLive = m
 	}

@@ -61,7 +61,7 @@ func TestBytesAreCountedBeforeAWorkerCanTakeTheirMessage(t *testing.T) {
 	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil }, nil, Options{MaxPendingBytes: 10})
 	s := f.receiver.newStream(t.Context(), nil)
 	defer s.cancel(nil)
-	if direct, shut := s.inbox.put(&arrival[string]{seq: 1, size: 3}, s.r); direct || shut {
+	if direct, shut := s.inbox.put(&arrival[string]{seq: 1}, weight{size: 3}, s.r); direct || shut {
 		t.Fatal("the inbox takes nothing")
 	}
 	if n := s.r.bytes.bytes.Load(); n != 3 {
@@ -133,7 +133,7 @@ func TestTurnInASharedLaneIsGivenUpOrComes(t *testing.T) {
 	defer s.cancel(nil)
 	for range 20 {
 		s.mu.Lock()
-		first, second := s.acceptLocked(&arrival[int]{seq: 1}), s.acceptLocked(&arrival[int]{seq: 2})
+		first, second := s.acceptLocked(&arrival[int]{seq: 1}, weight{}), s.acceptLocked(&arrival[int]{seq: 2}, weight{})
 		s.joinLocked(first)
 		s.joinLocked(second)
 		shard := s.shared.shard(first.hash)
@@ -182,7 +182,7 @@ func TestTryWhoseStreamEndedAsItCameDueDoesNotCome(t *testing.T) {
 		s := f.receiver.newStream(t.Context(), nil)
 		defer s.cancel(nil)
 		s.mu.Lock()
-		m := s.acceptLocked(&arrival[int]{seq: 1})
+		m := s.acceptLocked(&arrival[int]{seq: 1}, weight{})
 		p := &parking[int]{m: m, timer: time.AfterFunc(time.Hour, func() {})}
 		m.state, m.parking = stateParked, p
 		s.over.Store(true)

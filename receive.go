@@ -16,6 +16,7 @@ type intake[T any] struct {
 	recv   func() (T, error)
 	seq    uint64     // of the last that was received
 	at     arrival[T] // the one at hand
+	weight weight     // and its
 	in     place      // whose code it is in
 	credit int        // messages that may be received before the window is looked at again
 }
@@ -83,21 +84,21 @@ func (in *intake[T]) receive() (crash error) {
 		if s.closed.Load() {
 			break
 		}
-		in.at = arrival[T]{value: v, seq: in.seq + 1}
+		in.at, in.weight = arrival[T]{value: v, seq: in.seq + 1}, weight{}
 		if r.observer != nil || r.idle > 0 {
-			in.at.received = s.clock()
+			in.weight.received = s.clock()
 			s.busy.Store(r.idle > 0)
-			s.lastUse.Store(int64(in.at.received))
+			s.lastUse.Store(int64(in.weight.received))
 		}
 		in.in = placeAsk
 		if r.bytes != nil {
-			in.at.size = int64(r.sizeOf(v))
+			in.weight.size = int64(r.sizeOf(v))
 		}
 		if s.keyOf != nil {
 			in.at.key = s.keyOf(v)
 		}
 		in.in = placeOwn
-		direct, shut := s.inbox.put(&in.at, r)
+		direct, shut := s.inbox.put(&in.at, in.weight, r)
 		switch {
 		case shut:
 			return nil
@@ -176,10 +177,10 @@ func (in *intake[T]) decideLocked(crash error) (m *message[T], refused bool) {
 		return nil, false
 	}
 	in.seq++
-	if in.at.size > 0 {
-		s.r.bytes.add(in.at.size)
+	if in.weight.size > 0 {
+		s.r.bytes.add(in.weight.size)
 	}
-	m = s.acceptLocked(&in.at)
+	m = s.acceptLocked(&in.at, in.weight)
 	if crash != nil {
 		m.unkeyed = true
 		m.fail(FailureInternal, crash)

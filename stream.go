@@ -29,7 +29,6 @@ type stream[T any] struct {
 	cancel context.CancelCauseFunc
 	start  time.Time
 	keyOf  OrderingKeyFunc[T]
-	inCall bool      // it is a gRPC stream
 	header sync.Once // sends the response header
 
 	order  *laneResolver    // nil: no order
@@ -37,6 +36,7 @@ type stream[T any] struct {
 	own    OrderingResolver // a caller's own resolver, asked beside the lanes; nil: none
 
 	maxWorkers int  // how many can be of use
+	inCall     bool // it is a gRPC stream
 	serial     bool // one message runs at a time, whatever the capacity
 	rounds     bool // who waits in the inbox takes turns with who is ready
 	leases     bool // chunks may be leased
@@ -68,25 +68,25 @@ type stream[T any] struct {
 	ready    messageQueue[T] // those that have their turn and lack a worker
 	round    int             // messages to take before the inbox is sorted again, if rounds
 	coming   int             // workers on their way that hold a slot already
+	slots    int             // held by its workers
 	starting bool            // a worker is on its way that has yet to get its slot
 	alone    bool            // that one was started when no other had a slot: set then, its own to read
 	lingers  bool            // a worker with nothing to do waits a moment for something
 	asking   bool            // that worker waits for its slot
-	slots    int             // held by its workers
+	waiting  waitFor         // what the receiver waits for
+	eof      bool            // recv said io.EOF
+	input    bool            // the input is closed
+	stopping bool            // by a shutdown: the stream ends when what still runs has run
+	draining bool            // that is all that was accepted
+	isDone   bool
 	finished uint64
 	counts   Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
-	waiting  waitFor // what the receiver waits for
 	seen     uint64  // received when it began to wait
 	free     messageQueue[T]
 	givenUp  map[string]uint64 // keys that were given up, from which Seq on
 	failure  *Failure          // the first that ended the stream
 	grace    *time.Timer       // of a context that ended while recv was blocked
 	idle     *time.Timer       // of IdleTimeout
-	eof      bool              // recv said io.EOF
-	input    bool              // the input is closed
-	stopping bool              // by a shutdown: the stream ends when what still runs has run
-	draining bool              // that is all that was accepted
-	isDone   bool
 }
 
 // waitFor is what a receiver that doesn't read waits for.

@@ -34,11 +34,11 @@ const sortBatch = 32
 
 // arriveLocked takes the next message out of the inbox.
 func (s *stream[T]) arriveLocked() *message[T] {
-	a := s.inbox.takeLocked()
+	a, w := s.inbox.takeLocked()
 	if a == nil {
 		return nil
 	}
-	m := s.acceptLocked(a)
+	m := s.acceptLocked(a, w)
 	*a = arrival[T]{}
 	return m
 }
