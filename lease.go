@@ -218,13 +218,17 @@ func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 	c.goOn(c.followLocked(), size, nil)
 }
 
-// leaseTookLocked is told how long the messages of a lease took.
+// leaseTookLocked is told how long the messages of a lease took. A long one may have been slow because its core was taken
+// away: the next, of a single message, shows.
 func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
-	if took > time.Duration(n)*leasePace {
+	switch {
+	case took <= time.Duration(n)*leasePace:
+		s.pace.run = min(2*s.pace.run, chunkSize)
+	case s.pace.run > 1:
+		s.pace.run = 1
+	default:
 		s.pace.slow(s.paceLocked())
-		return
 	}
-	s.pace.run = min(2*s.pace.run, chunkSize)
 }
 
 // countLeaseLocked counts the messages of the lease before index to as finished.

@@ -15,6 +15,7 @@ import (
 const (
 	lookOutYields = 64 // where time stands still
 	lookOutIdle   = 2  // looks at which there is nothing to do, after which it isn't needed
+	lookOutSlow   = 2  // looks that show little progress, after which it comes: once may be a core that was taken away
 	lookOutTime   = 2 * time.Microsecond
 
 	// lookOutPace is the time a message below which one more worker is no help. leasePace is the same as long as there
@@ -53,46 +54,63 @@ func (a paceSight) slower(b paceSight, each time.Duration) bool {
 
 // lookOut returns when the worker is to come, or false when it isn't needed any more: then it isn't on its way either.
 func (s *stream[T]) lookOut() (come bool) {
-	cores := runtime.GOMAXPROCS(0)
-	for idle := 0; ; {
+	v := vigil{cores: runtime.GOMAXPROCS(0)}
+	for {
 		from := s.clock()
 		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {
 			runtime.Gosched()
 		}
 		s.mu.Lock()
-		limit := lookOutPace
-		if s.leases && s.slots < cores {
-			limit = leasePace
-		}
-		now := s.paceLocked()
-		switch {
-		case s.over.Load():
-			idle = lookOutIdle
-		case s.backlogLocked():
-			if come = s.slots == 0; !come && idle == 0 && s.pace.look.slower(now, limit) {
-				s.pace.slow(now)
-				come = true
-			}
-			idle = 0
-		default:
-			idle++
-		}
-		s.pace.look = now
-		if !come && idle < lookOutIdle {
+		come, needed := s.lookLocked(&v)
+		if !come && needed {
 			s.mu.Unlock()
 			continue
 		}
-		if !come {
+		wake := false
+		if !needed {
 			s.starting = false
-			s.startLocked() // for what may have come meanwhile
+			wake = s.roomLocked() // what the workers took last may have been the last there is
+			s.startLocked()       // for what may have come meanwhile
 		}
-		wake := s.roomLocked() // what the workers took last may have been the last there is
 		s.mu.Unlock()
 		if wake {
 			s.wakeReceiver()
 		}
 		return come
 	}
+}
+
+// vigil is what who looks out has seen.
+type vigil struct {
+	cores int
+	idle  int // looks in a row at which there was nothing to do
+	slow  int // looks in a row that showed little progress
+}
+
+// lookLocked is one look: is the worker to come, and if not, may it still be needed?
+func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
+	last, now := s.pace.look, s.paceLocked()
+	s.pace.look = now
+	if s.over.Load() {
+		return false, false
+	}
+	if !s.backlogLocked() {
+		v.idle++
+		return false, v.idle < lookOutIdle
+	}
+	limit := lookOutPace
+	if s.leases && s.slots < v.cores {
+		limit = leasePace
+	}
+	if v.idle > 0 || !last.slower(now, limit) { // there wasn't work all the while, or it went well
+		v.idle, v.slow = 0, 0
+		return s.slots == 0, true
+	}
+	if v.slow++; v.slow == lookOutSlow {
+		s.pace.slow(now)
+		return true, true
+	}
+	return s.slots == 0, true
 }
 
 // sortPaceLocked sees, as messages are sorted into lanes, whether a lease would be faster.

@@ -65,14 +65,16 @@ func (in *intake[T]) awaitRoom() bool {
 // roomLocked says whether the waiting receiver is to look again. To wake it for each single place would cost a wake-up
 // (a quarter of a microsecond) per message, so it is woken for an eighth of the window, or when nothing is left for the
 // workers: never later, or the places that a stuck key leaves would not be used. (In FIFO that is no matter: what waits
-// behind the stuck one waits wherever it is.)
+// behind the stuck one waits wherever it is.) While somebody looks out there is no hurry: whoever does so asks again when
+// those at work get stuck.
 func (s *stream[T]) roomLocked() bool {
 	switch s.waiting {
 	case waitNothing:
 		return false
 	case waitRoom:
 		lack := s.lackLocked()
-		if lack > 0 && (s.ready.n > 0 || s.unclaimedLocked() > 0 || lack >= s.r.maxPending/8) {
+		left := s.ready.n > 0 || s.unclaimedLocked() > 0 || s.starting && !s.asking
+		if lack > 0 && (left || lack >= s.r.maxPending/8) {
 			return false
 		}
 	case waitBytes:

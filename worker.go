@@ -97,8 +97,8 @@ func (c *carrier[T]) lineUp() *message[T] {
 	if !p.try() {
 		s.mu.Lock()
 		s.callInLocked() // nobody looks out any more
-		wake := s.roomLocked()
 		s.asking = true
+		wake := s.roomLocked()
 		p.asking.Add(1)
 		s.mu.Unlock()
 		if wake {
