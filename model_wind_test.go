@@ -50,9 +50,10 @@ func (w *world) lastStream() []move {
 // finish has all that runs return, and lets time pass until nothing is due.
 func (w *world) finish() string {
 	for range 1000 {
-		next := move{Do: doEnd}
+		next, runs := move{Do: doEnd}, false
+		w.locked(func() { runs = len(w.running) > 0 })
 		switch {
-		case len(w.running) > 0:
+		case runs:
 		case w.o.next() > 0:
 			next = move{Do: doAdvance, N: 50}
 		default:
