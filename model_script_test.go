@@ -118,6 +118,12 @@ func literal(v reflect.Value) string {
 		}
 		name := v.Type().String()
 		return strings.TrimPrefix(name, "flow_test.") + "{" + strings.Join(fields, ", ") + "}"
+	case v.Kind() == reflect.Slice:
+		var elements []string
+		for i := range v.Len() {
+			elements = append(elements, literal(v.Index(i)))
+		}
+		return strings.ReplaceAll(v.Type().String(), "flow_test.", "") + "{" + strings.Join(elements, ", ") + "}"
 	case v.Kind() == reflect.Int && v.Type().PkgPath() != "":
 		return "flow." + fmt.Sprint(v.Interface())
 	}

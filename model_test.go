@@ -14,9 +14,9 @@ import (
 //
 // What goes wrong is shrunk to a few moves, and printed as a literal for TestModelPlaysWhatOnceWentWrong.
 
-func TestModelHoldsForAnyScript(t *testing.T) { rapid.Check(t, holds(t, play)) }
+func TestModelHoldsForAnyScript(t *testing.T) { rapid.Check(t, holds(t, drawScript, play)) }
 
-func TestModelRulesHoldInAnyStorm(t *testing.T) { rapid.Check(t, holds(t, storm)) }
+func TestModelRulesHoldInAnyStorm(t *testing.T) { rapid.Check(t, holds(t, drawScript, storm)) }
 
 func FuzzModel(f *testing.F) {
 	f.Fuzz(func(t *testing.T, drawn []byte) {
@@ -32,13 +32,13 @@ func FuzzModel(f *testing.F) {
 }
 
 // player plays a script and says what went wrong.
-type player func(*testing.T, script) string
+type player = func(*testing.T, script) string
 
-// holds is the property that nothing goes wrong.
-func holds(t *testing.T, play player) func(*rapid.T) {
+// holds is the property that nothing goes wrong when what was drawn is played.
+func holds[S any](t *testing.T, draw func(*rapid.T) S, play func(*testing.T, S) string) func(*rapid.T) {
 	times := 1
 	return func(rt *rapid.T) {
-		s := drawScript(rt)
+		s := draw(rt)
 		for range times {
 			if wrong := play(t, s); wrong != "" {
 				times = 20 // from now on rapid shrinks: what depends on the schedule gets its chance to happen again

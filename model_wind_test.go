@@ -50,10 +50,8 @@ func (w *world) lastStream() []move {
 // finish has all that runs return, and lets time pass until nothing is due.
 func (w *world) finish() string {
 	for range 1000 {
-		w.mu.Lock()
-		runs := len(w.running) > 0
-		w.mu.Unlock()
-		next := move{Do: doEnd}
+		next, runs := move{Do: doEnd}, false
+		w.locked(func() { runs = len(w.running) > 0 })
 		switch {
 		case runs:
 		case w.o.next() > 0:

@@ -196,3 +196,26 @@ func TestTryWhoseStreamEndedAsItCameDueDoesNotCome(t *testing.T) {
 		}
 	})
 }
+
+// The context of a stream ended while its receiver was on its way from one recv to its wait for room: that was taken for a
+// blocked recv, which gets 50 ms to say why, though there was none.
+func TestReceiverThatBeginsToWaitUnderAnEndedContextEndsTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{MaxPending: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		s := f.receiver.newStream(ctx, nil)
+		defer s.cancel(nil)
+		s.inbox.count()
+		cancel()
+		s.contextEnded()
+		in := &intake[int]{s: s, seq: 1}
+		if in.awaitRoom() {
+			t.Error("it reads on")
+		}
+		if s.failure == nil || s.failure.Kind != FailureContextCancelled {
+			t.Errorf("the stream's failure is %v", s.failure)
+		}
+		_ = s.carriers.Wait()
+		s.grace.Stop()
+	})
+}

@@ -47,6 +47,9 @@ func (in *intake[T]) awaitRoom() bool {
 		case in.credit > 0:
 			in.credit--
 			return true
+		case s.parent.Err() != nil:
+			// What contextEnded took for a recv that is blocked may have been this: there is no recv to say more.
+			s.fail(contextFailure(s.parent))
 		case waits == waitBytes && !s.r.bytes.join(s.space):
 			// it is no longer full
 		default:
