@@ -208,7 +208,7 @@ var onceBugs = []mutant{
 	bug("once: ready messages taken after the stream is over", "NothingIsTakenOnce",
 		"worker.go", "return s.ready.n > s.coming && !s.over.Load() }", "return s.ready.n > s.coming }"),
 	{name: "once: bytes counted after put", run: "BytesAreCountedBefore", edits: []edit{
-		{"inbox.go", "			if w.size > 0 {\n				r.bytes.add(w.size)\n			}\n", ""},
+		{"inbox.go", "		if w.size > 0 {\n			r.bytes.add(w.size)\n		}\n", ""},
 		{"receive.go", "		default:\n			in.seq++\n", "		default:\n			in.seq++\n			if in.weight.size > 0 {\n				s.r.bytes.add(in.weight.size)\n			}\n"},
 	}},
 	bug("once: roomLocked not asked in arrive", "ReceiverReadsOn",
