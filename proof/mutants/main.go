@@ -78,10 +78,10 @@ func hunt(ctx context.Context, pattern string, jobs int, short bool) (survivors 
 		labs <- l
 	}
 	verdicts, err := try(ctx, chosen, labs)
-	if err != nil {
+	if verdicts == nil {
 		return 0, err
 	}
-	return table(chosen, verdicts), nil
+	return table(chosen, verdicts), err
 }
 
 // source is where flow's own source is.
@@ -111,27 +111,24 @@ func try(ctx context.Context, chosen []mutant, labs chan *lab) ([]verdict, error
 	if v.caught {
 		return nil, errors.New("the source as it is fails " + v.by)
 	}
-	verdicts := make([]verdict, len(chosen))
+	verdicts, failures := make([]verdict, len(chosen)), make([]error, len(chosen))
 	var g errgroup.Group
 	g.SetLimit(cap(labs))
 	for i, m := range chosen {
 		g.Go(func() error {
 			l := <-labs
 			defer func() { labs <- l }()
-			var err error
-			verdicts[i], err = l.try(ctx, m)
-			fmt.Fprintf(os.Stderr, "%-60s %s\n", m.name, verdicts[i])
-			return err
+			v, err := l.try(ctx, m)
+			if err != nil { // the others go on
+				v.how, failures[i] = "NOT TRIED", err
+			}
+			verdicts[i] = v
+			fmt.Fprintf(os.Stderr, "%-60s %s %s\n", m.name, v.how, v.by)
+			return nil
 		})
 	}
-	return verdicts, g.Wait()
-}
-
-func (v verdict) String() string {
-	if !v.caught {
-		return "SURVIVES"
-	}
-	return v.how + " " + v.by
+	_ = g.Wait()
+	return verdicts, errors.Join(failures...)
 }
 
 // table prints the verdicts and returns how many mutants survived.
@@ -143,7 +140,6 @@ func table(chosen []mutant, verdicts []verdict) (survivors int) {
 		v := verdicts[i]
 		if !v.caught {
 			survivors++
-			v.by, v.how = "nothing", "SURVIVES"
 		}
 		fmt.Fprintf(w, "| %s\t| %s\t| %s\t| %.1f\t|\n", m.name, v.by, v.how, v.took.Round(100*time.Millisecond).Seconds())
 	}

@@ -143,7 +143,7 @@ func (l *lab) test(ctx context.Context, m mutant) (verdict, error) {
 	run.WaitDelay = time.Second
 	start := time.Now()
 	err := run.Run()
-	v := verdict{took: time.Since(start)}
+	v := verdict{by: "nothing", how: "SURVIVES", took: time.Since(start)}
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended && ctx.Err() == nil {
 		return v, fmt.Errorf("%s: %w", m.name, err)
 	}
