@@ -52,7 +52,7 @@ func measureAll(tables []*table, rounds, cores int, quick bool) (failures []erro
 					if failed[t.name+column+c] {
 						continue
 					}
-					fmt.Fprintf(os.Stderr, "\r\033[Kround %d of %d: %s, %s, %s", round+1, rounds, t.name, column, c)
+					progress(fmt.Sprintf("round %d of %d: %s, %s, %s", round+1, rounds, t.name, column, c))
 					a, err := start(job{t.name, column, c, quick}, cores)
 					if err != nil {
 						failures = append(failures, err)
@@ -67,8 +67,15 @@ func measureAll(tables []*table, rounds, cores int, quick bool) (failures []erro
 			}
 		}
 	}
-	fmt.Fprint(os.Stderr, "\r\033[K")
+	progress("")
 	return failures
+}
+
+// progress is a line that the next one takes the place of, for whoever sits at the terminal.
+func progress(line string) {
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		fmt.Fprint(os.Stderr, "\r\033[K", line)
+	}
 }
 
 // values are one cell's, round by round.
