@@ -22,29 +22,23 @@ import (
 type kind int
 
 const (
-	steady  kind = iota // five messages a second, each due at its time: the well-behaved ones, whose delay is measured
+	steady  kind = iota // a message every steadyPause, each due at its time: the well-behaved ones, whose delay is measured
 	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
-	heavy               // a hundred large ones at once, then a pause as long as a stall: a stalled one that doesn't stall
 	stalled             // sends all that it can; one handler in a hundred stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
 
-// kindOf gives half of the streams to the well-behaved, before the stalls as well as with them. Those that will stall or
-// leave send as much before that, so what differs for the well-behaved is the standing still.
-func kindOf(i int, calm bool) kind {
+// kindOf gives half of the streams to the well-behaved.
+func kindOf(i int) kind {
 	switch n := i % 20; {
 	case n < 10:
 		return steady
-	case n < 14:
+	case n < 12:
 		return bursty
 	case n < 16:
 		return slow
-	case n < 18 && calm:
-		return heavy
-	case calm:
-		return bursty
 	case n < 18:
 		return stalled
 	case n < 19:
@@ -54,9 +48,9 @@ func kindOf(i int, calm bool) kind {
 }
 
 const (
-	steadyPause = 200 * time.Millisecond
+	steadyPause = 400 * time.Millisecond
+	steadyWork  = time.Millisecond
 	burst       = 50
-	slowWork    = 50 * time.Millisecond
 	stallEvery  = 100
 )
 
@@ -65,6 +59,7 @@ type clients struct {
 	cfg     config
 	s       *service
 	w       *watch
+	others  bool // than well-behaved ones
 	stubs   []testpb.TestServiceClient
 	ids     atomic.Int64
 	ending  atomic.Bool
@@ -73,6 +68,9 @@ type clients struct {
 
 func (c *clients) run() {
 	for i := range c.cfg.streams {
+		if !c.others && kindOf(i) != steady {
+			continue
+		}
 		c.workers.Go(func() {
 			for !c.ending.Load() {
 				c.stream(i)
@@ -87,10 +85,10 @@ func (c *clients) stream(i int) {
 	r := new(record)
 	c.s.records.Store(id, r)
 	defer c.s.records.Delete(id)
-	k := kindOf(i, time.Since(c.w.start) < c.cfg.calm())
+	k := kindOf(i)
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), streamHeader, strconv.Itoa(id)))
 	defer cancel()
-	up, err := c.stubs[i%len(c.stubs)].StreamingInputCall(ctx)
+	up, err := c.stubs[rand.N(len(c.stubs))].StreamingInputCall(ctx)
 	if err != nil {
 		c.ended(id, r, k, 0, nil, err)
 		return
@@ -136,7 +134,7 @@ type pen struct {
 }
 
 func sizeOf(k kind) int {
-	if k == heavy || k == stalled {
+	if k == stalled {
 		return 4 << 10
 	}
 	return letterSize << rand.N(7) // up to 2 KiB
@@ -157,11 +155,6 @@ func (p *pen) pause(ctx context.Context, start time.Time) time.Duration {
 		wait = steadyPause
 	case (p.k == bursty || p.k == leaving) && p.seq%burst == 0:
 		wait = rand.N(p.cfg.life * 4 / 5)
-	case p.k == heavy && p.seq%stallEvery == 0:
-		wait = p.cfg.stall
-		if p.seq == 0 {
-			wait = rand.N(wait)
-		}
 	}
 	if wait > 0 {
 		t := time.NewTimer(wait)
@@ -181,13 +174,13 @@ func (p *pen) write(due time.Duration) letter {
 	l := letter{seq: p.seq + 1, due: due, key: byte(rand.N(keys)), timed: p.k == steady}
 	switch {
 	case p.k == steady:
-		l.work = time.Millisecond
+		l.work = steadyWork
 	case p.k == slow && l.seq%4 == 0:
-		l.work = slowWork
+		l.work = p.cfg.slow
 	case p.k == stalled && l.seq%2 == 1: // half of its messages are of the key that stands still, so one a stream does
 		l.key = 0
 		if l.seq%stallEvery == 1 {
-			l.work = p.cfg.stall
+			l.work = p.cfg.stall/2 + rand.N(p.cfg.stall/2) // of one length, they would all end at once, again and again
 		}
 	}
 	l.keySeq = p.perKey[l.key] + 1

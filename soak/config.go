@@ -11,10 +11,10 @@ type config struct {
 	streams, conns int
 	length         time.Duration
 	life           time.Duration
+	slow           time.Duration
 	stall          time.Duration
 	grace          time.Duration
-	keepUp         time.Duration
-	hurt           time.Duration
+	worsen         func(*flow.Options) // of the Flow with all kinds of streams, for tests; may be nil
 }
 
 const (
@@ -27,17 +27,21 @@ const (
 func (c config) capacity() int { return max(16, c.streams/4) }
 
 // maxPendingBytes is less than stalled streams would take if only maxPending bound them.
-func (c config) maxPendingBytes() int64 { return int64(c.streams) * 16 << 10 }
+func (c config) maxPendingBytes() int64 { return int64(c.streams) * 8 << 10 }
 
-func (c config) calm() time.Duration { return c.length / 4 }
+// settled is when streams of all kinds are under way.
+func (c config) settled() time.Duration { return min(c.life, c.length/3) }
 
-func (c config) options(o flow.Observer) flow.Options {
+// keepUp bounds the control group's p99: where the machine alone is later than this, what unhurt allows is no longer far
+// below what waiting for a stall costs, and nothing is shown.
+func (c config) keepUp() time.Duration { return c.stall / 5 }
+
+func (c config) options() flow.Options {
 	return flow.Options{
 		Ordering:        flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
 		Backpressure:    flow.BackpressureOptions{Capacity: c.capacity()},
 		Shutdown:        flow.ShutdownOptions{GracePeriod: c.grace, DrainOnClose: true},
 		MaxPending:      maxPending,
 		MaxPendingBytes: c.maxPendingBytes(),
-		Observer:        o,
 	}
 }

@@ -27,6 +27,8 @@ type service struct {
 
 	records sync.Map // *record by the number that the client gave its stream
 
+	delays *delays
+
 	running peak
 	pending peak // of any one stream
 	bytes   peak
@@ -47,10 +49,11 @@ const streamHeader = "soak-stream"
 
 type recordKey struct{}
 
-func newService(cfg config, w *watch) (*service, error) {
-	s := &service{watch: w, start: w.start}
+func newService(cfg config, w *watch, o flow.Options) (*service, error) {
+	s := &service{watch: w, start: w.start, delays: newDelays(cfg)}
+	o.Observer = s.see
 	var err error
-	s.flow, err = flow.New(s.handle, keyOf, cfg.options(s.see))
+	s.flow, err = flow.New(s.handle, keyOf, o)
 	return s, err
 }
 
@@ -133,7 +136,7 @@ func (s *service) handle(ctx context.Context, m flow.Message[*request]) error {
 	s.running.add(1)
 	defer s.running.add(-1)
 	if l.timed {
-		s.watch.delay(l.due, now)
+		s.delays.note(l.due, now)
 	}
 	r := ctx.Value(recordKey{}).(*record)
 	if bad := r.enter(m, l); bad != nil {

@@ -6,54 +6,25 @@ import (
 	"runtime/metrics"
 	"sync"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // watch is what is seen over the whole soak.
 type watch struct {
-	start        time.Time
-	calmFrom     time.Duration
-	calmUntil    time.Duration
-	stalledFrom  time.Duration
-	stalledUntil time.Duration
+	start time.Time
 
-	mu            sync.Mutex
-	calm, stalled *hdrhistogram.Histogram // delays of well-behaved streams' messages, in microseconds
-	errors        []string                // the first of them
-	wrongs        int
-	longestSend   time.Duration
-	ends          ends
-	heap          []uint64 // live after the last collection, every second
-	messages      int      // pending over the Flow, at most
+	mu          sync.Mutex
+	errors      []string // the first of them
+	wrongs      int
+	longestSend time.Duration
+	ends        ends
+	heap        []uint64 // live after the last collection, every second
+	messages    int      // pending over the mixed group's Flow, at most
 }
 
 // ends counts how streams ended.
 type ends struct{ well, cancelled, shut, stalls int }
 
-func newWatch(cfg config) *watch {
-	histogram := func() *hdrhistogram.Histogram { return hdrhistogram.New(1, time.Hour.Microseconds(), 3) }
-	calm := cfg.calm()
-	return &watch{
-		start: time.Now(), calm: histogram(), stalled: histogram(),
-		calmFrom: calm / 4, calmUntil: calm,
-		// By then those that stall, go silent and go away have taken over from those that didn't.
-		stalledFrom: min(calm+cfg.life, calm+(cfg.length-calm)/3), stalledUntil: cfg.length,
-	}
-}
-
-// delay notes the way of a message from when it was to be sent to its handler.
-func (w *watch) delay(due, now time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	us := max(1, (now - due).Microseconds())
-	switch {
-	case due >= w.calmFrom && due < w.calmUntil:
-		_ = w.calm.RecordValue(us) // an hour is not exceeded
-	case due >= w.stalledFrom && due < w.stalledUntil:
-		_ = w.stalled.RecordValue(us)
-	}
-}
+func newWatch() *watch { return &watch{start: time.Now()} }
 
 // wrong notes a broken promise.
 func (w *watch) wrong(format string, args ...any) {
