@@ -39,7 +39,7 @@ func (t *table) plot(file string) error {
 	p.Y.Min = 0
 	p.Legend.Top = true
 	p.Legend.Left = true // of where it is moved to: so no reader's font makes names run into their colours
-	p.Legend.XOffs = 7.1 * vg.Inch
+	p.Legend.XOffs = 7.4 * vg.Inch
 	p.Legend.Padding = vg.Points(3)
 	p.Legend.TextStyle.Font.Size = vg.Points(10)
 	grid := plotter.NewGrid()
@@ -76,5 +76,5 @@ func (t *table) plot(file string) error {
 		p.Y.Max = top
 		p.Title.Text += fmt.Sprintf(" (bars above %s ns are cut off)", number(top))
 	}
-	return p.Save(10*vg.Inch, 4.5*vg.Inch, file)
+	return p.Save(10.5*vg.Inch, 4.5*vg.Inch, file)
 }
