@@ -63,7 +63,7 @@ func (r *report) rows() []row {
 // a message waits until a handler that does not stand still gives its slot back. Half of the messages may wait for one
 // as short as their own, one in a hundred for the longest. There are slots enough, so that even this is rare. Twice the
 // control group's delay is allowed because the machine is not quite the same for both: a connection has one reader and
-// one writer at each end, and with stalled streams it carries three times as many messages to catch up with whenever
+// one writer at each end, and with stalled streams it carries several times as many messages to catch up with whenever
 // processors were short. To wait for a stall, in a lane, for a slot or unread, takes seconds.
 func (r *report) unhurt() []row {
 	quantile := func(q float64, execution time.Duration) row {
