@@ -39,11 +39,7 @@ func (r *report) rows() []row {
 	size := func(what string, bound, seen uint64) row {
 		return row{what, humanize.IBytes(bound), humanize.IBytes(seen), seen <= bound}
 	}
-	alone := r.control.delays.quantile(99)
-	rows := append([]row{
-		{"p99 of the control group (the machine keeps up)", short(r.cfg.keepUp()), short(alone), alone <= r.cfg.keepUp()},
-	}, r.unhurt()...)
-	return append(rows,
+	return append(append([]row{r.keptUp()}, r.unhurt()...),
 		number("pending messages of a stream (MaxPending)", maxPending, r.s.pending.high.Load()),
 		number("pending messages of all (Stats)", int64(r.cfg.streams)*maxPending, int64(r.w.messages)),
 		size("pending bytes of all (MaxPendingBytes, and a message a stream)", uint64(bytes), uint64(r.s.bytes.high.Load())),
@@ -56,6 +52,12 @@ func (r *report) rows() []row {
 		number("goroutines afterwards", int64(r.goroutinesBefore), int64(r.goroutinesAfter)),
 		size("live heap afterwards", r.heapBefore+heapSlack, r.heapAfter),
 	)
+}
+
+// keptUp is about the machine: if it does not hold, nothing is shown by unhurt.
+func (r *report) keptUp() row {
+	alone := r.control.delays.quantile(99)
+	return row{"p99 of the control group (the machine keeps up)", short(r.cfg.keepUp()), short(alone), alone <= r.cfg.keepUp()}
 }
 
 // unhurt holds the well-behaved streams that share a Flow with stalled ones against the control group, over the same

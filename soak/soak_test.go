@@ -23,11 +23,17 @@ func few(length time.Duration) config {
 }
 
 func TestAFewSecondsOfMixedLoadKeepEveryPromise(t *testing.T) {
-	r, err := soak(few(5 * time.Second))
-	if err != nil {
-		t.Fatal(err)
+	var r *report
+	for range 3 { // the machine may be too slow for a while; whoever is hurt while it keeps up is so at once
+		var err error
+		if r, err = soak(few(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		t.Log(r)
+		if r.keptUp().holds {
+			break
+		}
 	}
-	t.Log(r)
 	if !r.holds() {
 		t.Error("a promise does not hold")
 	}
