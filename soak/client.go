@@ -25,7 +25,7 @@ const (
 	steady  kind = iota // a message every steadyPause, each due at its time: the well-behaved ones, whose delay is measured
 	bursty              // fifty at once, then a pause
 	slow                // one handler in four takes its time
-	stalled             // sends all that it can; one handler in a hundred stands still, and its key with it
+	stalled             // sends all that it can; one handler in eighty stands still, and its key with it
 	silent              // sends a few and says nothing more for all its life
 	leaving             // like bursty, but goes away in the middle
 )
@@ -48,10 +48,10 @@ func kindOf(i int) kind {
 }
 
 const (
-	steadyPause = 400 * time.Millisecond
+	steadyPause = 500 * time.Millisecond
 	steadyWork  = time.Millisecond
 	burst       = 50
-	stallEvery  = 100
+	stallEvery  = 80
 )
 
 // clients keep all streams up until ending.

@@ -39,11 +39,7 @@ func (r *report) rows() []row {
 	size := func(what string, bound, seen uint64) row {
 		return row{what, humanize.IBytes(bound), humanize.IBytes(seen), seen <= bound}
 	}
-	alone := r.control.delays.quantile(99)
-	rows := append([]row{
-		{"p99 of the control group (the machine keeps up)", short(r.cfg.keepUp()), short(alone), alone <= r.cfg.keepUp()},
-	}, r.unhurt()...)
-	return append(rows,
+	return append(append([]row{r.keptUp()}, r.unhurt()...),
 		number("pending messages of a stream (MaxPending)", maxPending, r.s.pending.high.Load()),
 		number("pending messages of all (Stats)", int64(r.cfg.streams)*maxPending, int64(r.w.messages)),
 		size("pending bytes of all (MaxPendingBytes, and a message a stream)", uint64(bytes), uint64(r.s.bytes.high.Load())),
@@ -58,12 +54,18 @@ func (r *report) rows() []row {
 	)
 }
 
+// keptUp is about the machine: if it does not hold, nothing is shown by unhurt.
+func (r *report) keptUp() row {
+	alone := r.control.delays.quantile(99)
+	return row{"p99 of the control group (the machine keeps up)", short(r.cfg.keepUp()), short(alone), alone <= r.cfg.keepUp()}
+}
+
 // unhurt holds the well-behaved streams that share a Flow with stalled ones against the control group, over the same
 // seconds. What a stalled stream may cost them is its slots, which it holds while Capacity is shared fairly: so at worst
 // a message waits until a handler that does not stand still gives its slot back. Half of the messages may wait for one
 // as short as their own, one in a hundred for the longest. There are slots enough, so that even this is rare. Twice the
 // control group's delay is allowed because the machine is not quite the same for both: a connection has one reader and
-// one writer at each end, and with stalled streams it carries three times as many messages to catch up with whenever
+// one writer at each end, and with stalled streams it carries several times as many messages to catch up with whenever
 // processors were short. To wait for a stall, in a lane, for a slot or unread, takes seconds.
 func (r *report) unhurt() []row {
 	quantile := func(q float64, execution time.Duration) row {

