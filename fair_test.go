@@ -173,7 +173,9 @@ func TestStreamsShareCapacityEvenly(t *testing.T) {
 		synctest.Wait()
 		h.mu.Lock()
 		for key, n := range h.count {
-			if n < 38 || n > 43 {
+			// An even share is 40. Two handlers end at one instant, and which of them lines up again first is up to the
+			// scheduler, so shares drift by a few: in 900 runs they were between 37 and 44. Without turns one had nearly all.
+			if n < 35 || n > 46 {
 				t.Errorf("%s had %d of about 200 executions: %v", key, n, h.count)
 			}
 		}
