@@ -323,6 +323,31 @@ func TestEndOfALaneLeavesALeaseAlone(t *testing.T) {
 	}
 }
 
+func TestClosingAResolverIsSeenUnderLease(t *testing.T) {
+	s, c := leased(t, nil, "a", "b")
+	c.leased.at.Store(1)
+	if s.mustLook(c.leased, 1) {
+		t.Error("the worker looks at the stream for nothing")
+	}
+	s.order.Close()
+	if !s.mustLook(c.leased, 1) {
+		t.Error("the worker runs what is to be refused")
+	}
+}
+
+func TestSnapshotCallsALeaseIn(t *testing.T) {
+	s, c := leased(t, nil, "a", "b", "a", "c")
+	s.r.streams[s] = struct{}{}
+	c.leased.at.Store(1)
+	snap := s.r.snapshot(9)
+	if st := snap.Stats; st.InFlight != 1 || st.Waiting != 2 || st.ActiveKeys != 3 || st.Total.Succeeded != 1 {
+		t.Errorf("%+v, want one that has succeeded, one that runs and two that wait", st)
+	}
+	if len(snap.Running) != 1 || snap.Running[0].Seq != 2 || snap.Running[0].Attempt != 1 {
+		t.Errorf("what runs is %+v, want the second", snap.Running)
+	}
+}
+
 func TestCallingInWhereNothingIsLeasedIsHarmless(t *testing.T) {
 	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
 	s := f.receiver.newStream(t.Context(), nil)

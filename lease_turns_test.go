@@ -48,7 +48,7 @@ func TestLeasesGrowWhileTheyAreFastAndEndWhenTheyAreSlow(t *testing.T) {
 	}
 }
 
-// A message that was tried again at once, over and over, passed for progress, and came before all that lay in the inbox.
+// A message that was tried again at once, over and over, came before all that lay in the inbox.
 func TestMessageTriedAgainAtOnceLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for name, b := range map[string]BackpressureOptions{
@@ -86,7 +86,7 @@ func TestMessageTriedAgainAtOnceLetsOthersRun(t *testing.T) {
 					if err != nil || sum.Succeeded != 2 {
 						t.Errorf("%+v, %v", sum, err)
 					}
-					if tries == limit {
+					if tries > 2*chunkSize {
 						t.Errorf("b waited for %d tries of a", tries)
 					}
 				})

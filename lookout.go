@@ -28,7 +28,7 @@ const (
 type pace struct {
 	fast  bool      // so fast that a lease is best, as far as is known
 	run   int       // how many messages the next lease is for, at most
-	taken uint64    // messages that workers have taken for their first try, or finished under lease
+	taken uint64    // messages that workers have taken, or finished under lease
 	look  paceSight // the last of who looks out
 	sort  paceSight // the last of who sorted messages into lanes
 }

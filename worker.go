@@ -50,9 +50,7 @@ func (s *stream[T]) takeLocked() *message[T] {
 	m := s.ready.pop()
 	m.state = stateRunning
 	s.round--
-	if m.tried == 0 { // to be tried again is no progress
-		s.pace.taken++
-	}
+	s.pace.taken++
 	p := s.r.gate.pressure
 	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
 	return m
