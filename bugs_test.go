@@ -23,38 +23,41 @@ func mustNewInside[T any](t testing.TB, h Handler[T], key OrderingKeyFunc[T], o 
 
 // A key that came later waited until an earlier one's lane was empty: the inbox was sorted only when nothing was ready.
 func TestAKeyThatComesLaterDoesNotWaitForAnEarlierOnesLane(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		var waited time.Duration
-		f := mustNewInside(t, func(_ context.Context, m Message[string]) error {
-			if m.Key == "b" {
-				waited = time.Since(start)
+	for keys := range 3 {
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			var waited time.Duration
+			f := mustNewInside(t, func(_ context.Context, m Message[string]) error {
+				if m.Key == "late" {
+					waited = time.Since(start)
+				}
+				time.Sleep(time.Millisecond)
+				return nil
+			}, func(s string) string { return s }, Options{
+				Ordering:     OrderingOptions{Mode: OrderingKeyedFIFO},
+				Backpressure: BackpressureOptions{Capacity: 1},
+			})
+			n := 0
+			_, err := f.Run(t.Context(), func() (string, error) {
+				n++
+				switch {
+				case n <= 500:
+					return string(rune('a' + n%(keys+1))), nil
+				case n == 501:
+					time.Sleep(5 * time.Millisecond)
+					return "late", nil
+				}
+				return "", io.EOF
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			time.Sleep(time.Millisecond)
-			return nil
-		}, func(s string) string { return s }, Options{
-			Ordering:     OrderingOptions{Mode: OrderingKeyedFIFO},
-			Backpressure: BackpressureOptions{Capacity: 1},
-		})
-		n := 0
-		_, err := f.Run(t.Context(), func() (string, error) {
-			n++
-			switch {
-			case n <= 500:
-				return "a", nil
-			case n == 501:
-				time.Sleep(5 * time.Millisecond)
-				return "b", nil
+			// Two rounds of the keys that there are.
+			if limit := 5*time.Millisecond + time.Duration(2*keys+3)*time.Millisecond; waited > limit {
+				t.Errorf("with %d keys, a late one, received after 5ms, ran after %v, want at most %v", keys+1, waited, limit)
 			}
-			return "", io.EOF
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if limit := 8 * time.Millisecond; waited > limit { // two rounds of the one key that there is
-			t.Errorf("b, received after 5ms, ran after %v, want at most %v", waited, limit)
-		}
-	})
+	}
 }
 
 // A worker that took the last ready message, and then was stuck, did not wake the receiver for the room there was.

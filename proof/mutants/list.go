@@ -216,7 +216,7 @@ var onceBugs = []mutant{
 	bug("once: a key waits until an earlier one's lane is empty", "AKeyThatComesLater|KeyWithEndless",
 		"turns.go", "	if s.rounds && s.round <= 0 && !s.fastLocked() {", "	if s.rounds && s.ready.n == 0 && !s.fastLocked() {"),
 	bug("once: a Goexit in OnFailure on receipt taken for one in recv", "CrashOfOnFailureOnReceipt",
-		"receive.go", "	case placeRecv:\n", "	case placeRecv, placeOwn + 8*place(in.seq):\n"),
+		"receive.go", "	switch in.in {\n", "	switch in.in | placeRecv {\n"),
 	bug("once: a Shutdown returns before another has counted", "AllShutdownsReturn",
 		"shutdown.go", "		<-c.judged\n", "		_ = c.judged\n"),
 }
