@@ -51,10 +51,11 @@ func (c *carrier[T]) leaseLocked() bool {
 		k.start, k.from = i, i
 		k.keys.set(&s.lanes)
 		k.at.Store(int64(i)) // the first is claimed with that
-		k.end.Store(int64(k.n))
+		end := k.n
 		if k.timed = !s.serial && k.n-i > 1; k.timed {
-			k.end.Store(int64(min(k.n, i+s.pace.run)))
+			end = min(k.n, i+s.pace.run)
 		}
+		k.end.Store(int64(end))
 		s.leased, c.leased = k, k
 		s.hurryLocked()
 		return true

@@ -168,11 +168,16 @@ func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
 
 // ordered says whether messages of key have an order among them.
 func (s *stream[T]) ordered(key string) bool {
-	if s.order == nil {
-		return false
-	}
-	_, ordered := s.order.place(key)
+	_, ordered := s.place(key)
 	return ordered
+}
+
+// place returns the hash of key's lane. ordered is false for a key that has no order, as none has without an order.
+func (s *stream[T]) place(key string) (hash uint64, ordered bool) {
+	if s.order == nil {
+		return 0, false
+	}
+	return s.order.place(key)
 }
 
 // add adds what a stream has finished.

@@ -57,11 +57,8 @@ func (s *stream[T]) lineUpLocked(m *message[T]) {
 
 // joinLocked lines m up in its lane, if it has an order. first says that its turn has come with that.
 func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
-	if s.order == nil {
-		return true, ""
-	}
 	var ordered bool
-	if m.hash, ordered = s.order.place(m.key); !ordered {
+	if m.hash, ordered = s.place(m.key); !ordered {
 		return true, ""
 	}
 	name := s.order.lane(m.key)
@@ -73,20 +70,14 @@ func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
 
 // hasLaneLocked says whether key has one of the stream's own lanes.
 func (s *stream[T]) hasLaneLocked(key string) bool {
-	if s.order == nil {
-		return false
-	}
-	hash, ordered := s.order.place(key)
+	hash, ordered := s.place(key)
 	return ordered && s.lanes.find(s.order.lane(key), hash) != nil
 }
 
 // openLaneLocked makes one of the stream's own lanes for m, if it has an order: it is its turn.
 func (s *stream[T]) openLaneLocked(m *message[T]) {
-	if s.order == nil {
-		return
-	}
 	var ordered bool
-	if m.hash, ordered = s.order.place(m.key); ordered {
+	if m.hash, ordered = s.place(m.key); ordered {
 		s.lanes.open(s.order.lane(m.key), m.hash, &m.turn)
 	}
 }

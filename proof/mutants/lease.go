@@ -41,7 +41,7 @@ var leaseBugs = []mutant{
 	bug("lease: its worker doesn't see that it is slow", "LeasesGrow",
 		"lease.go", "	case took <= time.Duration(n)*leasePace:", "	case took <= 24*time.Hour:"),
 	bug("lease: the first is as long as any", "LeasesGrow",
-		"lease.go", "			k.end.Store(int64(min(k.n, i+s.pace.run)))\n", ""),
+		"lease.go", "			end = min(k.n, i+s.pace.run)\n", ""),
 	bug("once: a try made at once comes before all others", "TriedAgainAtOnce",
 		"park.go", "	if s.round <= 0 {", "	if s.round <= 0 && !s.fastLocked() {"),
 	bug("a worker lingers for ever", "Model|Mix",

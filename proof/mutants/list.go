@@ -8,7 +8,7 @@ var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, l
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
 	bug("no ordering wait", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
-		"turns.go", "	if m.hash, ordered = s.order.place(m.key); !ordered {", "	if m.hash, ordered = s.order.place(m.key); !ordered || true {"),
+		"turns.go", "	if m.hash, ordered = s.place(m.key); !ordered {", "	if m.hash, ordered = s.place(m.key); !ordered || true {"),
 	bug("two runners on one lane", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
 		"lane.go", "	l.tail = t\n	l.n++\n	return false, \"\"", "	l.tail = t\n	l.n++\n	return l.n == 3, \"\""),
 	bug("lane evicted while in use", "KeyedFIFORunsOneMessageOfAKey|ScopeFlow",
