@@ -13,17 +13,26 @@ import (
 // A lock-free list in its place was measured too: with both cores busy it was no faster.
 type inbox[T any] struct {
 	mu       sync.Mutex  // innermost: stream.mu may be held
-	in, last *chunk[T]   // what was received and not taken, the oldest first
-	some     atomic.Bool // in is not nil: written under mu, for a look without it
-	free     *chunk[T]   // empty ones
-	received uint64      // messages, through the inbox or past it
+	some     atomic.Bool // a pile is not empty: written under mu, for a look without it
 	direct   bool        // nothing passes through any more: see intake.decideLocked
 	shut     bool        // nothing is received any more
+	free     *chunk[T]   // empty ones
+	received uint64      // messages, through the inbox or past it
+	piles    []pile[T]   // what was received and not taken, of each partition
 
-	// Guarded by stream.mu: what was taken out. The first chunk may be on lease: see lease.go.
-	out  *chunk[T]
-	next int // index of the first in it that is neither lined up nor run
+	parts []partition[T] // what was taken; guarded by stream.mu
+
+	// Written under stream.mu and mu.
+	spread int    // among how many partitions what is received is spread
+	old    uint64 // the Seq up to which it was spread otherwise; 0: there is nothing of that
+
+	// The memory of the slices, as long as there is one partition.
+	onePile [1]pile[T]
+	onePart [1]partition[T]
 }
+
+// pile is a list of chunks, the oldest first.
+type pile[T any] struct{ first, last *chunk[T] }
 
 // chunkSize is how many messages change hands at once, at most. For so many a worker takes the stream's lock once, and
 // so many are lined up if it must give up its lease.
@@ -61,13 +70,19 @@ func (k *chunk[T]) weight(i int) weight {
 
 // put takes *a on if nothing is to be decided about it; else it says why not. Its bytes are counted before a worker can
 // take it, and so before they can be counted off.
-func (b *inbox[T]) put(a *arrival[T], w weight, r *Receiver[T]) (direct, shut bool) {
+func (s *stream[T]) put(a *arrival[T], w weight) (direct, shut bool) {
+	b, r := &s.inbox, s.r
 	b.mu.Lock()
 	if direct, shut = b.direct, b.shut; !direct && !shut {
-		if b.last == nil || b.last.n == chunkSize {
-			b.growLocked(&r.chunks)
+		i := 0
+		if b.spread > 1 {
+			i = s.partitionOf(a)
 		}
-		k := b.last
+		p := &b.piles[i]
+		if p.last == nil || p.last.n == chunkSize {
+			b.growLocked(p, &r.chunks)
+		}
+		k := p.last
 		if w.size > 0 {
 			r.bytes.add(w.size)
 		}
@@ -86,7 +101,7 @@ func (b *inbox[T]) put(a *arrival[T], w weight, r *Receiver[T]) (direct, shut bo
 }
 
 // growLocked appends an empty chunk. The pool holds lists of them.
-func (b *inbox[T]) growLocked(pool *sync.Pool) {
+func (b *inbox[T]) growLocked(p *pile[T], pool *sync.Pool) {
 	if b.free == nil {
 		if b.free, _ = pool.Get().(*chunk[T]); b.free == nil {
 			b.free = new(chunk[T])
@@ -94,13 +109,13 @@ func (b *inbox[T]) growLocked(pool *sync.Pool) {
 	}
 	k := b.free
 	b.free, k.next = k.next, nil
-	if b.last == nil {
-		b.in = k
+	if p.last == nil {
+		p.first = k
 		b.some.Store(true)
 	} else {
-		b.last.next = k
+		p.last.next = k
 	}
-	b.last = k
+	p.last = k
 }
 
 // count receives one past the inbox. ok is false if it is shut.
@@ -114,29 +129,55 @@ func (b *inbox[T]) count() (ok bool) {
 	return true
 }
 
-// fillLocked sees to it that there is something to take out, and says whether there is. The last look, after which
+// fillLocked sees to it that there is something to take out of p, and says whether there is. The last look, after which
 // nobody attends to the inbox any more, is empty's.
-func (b *inbox[T]) fillLocked() bool {
+func (b *inbox[T]) fillLocked(p *partition[T]) bool {
 	switch {
-	case b.out == nil && !b.some.Load():
+	case p.out == nil && !b.some.Load():
 		return false
-	case b.out != nil && b.next < b.out.n:
+	case p.out != nil && p.next < p.out.n:
 		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.freeOutLocked()
-	if b.out == nil {
-		b.out, b.in, b.last = b.in, nil, nil
-		b.some.Store(false)
+	b.freeOutLocked(p)
+	if p.out == nil {
+		p.out = b.piles[p.i].first
+		b.piles[p.i] = pile[T]{}
+		b.some.Store(b.someLocked())
 	}
-	return b.out != nil
+	return p.out != nil
+}
+
+// resetLocked makes it one partition, while nothing is pending.
+func (b *inbox[T]) resetLocked() {
+	b.onePile[0], b.onePart[0] = pile[T]{}, partition[T]{}
+	b.piles, b.parts, b.spread, b.old = b.onePile[:], b.onePart[:], 1, 0
+}
+
+// followedLocked says whether something lies behind the first chunk of p.
+func (b *inbox[T]) followedLocked(p *partition[T]) bool {
+	if p.out.next != nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.piles[p.i].first != nil
+}
+
+func (b *inbox[T]) someLocked() bool {
+	for i := range b.piles {
+		if b.piles[i].first != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // freeOutLocked takes back the chunk that was taken out if it is empty. None behind it is.
-func (b *inbox[T]) freeOutLocked() {
-	if k := b.out; k != nil && b.next == k.n {
-		b.out, b.next = k.next, 0
+func (b *inbox[T]) freeOutLocked(p *partition[T]) {
+	if k := p.out; k != nil && p.next == k.n {
+		p.out, p.next = k.next, 0
 		b.freeLocked(k)
 	}
 }
@@ -154,36 +195,36 @@ func (b *inbox[T]) giveBack(k *chunk[T]) {
 	b.freeLocked(k)
 }
 
-// takeLocked takes out the next one, or nil. It is the caller's until the next call.
-func (b *inbox[T]) takeLocked() (*arrival[T], weight) {
-	if !b.fillLocked() {
-		return nil, weight{}
-	}
-	i := b.next
-	b.next++
-	return &b.out.list[i], b.out.weight(i)
+// takeLocked takes out the first of p. It is the caller's until the next call.
+func (b *inbox[T]) takeLocked(p *partition[T]) (*arrival[T], weight) {
+	i := p.next
+	p.next++
+	return &p.out.list[i], p.out.weight(i)
 }
 
 // empty says whether nothing lies in the inbox that was not taken out.
 func (b *inbox[T]) empty() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.in == nil
+	return !b.someLocked()
 }
 
 // visitLocked shows what lies in the inbox.
 func (b *inbox[T]) visitLocked(visit func(*arrival[T])) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	from := b.next
-	for _, k := range [...]*chunk[T]{b.out, b.in} {
-		for ; k != nil; k = k.next {
-			for i := from; i < k.n; i++ {
-				visit(&k.list[i])
+	for i := range b.parts {
+		p := &b.parts[i]
+		from := p.next
+		for _, k := range [...]*chunk[T]{p.out, b.piles[i].first} {
+			for ; k != nil; k = k.next {
+				for i := from; i < k.n; i++ {
+					visit(&k.list[i])
+				}
+				from = 0
 			}
 			from = 0
 		}
-		from = 0
 	}
 }
 
@@ -208,11 +249,16 @@ func (b *inbox[T]) bypass() {
 	b.direct = true
 }
 
-// trimLocked gives empty chunks to where all streams of the Flow get theirs from.
+// trimLocked gives empty chunks to where all streams of the Flow get theirs from. Nothing is pending.
 func (b *inbox[T]) trimLocked(pool *sync.Pool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.freeOutLocked()
+	for i := range b.parts {
+		b.freeOutLocked(&b.parts[i])
+	}
+	if !b.someLocked() { // something may have been received since
+		b.resetLocked()
+	}
 	if b.free != nil {
 		pool.Put(b.free)
 		b.free = nil

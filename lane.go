@@ -35,6 +35,7 @@ type lane struct {
 	chain      *lane // the next lane of the hash bucket
 	head, tail *turn
 	n          int
+	stuck      bool // its head has been seen not to get on: see lease.go
 }
 
 // laneBounds are what the lanes of one scope have in common. They are safe for concurrent use.
@@ -129,7 +130,7 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 	case t.next != nil:
 		tb.bounds.unreserve()
 		next = t.next
-		next.prev, l.head = nil, next
+		next.prev, l.head, l.stuck = nil, next, false
 		t.spare, next.spare = next.spare, nil
 	default:
 		tb.remove(l)

@@ -33,81 +33,119 @@ type lease[T any] struct {
 	keys  laneFilter // what had a lane then
 
 	// Guarded by stream.mu.
+	held bool        // it is on lease: neither called in nor over
+	part int         // the partition it is the first of
 	from int         // the first that is not counted as finished
 	m    *message[T] // the one that ran when the lease was called in: the worker brings it to its end
 }
 
 const calledIn = -1
 
-// leaseLocked leases to c what is left of the first chunk in the inbox, if that may be, and says whether it did.
+// yieldTime is how long what a handler under lease has woken may have to wait for the worker to yield. Each 20 µs would
+// double the time of a message of 55 ns.
+const yieldTime = 200 * time.Microsecond
+
+// leaseLocked leases to c what is left of the first chunk of a partition, if that may be, and says whether it did. Where
+// others have a lease each, what is left is c's own partition of before; where there are fewer workers they go round.
 func (c *carrier[T]) leaseLocked() bool {
 	s := c.s
-	for s.mayLeaseLocked() && s.inbox.fillLocked() {
-		k, i := s.inbox.out, s.inbox.next
-		if s.lanes.lanes > 0 && s.hasLaneLocked(k.list[i].key) {
-			s.lineUpLocked(s.arriveLocked())
-			continue
+	if !s.leaseAllowedLocked() {
+		return false
+	}
+	for n := range s.inbox.parts {
+		at := (c.part + 1 + n) % len(s.inbox.parts)
+		if p := &s.inbox.parts[at]; !p.leased && s.clearLocked(p) {
+			s.beginLeaseLocked(p.out, at)
+			c.leased, c.part = p.out, at
+			return true
 		}
-		k.start, k.from = i, i
-		k.keys.set(&s.lanes)
-		k.at.Store(int64(i)) // the first is claimed with that
-		end := k.n
-		if k.timed = !s.serial && k.n-i > 1; k.timed {
-			end = min(k.n, i+s.pace.run)
-		}
-		k.end.Store(int64(end))
-		s.leased, c.leased = k, k
-		s.hurryLocked()
-		return true
 	}
 	return false
 }
 
-// mayLeaseLocked says whether a lease may begin.
-func (s *stream[T]) mayLeaseLocked() bool {
-	return s.fastLocked() && s.leased == nil && s.givenUp == nil && s.lanes.lanes <= maxFilterLanes &&
-		(s.order == nil || !s.order.closed.Load())
+// clearLocked says whether p has a message whose key has no lane, first. What is before that is lined up, but only if it
+// has to be: a lane that is being worked off will soon be empty if it doesn't get more.
+func (s *stream[T]) clearLocked(p *partition[T]) bool {
+	for s.inbox.fillLocked(p) {
+		l := s.busyLaneLocked(p)
+		if l == nil {
+			return true
+		}
+		if !l.stuck && s.slots > 1 { // alone, a worker that has nothing else to do won't see it end
+			return false
+		}
+		s.lineUpLocked(s.arriveFromLocked(p))
+	}
+	return false
+}
+
+// beginLeaseLocked leases k, the first chunk of partition at.
+func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
+	p := &s.inbox.parts[at]
+	i := p.next
+	k.start, k.from = i, i
+	k.keys.set(&s.lanes)
+	k.at.Store(int64(i)) // the first is claimed with that
+	end := k.n
+	if k.timed = !s.serial && k.n-i > 1; k.timed {
+		end = min(k.n, i+s.pace.run)
+	}
+	k.end.Store(int64(end))
+	k.held, k.part, p.leased = true, at, true
+	s.leases++
+	s.hurryLocked()
+}
+
+// leaseAllowedLocked says whether a lease may begin.
+func (s *stream[T]) leaseAllowedLocked() bool {
+	return s.fastLocked() && s.leases < s.inbox.spread && s.givenUp == nil && s.lanes.lanes <= maxFilterLanes &&
+		(s.order == nil || !s.order.closed.Load()) && !s.inbox.mixedLocked()
 }
 
 // fastLocked says whether what is received is best run as it comes: that is likely to go fast, and somebody looks out who
 // will come if it doesn't. Nobody needs to where nothing may run beside it anyway.
 func (s *stream[T]) fastLocked() bool {
-	return s.leases && s.pace.fast && (s.serial || !s.asking && (s.starting || s.slots < s.maxWorkers))
+	return s.mayLease && s.pace.mode != paceSlow && (s.serial || !s.asking && (s.starting || s.slots < s.maxWorkers))
 }
 
-// hurryLocked has the lease's worker look at the stream as soon as enough has finished for the receiver that waits for
-// room. The worker looks for end after it has moved at, this looks for at after it has moved end: one sees the other.
+// hurryLocked has the workers under lease look at the stream as soon as enough has finished for the receiver that waits
+// for room. A worker looks for end after it has moved at, this looks for at after it has moved end: one sees the other.
 func (s *stream[T]) hurryLocked() {
-	k := s.leased
-	if k == nil || s.waiting != waitRoom {
+	if s.leases == 0 || s.waiting != waitRoom {
 		return
 	}
-	for {
-		at, lack := k.at.Load(), s.lackLocked()
-		if lack <= 0 { // it is being woken
-			return
-		}
-		k.end.Store(min(k.end.Load(), at+lack))
-		if k.at.Load() == at {
-			return
+	for k := range s.leasedLocked {
+		for {
+			at, lack := k.at.Load(), s.lackLocked()
+			if lack <= 0 { // it is being woken
+				return
+			}
+			k.end.Store(min(k.end.Load(), at+max(1, lack/int64(s.leases))))
+			if k.at.Load() == at {
+				break
+			}
 		}
 	}
 }
 
-// unclaimedLocked is how many messages of the lease nobody has begun.
-func (s *stream[T]) unclaimedLocked() int {
-	if k := s.leased; k != nil {
-		return k.n - 1 - int(k.at.Load())
+// leasedLocked shows the chunks on lease.
+func (s *stream[T]) leasedLocked(yield func(*chunk[T]) bool) {
+	if s.leases == 0 {
+		return
 	}
-	return 0
+	for i := range s.inbox.parts {
+		if p := &s.inbox.parts[i]; p.leased && !yield(p.out) {
+			return
+		}
+	}
 }
 
 // progressLocked is how many messages under lease have finished and are not counted yet.
-func (s *stream[T]) progressLocked() uint64 {
-	if k := s.leased; k != nil {
-		return uint64(int(k.at.Load()) - k.from)
+func (s *stream[T]) progressLocked() (n uint64) {
+	for k := range s.leasedLocked {
+		n += uint64(int(k.at.Load()) - k.from)
 	}
-	return 0
+	return n
 }
 
 // serve runs what c has on lease, until it comes to the end, is called in, or has to look at the stream. If a message is
@@ -187,11 +225,13 @@ func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 	s, k := c.s, c.leased
 	var took time.Duration
 	if k.timed {
-		took = s.clock() - began
+		now := s.clock()
+		took = now - began
+		c.yields = now-c.yielded > yieldTime
 	}
 	s.mu.Lock()
-	if s.leased != k {
-		c.m = c.endLeaseLocked()
+	if !k.held {
+		c.m = c.giveBackLocked()
 		if c.m == nil { // it has been lined up
 			c.goOn(c.followLocked(), 0, nil)
 			return
@@ -210,32 +250,20 @@ func (c *carrier[T]) checkIn(i int, ran bool, began time.Duration) {
 		k.list[i] = arrival[T]{}
 		i++
 	}
+	s.countLeaseLocked(k, i)
+	s.inbox.parts[k.part].next = i
+	s.endLeaseLocked(k)
+	c.leased = nil
 	if k.timed {
 		s.leaseTookLocked(i-k.start, took)
 	}
-	s.countLeaseLocked(i)
-	s.inbox.next = i
-	s.leased, c.leased = nil, nil
 	c.goOn(c.followLocked(), size, nil)
 }
 
-// leaseTookLocked is told how long the messages of a lease took. A long one may have been slow because its core was taken
-// away: the next, of a single message, shows.
-func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
-	switch {
-	case took <= time.Duration(n)*leasePace:
-		s.pace.run = min(2*s.pace.run, chunkSize)
-	case s.pace.run > 1:
-		s.pace.run = 1
-	default:
-		s.pace.slow(s.paceLocked())
-	}
-}
-
 // countLeaseLocked counts the messages of the lease before index to as finished.
-func (s *stream[T]) countLeaseLocked(to int) {
-	n := uint64(to - s.leased.from)
-	s.leased.from = to
+func (s *stream[T]) countLeaseLocked(k *chunk[T], to int) {
+	n := uint64(to - k.from)
+	k.from = to
 	s.counts.Succeeded += n
 	s.finished += n
 	s.pace.taken += n
@@ -244,18 +272,29 @@ func (s *stream[T]) countLeaseLocked(to int) {
 	}
 }
 
-// callInLocked ends the lease, if there is one, so that the stream is as if it had never been.
+// endLeaseLocked is the end of k's lease.
+func (s *stream[T]) endLeaseLocked(k *chunk[T]) {
+	k.held = false
+	s.inbox.parts[k.part].leased = false
+	s.leases--
+}
+
+// callInLocked ends all leases, so that the stream is as if there had never been one.
 func (s *stream[T]) callInLocked() {
-	k := s.leased
-	if k == nil {
-		return
+	for k := range s.leasedLocked {
+		s.callInOneLocked(k)
 	}
+}
+
+// callInOneLocked ends the lease of k.
+func (s *stream[T]) callInOneLocked(k *chunk[T]) {
+	p := &s.inbox.parts[k.part]
 	i := int(k.at.Swap(calledIn)) // here it is decided what runs
-	s.countLeaseLocked(i)
-	s.leased = nil
-	s.inbox.out, s.inbox.next = k.next, 0        // the chunk is its worker's until that comes
+	s.countLeaseLocked(k, i)
+	s.endLeaseLocked(k)
+	p.out, p.next = k.next, 0                    // the chunk is its worker's until that comes
 	m := s.acceptLocked(&k.list[i], k.weight(i)) // which may read it still
-	if s.lanes.lanes > 0 && s.hasLaneLocked(m.key) {
+	if s.laneLocked(m.key) != nil {
 		s.lineUpLocked(m) // its worker has claimed it, and sees that it must not run it
 	} else {
 		m.attempts, m.state = 1, stateRunning
@@ -274,14 +313,14 @@ func (s *stream[T]) callInLocked() {
 func (c *carrier[T]) callIn() *message[T] {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if c.s.leased == c.leased {
-		c.s.callInLocked()
+	if c.leased.held {
+		c.s.callInOneLocked(c.leased)
 	}
-	return c.endLeaseLocked()
+	return c.giveBackLocked()
 }
 
-// endLeaseLocked gives back the chunk of a lease that was called in, and returns what ran then; nil: it waits.
-func (c *carrier[T]) endLeaseLocked() *message[T] {
+// giveBackLocked gives back the chunk of a lease that was called in, and returns what ran then; nil: it waits.
+func (c *carrier[T]) giveBackLocked() *message[T] {
 	k := c.leased
 	m := k.m
 	k.m, c.leased = nil, nil

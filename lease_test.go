@@ -36,7 +36,7 @@ func leasedFor(t *testing.T, run int, waits []string, messages ...string) (*stre
 		s.openLaneLocked(s.acceptLocked(next(key), weight{}))
 	}
 	for _, key := range messages {
-		s.inbox.put(next(key), weight{}, s.r)
+		s.put(next(key), weight{})
 	}
 	c := &carrier[string]{s: s, slot: true}
 	s.slots++
@@ -81,7 +81,7 @@ func TestStreamWhoseLeaseIsCalledInIsAsIfThereHadBeenNone(t *testing.T) {
 	if got := s.ready.seqs(); !slices.Equal(got, []uint64{4, 6}) { // 5 waits for 3
 		t.Errorf("ready are %v, want 4 and 6", got)
 	}
-	if s.inbox.fillLocked() || s.lanes.lanes != 3 {
+	if s.inbox.frontLocked() != nil || s.lanes.lanes != 3 {
 		t.Errorf("%d lanes, want those of a, b and c, and nothing left in the inbox", s.lanes.lanes)
 	}
 }
@@ -315,8 +315,8 @@ func TestEndOfALaneLeavesALeaseAlone(t *testing.T) {
 	other.next()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.leased != c.leased || s.lanes.lanes != 0 || s.finished != 1 {
-		t.Errorf("leased %p, want %p; %d lanes; %d finished", s.leased, c.leased, s.lanes.lanes, s.finished)
+	if !c.leased.held || s.lanes.lanes != 0 || s.finished != 1 {
+		t.Errorf("on lease: %v; %d lanes; %d finished", c.leased.held, s.lanes.lanes, s.finished)
 	}
 	if other.m != nil || other.leased != nil {
 		t.Error("the other worker has something to do")

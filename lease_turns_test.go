@@ -38,8 +38,8 @@ func TestLeasesGrowWhileTheyAreFastAndEndWhenTheyAreSlow(t *testing.T) {
 		}
 		c.checkIn(k.start+n-1, true, s.clock()-time.Hour)
 	}
-	if s.pace.fast || c.leased != nil || c.m == nil {
-		t.Errorf("fast %v, leased %p: after two slow leases there is another", s.pace.fast, c.leased)
+	if s.pace.mode != paceSlow || c.leased != nil || c.m == nil {
+		t.Errorf("mode %v, leased %p: after two slow leases there is another", s.pace.mode, c.leased)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

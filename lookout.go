@@ -8,53 +8,33 @@ import (
 // The worker that is on its way looks out before it comes: while those at work finish a message every few hundred
 // nanoseconds, one more would only fight them for the lock and for the memory behind it, and make all of them slower.
 // It yields, so that whatever else could run does, and looks every two microseconds. It comes when, with work left all
-// the while, little has happened.
+// the while, a lease didn't get on, or little has happened in the lanes.
 //
 // Sleeping between two looks would need a timer, and so would let time pass in a synctest bubble where nothing else does.
+// It was tried outside of bubbles: Go's timers take a millisecond on Linux, in which strangers wait for a stuck handler,
+// and a processor that falls asleep wakes so slowly that messages of 57 ns took 80. Yielding has a price too: a processor
+// that always has somebody to run takes over no goroutine that another's queue holds. So workers yield as well, now and
+// then (see goOn).
 
 const (
 	lookOutYields = 64 // where time stands still
 	lookOutIdle   = 2  // looks at which there is nothing to do, after which it isn't needed
 	lookOutSlow   = 2  // looks that show little progress, after which it comes: once may be a core that was taken away
+	lookOutStuck  = 10 // looks at which a lease is where it was, when messages take long: it is stuck
 	lookOutTime   = 2 * time.Microsecond
 
-	// lookOutPace is the time a message below which one more worker is no help. leasePace is the same as long as there
-	// is a core for it and what is at work may have a lease, which goes without the lock that workers share.
+	// lookOutPace is the time a message in the lanes below which one more worker is no help.
 	lookOutPace = 2 * time.Microsecond
-	leasePace   = 600 * time.Nanosecond
 )
 
-// pace is how fast a stream's messages are run. Guarded by stream.mu.
-type pace struct {
-	fast  bool      // so fast that a lease is best, as far as is known
-	run   int       // how many messages the next lease is for, at most
-	taken uint64    // messages that workers have taken, or finished under lease
-	look  paceSight // the last of who looks out
-	sort  paceSight // the last of who sorted messages into lanes
-}
-
-type paceSight struct {
-	taken uint64
-	at    time.Duration
-}
-
-// slow is told that messages are not run fast.
-func (p *pace) slow(now paceSight) { p.fast, p.run, p.sort = false, 1, now }
-
-// paceLocked looks at how far the workers are.
-func (s *stream[T]) paceLocked() paceSight {
-	return paceSight{taken: s.pace.taken + s.progressLocked(), at: s.clock()}
-}
-
-// slower says whether from a to b a message took longer than each.
-func (a paceSight) slower(b paceSight, each time.Duration) bool {
-	n := b.taken - a.taken
-	return n == 0 || b.at-a.at > time.Duration(n)*each
+// atOnceLocked says whether a worker is to come without looking out.
+func (s *stream[T]) atOnceLocked() bool {
+	return s.slots == 0 || s.mayLease && s.pace.mode == paceSlow
 }
 
 // lookOut returns when the worker is to come, or false when it isn't needed any more: then it isn't on its way either.
 func (s *stream[T]) lookOut() (come bool) {
-	v := vigil{cores: runtime.GOMAXPROCS(0)}
+	v := vigil[T]{last: s.pace.look}
 	for {
 		from := s.clock()
 		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {
@@ -81,48 +61,93 @@ func (s *stream[T]) lookOut() (come bool) {
 }
 
 // vigil is what who looks out has seen.
-type vigil struct {
-	cores int
-	idle  int // looks in a row at which there was nothing to do
-	slow  int // looks in a row that showed little progress
+type vigil[T any] struct {
+	last  paceSight // at the last look
+	idle  int       // looks in a row at which there was nothing to do
+	slow  int       // looks in a row that showed little progress in the lanes
+	parts [maxPartitions]partSight[T]
+}
+
+// partSight is how far a partition was.
+type partSight[T any] struct {
+	first *chunk[T]
+	at    int
+	head  *turn // of the first message's lane
+	looks int   // that showed the same, after the first
 }
 
 // lookLocked is one look: is the worker to come, and if not, may it still be needed?
-func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
-	last, now := s.pace.look, s.paceLocked()
-	s.pace.look = now
-	if s.over.Load() {
+func (s *stream[T]) lookLocked(v *vigil[T]) (come, needed bool) {
+	last, now := v.last, s.paceLocked()
+	v.last = now
+	switch {
+	case s.over.Load():
 		return false, false
-	}
-	if !s.backlogLocked() {
+	case !s.backlogLocked():
 		v.idle++
 		return false, v.idle < lookOutIdle
-	}
-	limit := lookOutPace
-	if s.leases && s.slots < v.cores {
-		limit = leasePace
-	}
-	if v.idle > 0 || !last.slower(now, limit) { // there wasn't work all the while, or it went well
-		v.idle, v.slow = 0, 0
-		return s.slots == 0, true
-	}
-	if v.slow++; v.slow == lookOutSlow {
-		s.pace.slow(now)
+	case s.atOnceLocked():
 		return true, true
 	}
-	return s.slots == 0, true
+	if v.idle > 0 { // there wasn't work all the while
+		*v = vigil[T]{last: now}
+	}
+	if s.fastLocked() && !s.inbox.mixedLocked() {
+		if s.lookAtPartitionsLocked(v) {
+			return true, true
+		}
+		if !s.readyLocked() {
+			return false, true
+		}
+	}
+	if !last.slower(now, lookOutPace) {
+		v.slow = 0
+		return false, true
+	}
+	v.slow++
+	return v.slow >= lookOutSlow, true
 }
 
-// sortPaceLocked sees, as messages are sorted into lanes, whether a lease would be faster.
-func (s *stream[T]) sortPaceLocked() {
-	if s.pace.fast || !s.leases {
-		return
+// lookAtPartitionsLocked says whether there is something to do in one that nobody does. The lease of one that is stuck is
+// called in for that.
+func (s *stream[T]) lookAtPartitionsLocked(v *vigil[T]) (come bool) {
+	limit := lookOutSlow
+	if s.pace.mode == paceMedium {
+		limit = lookOutStuck
 	}
-	now := s.paceLocked()
-	if now.taken < s.pace.sort.taken+chunkSize {
-		return
+	for i := range s.inbox.parts {
+		p, seen := &s.inbox.parts[i], &v.parts[i]
+		if !s.inbox.fillLocked(p) {
+			continue
+		}
+		at := p.next
+		var lane *lane
+		var head *turn
+		if p.leased {
+			at = int(p.out.at.Load())
+		} else if lane = s.busyLaneLocked(p); lane != nil {
+			head = lane.head
+		} else if s.slots < s.inbox.spread {
+			return true // it has no worker
+		}
+		if seen.first != p.out || seen.at != at || seen.head != head {
+			*seen = partSight[T]{first: p.out, at: at, head: head}
+			continue
+		}
+		if seen.looks++; seen.looks < limit {
+			continue
+		}
+		switch {
+		case p.leased && (at+1 < p.out.n || s.inbox.followedLocked(p)):
+			s.callInOneLocked(p.out)
+			s.stuckLocked()
+			come = true
+		case !p.leased:
+			if lane != nil {
+				lane.stuck = true
+			}
+			come = true
+		}
 	}
-	if s.pace.fast = !s.pace.sort.slower(now, leasePace/time.Duration(max(1, s.slots))); !s.pace.fast {
-		s.pace.sort = now
-	}
+	return come
 }

@@ -61,7 +61,7 @@ func TestBytesAreCountedBeforeAWorkerCanTakeTheirMessage(t *testing.T) {
 	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil }, nil, Options{MaxPendingBytes: 10})
 	s := f.receiver.newStream(t.Context(), nil)
 	defer s.cancel(nil)
-	if direct, shut := s.inbox.put(&arrival[string]{seq: 1}, weight{size: 3}, s.r); direct || shut {
+	if direct, shut := s.put(&arrival[string]{seq: 1}, weight{size: 3}); direct || shut {
 		t.Fatal("the inbox takes nothing")
 	}
 	if n := s.r.bytes.bytes.Load(); n != 3 {

@@ -98,7 +98,7 @@ func (in *intake[T]) receive() (crash error) {
 			in.at.key = s.keyOf(v)
 		}
 		in.in = placeOwn
-		direct, shut := s.inbox.put(&in.at, in.weight, r)
+		direct, shut := s.put(&in.at, in.weight)
 		switch {
 		case shut:
 			return nil

@@ -23,7 +23,8 @@ type Receiver[T any] struct {
 	onFailure  func(context.Context, *Failure) FailureAction
 	observer   Observer
 
-	ids atomic.Uint64
+	ids   atomic.Uint64
+	begin paceMode // how streams begin; tests change it
 
 	// What streams that are idle give up for others to use, until the garbage collector takes it: it owns neither
 	// channel nor timer, so that streams in different synctest bubbles may share it.
@@ -119,14 +120,16 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		s.lanes.bounds = s.order.bounds()
 	}
 	p := r.gate.pressure
-	s.pace.fast, s.pace.run, s.maxWorkers = true, 1, math.MaxInt
+	s.inbox.resetLocked()
+	s.maxWorkers = math.MaxInt
 	switch {
 	case s.order != nil && s.shared == nil && s.order.opts.Mode == OrderingFIFO:
 		s.serial, s.maxWorkers = true, 1
 	case p.slots != nil:
 		s.maxWorkers = p.opts.Capacity
 	}
-	s.leases = !direct && !p.soft() && r.observer == nil
+	s.mayLease = !direct && !p.soft() && r.observer == nil
+	s.setPaceLocked(r.begin)
 	if direct {
 		s.inbox.bypass()
 	} else {

@@ -39,7 +39,7 @@ type stream[T any] struct {
 	inCall     bool // it is a gRPC stream
 	serial     bool // one message runs at a time, whatever the capacity
 	rounds     bool // who waits in the inbox takes turns with who is ready
-	leases     bool // chunks may be leased
+	mayLease   bool // chunks may be leased
 
 	// waits is the context of those who ask the caller's own resolver: a shutdown ends it before ctx.
 	waits    context.Context
@@ -63,14 +63,14 @@ type stream[T any] struct {
 	mu       sync.Mutex
 	lanes    laneTable   // unless they are shared
 	live     *message[T] // all that are accepted and not finished, the latest first
-	leased   *chunk[T]   // the first of the inbox's, if it is on lease: see lease.go
+	leases   int         // partitions of the inbox whose first chunk is on lease: see lease.go
 	pace     pace
 	ready    messageQueue[T] // those that have their turn and lack a worker
 	round    int             // messages to take before the inbox is sorted again, if rounds
 	coming   int             // workers on their way that hold a slot already
 	slots    int             // held by its workers
 	starting bool            // a worker is on its way that has yet to get its slot
-	alone    bool            // that one was started when no other had a slot: set then, its own to read
+	atOnce   bool            // that one does not look out first: set as it is started, its own to read
 	lingers  bool            // a worker with nothing to do waits a moment for something
 	asking   bool            // that worker waits for its slot
 	waiting  waitFor         // what the receiver waits for

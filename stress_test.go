@@ -58,14 +58,19 @@ type life struct {
 	flow *flow.Flow[cargo]
 
 	inFlight atomic.Int64
-	running  map[string]int // of each key in its scope, where it has an order
+	running  map[string]int    // of each key in its scope, where it has an order
+	last     map[string]uint64 // the Seq of each that ran last, where that grows
+	even     bool              // most messages take the same time, and succeed
+	spin     time.Duration     // what that is at least
 	wrong    error
 	told     flow.Summary // what the Observer heard
 }
 
 func newLife(seed uint64) *life {
-	l := &life{rand: rand.New(rand.NewPCG(seed, 0)), running: map[string]int{}}
+	l := &life{rand: rand.New(rand.NewPCG(seed, 0)), running: map[string]int{}, last: map[string]uint64{}}
 	n := l.n
+	l.even = n(2) == 0
+	l.spin = []time.Duration{0, 300, 1000, 3000, 20_000}[n(5)]
 	o := &l.opts
 	o.Ordering.Mode = flow.OrderingMode(n(3))
 	if o.Ordering.Mode != flow.OrderingNone {
@@ -134,7 +139,12 @@ func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
 		l.blame("%d in flight with capacity %d", n, limit)
 	}
 	defer l.inFlight.Add(-1)
-	defer l.enter(ctx, m.Key)()
+	defer l.enter(ctx, m)()
+	for from := time.Now(); time.Since(from) < l.spin; { // it computes
+	}
+	if l.even && l.n(100) > 0 {
+		return nil
+	}
 	switch m.Value % 10 {
 	case 0:
 		return errHandler
@@ -159,9 +169,9 @@ func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
 	return nil
 }
 
-// enter notes that a message of key runs, until the returned function is called.
-func (l *life) enter(ctx context.Context, key string) (leave func()) {
-	o := l.opts.Ordering
+// enter notes that m runs, until the returned function is called.
+func (l *life) enter(ctx context.Context, m flow.Message[cargo]) (leave func()) {
+	o, key := l.opts.Ordering, m.Key
 	if o.Mode == flow.OrderingNone || key == "" && o.UnorderedEmptyKey {
 		return func() {}
 	}
@@ -173,8 +183,12 @@ func (l *life) enter(ctx context.Context, key string) (leave func()) {
 	}
 	l.mu.Lock()
 	l.running[key]++
-	n := l.running[key]
+	n, last := l.running[key], l.last[key]
+	l.last[key] = m.Seq
 	l.mu.Unlock()
+	if o.Scope == flow.ScopeStream && (m.Seq < last || m.Seq == last && m.Attempt == 1) {
+		l.blame("%d of key %q runs after %d", m.Seq, key, last)
+	}
 	if n > 1 {
 		l.blame("%d messages of key %q at once", n, key)
 	}
@@ -283,10 +297,13 @@ func (l *life) stream(id int) flow.Summary {
 		defer time.AfterFunc(time.Duration(l.n(3000))*time.Microsecond, cancel).Stop()
 	}
 	messages, ending := l.n(100), l.n(5)
+	if l.even {
+		messages *= 20
+	}
 	n := 0
 	recv := func() (cargo, error) {
 		if n++; n <= messages {
-			if l.n(10) == 0 {
+			if l.n(10) == 0 && (!l.even || n%100 == 0) {
 				time.Sleep(time.Duration(l.n(100)) * time.Microsecond)
 			}
 			return cargo(l.n(40)), nil

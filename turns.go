@@ -19,7 +19,6 @@ func (s *stream[T]) roundLocked() {
 // what lies in the inbox takes a quarter of the memory.
 func (s *stream[T]) gatherLocked() {
 	s.callInLocked()
-	s.sortPaceLocked()
 	for enough := max(s.ready.n, s.coming) + sortBatch; s.ready.n < enough && !s.over.Load(); {
 		m := s.arriveLocked()
 		if m == nil {
@@ -34,10 +33,15 @@ const sortBatch = 32
 
 // arriveLocked takes the next message out of the inbox.
 func (s *stream[T]) arriveLocked() *message[T] {
-	a, w := s.inbox.takeLocked()
-	if a == nil {
+	p := s.inbox.frontLocked()
+	if p == nil {
 		return nil
 	}
+	return s.arriveFromLocked(p)
+}
+
+func (s *stream[T]) arriveFromLocked(p *partition[T]) *message[T] {
+	a, w := s.inbox.takeLocked(p)
 	m := s.acceptLocked(a, w)
 	*a = arrival[T]{}
 	return m
@@ -68,10 +72,16 @@ func (s *stream[T]) joinLocked(m *message[T]) (first bool, why reason) {
 	return s.lanes.join(name, m.hash, &m.turn)
 }
 
-// hasLaneLocked says whether key has one of the stream's own lanes.
-func (s *stream[T]) hasLaneLocked(key string) bool {
+// laneLocked finds key's lane among the stream's own. nil: it has none.
+func (s *stream[T]) laneLocked(key string) *lane {
+	if s.lanes.lanes == 0 {
+		return nil
+	}
 	hash, ordered := s.place(key)
-	return ordered && s.lanes.find(s.order.lane(key), hash) != nil
+	if !ordered {
+		return nil
+	}
+	return s.lanes.find(s.order.lane(key), hash)
 }
 
 // openLaneLocked makes one of the stream's own lanes for m, if it has an order: it is its turn.

@@ -76,7 +76,7 @@ func (s *stream[T]) roomLocked() bool {
 		return false
 	case waitRoom:
 		lack := s.lackLocked()
-		left := s.ready.n > 0 || s.unclaimedLocked() > 0 || s.starting && !s.asking
+		left := s.backlogLocked() || s.starting && !s.asking
 		if lack > 0 && (left || lack >= s.r.maxPending/8) {
 			return false
 		}

@@ -25,7 +25,7 @@ import (
 // startWorker is the body of a worker that has yet to get its slot.
 func (s *stream[T]) startWorker() error {
 	c := carrier[T]{s: s}
-	if s.alone || s.lookOut() {
+	if s.atOnce || s.lookOut() {
 		c.m = c.lineUp()
 	}
 	return c.run()
@@ -73,7 +73,7 @@ func (s *stream[T]) startLocked() {
 			}
 		}
 		s.starting = true
-		if s.alone = s.slots == 0; !s.alone {
+		if s.atOnce = s.atOnceLocked(); !s.atOnce {
 			s.pace.look = s.paceLocked()
 		}
 		s.carriers.Go(s.startFn)
@@ -157,14 +157,18 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 	case s.readyLocked():
 	case c.leaseLocked():
 		return nil, true
-	case s.leased != nil && s.pace.fast: // its worker keeps up
+	case s.leases > 0 && s.fastLocked(): // their workers keep up
 		return nil, false
 	default:
 		if s.gatherLocked(); !s.readyLocked() {
 			return nil, false
 		}
 	}
-	return s.takeLocked(), true
+	m = s.takeLocked()
+	if s.mayLease && s.pace.mode == paceSlow && s.pace.taken%timedEach == 0 {
+		c.timing = s.clock() + 1
+	}
+	return m, true
 }
 
 // followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
@@ -243,16 +247,24 @@ func (s *stream[T]) backlogLocked() bool {
 
 // leftLocked says whether messages that were taken out of the inbox are neither lined up nor begun.
 func (s *stream[T]) leftLocked() bool {
-	k := s.inbox.out
-	switch {
-	case k == nil:
-		return false
-	case k.next != nil:
-		return true
-	case s.leased != nil:
-		return s.unclaimedLocked() > 0
+	for i := range s.inbox.parts {
+		p := &s.inbox.parts[i]
+		next := p.next
+		switch k := p.out; {
+		case k == nil:
+			continue
+		case k.next != nil:
+			return true
+		case p.leased:
+			next = int(k.at.Load()) + 1
+			fallthrough
+		default:
+			if next < k.n {
+				return true
+			}
+		}
 	}
-	return s.inbox.next < k.n
+	return false
 }
 
 // yieldsLocked says whether another stream, or a direct caller, asks for a slot.
@@ -274,10 +286,10 @@ func (s *stream[T]) trimLocked() {
 	if s.live != nil || s.pendingLocked() > 0 {
 		return
 	}
-	s.pace.fast, s.pace.run = true, 1
 	if s.free.n > 0 {
 		s.free.giveUp(&s.r.messages)
 	}
 	s.inbox.trimLocked(&s.r.chunks)
+	s.setPaceLocked(s.r.begin)
 	s.lanes.trim()
 }
