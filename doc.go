@@ -44,7 +44,8 @@
 //	    each of them, and a wake-up costs ten times what a queue costs. So whole batches change hands.
 //	  - A lease is the fast way through: one worker runs a chunk of the inbox as it was received, without a lock. That
 //	    keeps any order and costs about 30 ns a message, but nothing runs beside it. So another worker looks out, and
-//	    calls the lease in as soon as handlers take longer than its coming would.
+//	    calls the lease in when it is stuck. When messages take some microseconds, the inbox is partitioned by their
+//	    keys, and as many leases run side by side as there are processors.
 //	  - The lanes are the order of all else: intrusive lists in a hash table, which exist only while something is in them.
 //	    With them a message costs some 100 ns, and slow keys delay nobody.
 //	  - The ready queue holds what has its turn and lacks a worker. Workers are goroutines with a slot; there are as many

@@ -6,19 +6,21 @@ import (
 )
 
 // A lease lets one worker run the messages of a chunk without the stream's lock, one after the other as they were
-// received. A serial loop keeps any order without lanes; it costs a fraction of what they cost, and while handlers take
-// less than a wake-up nothing that is done side by side is faster.
+// received. A serial loop keeps any order without lanes, and it costs a fraction of what they cost. While handlers take
+// less than a wake-up nothing that is done side by side is faster, so there is one lease at a time then; while they take
+// some microseconds there is one for each partition of the inbox (partition.go). pace.go decides which it is.
 //
-// It is for as long as that goes fast: the worker times it, and takes no other when it was slow. It begins with a single
-// message and doubles from lease to lease. And while messages are left in the chunk another worker is on its way and looks
-// out (lookout.go); seeing the lease slow or stuck it comes, and calls the lease in. So does whoever needs the stream as
-// it is: its end, a Snapshot, a key that is given up. To call it in is one swap under the stream's lock, and what it finds
-// is the message that runs. That one becomes a message with a lane like any other, those before it have succeeded, those
-// behind it are lined up; the worker sees it when its handler has returned. So everything else that looks at a stream
-// calls the lease in first, and knows nothing of it.
+// It is for as long as that goes well: the worker times it, and the mode changes when it was slow. It begins with a single
+// message and doubles from lease to lease. And while messages are left in the inbox another worker is on its way and looks
+// out (lookout.go); seeing the lease stuck it comes, and calls the lease in. So does whoever needs the stream as it is:
+// its end, a Snapshot, a key that is given up. To call it in is one swap under the stream's lock, and what it finds is the
+// message that runs. That one becomes a message with a lane like any other, those before it have succeeded, those behind
+// it are lined up; the worker sees it when its handler has returned. So everything else that looks at a stream calls its
+// leases in first, and knows nothing of them.
 //
 // Keys that have a lane as the lease begins are left alone under it: their messages are lined up, with the lock. Lanes
-// may end meanwhile, but none begins, since that takes a message out of the inbox, whose first chunk is on lease.
+// may end meanwhile, but of the partition's keys none begins, since that takes a message out of a partition whose first
+// chunk is on lease.
 
 // lease is a chunk's. Its worker owns what is in the list from at on; what is before has been run and cleared.
 type lease[T any] struct {
@@ -88,7 +90,7 @@ func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
 	k.at.Store(int64(i)) // the first is claimed with that
 	end := k.n
 	if k.timed = !s.serial && k.n-i > 1; k.timed {
-		end = min(k.n, i+s.pace.run)
+		end = min(k.n, i+int(s.pace.run))
 	}
 	k.end.Store(int64(end))
 	k.held, k.part, p.leased = true, at, true

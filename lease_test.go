@@ -40,7 +40,7 @@ func leasedFor(t *testing.T, run int, waits []string, messages ...string) (*stre
 	}
 	c := &carrier[string]{s: s, slot: true}
 	s.slots++
-	s.pace.run = run
+	s.pace.run = int32(run)
 	if !c.leaseLocked() {
 		t.Fatal("there is no lease")
 	}

@@ -14,8 +14,9 @@ const (
 	OrderingFIFO OrderingMode = iota
 	// OrderingKeyedFIFO runs, for each key, one message at a time, in Seq order, all attempts of one before the next
 	// starts. Different keys run side by side, and a key never waits for another except for capacity: keys take turns.
-	// As long as messages take less than about half a microsecond each, less than it takes to wake somebody to run
-	// another beside them, they run in Seq order.
+	// As long as messages take less than about ten microseconds each, as many run side by side as there are processors,
+	// those of some keys in Seq order among them; and as long as they take less than about half a microsecond, less than
+	// it takes to wake somebody to run another beside them, all run in Seq order.
 	OrderingKeyedFIFO
 	// OrderingNone keeps no order: up to Capacity messages run side by side.
 	OrderingNone

@@ -2,13 +2,14 @@ package flow
 
 import "time"
 
-// pace is how fast a stream's messages are run, and so how they are run best. All but look is guarded by stream.mu.
+// pace is how fast a stream's messages are run, and so how they are run best. Guarded by stream.mu, but for look, which
+// belongs to the worker on its way.
 type pace struct {
 	mode  paceMode
-	run   int           // how many messages the next lease is for, at most
-	short int           // messages in a row that were not slow, of those timed in the lanes
+	run   int32         // how many messages the next lease is for, at most
+	quick int32         // leases in a row for which one worker would have been enough
+	short int32         // messages in a row that were not slow, of those timed in the lanes
 	sum   time.Duration // of those
-	quick int           // leases in a row for which one worker would have been enough
 	taken uint64        // messages that workers have taken, or finished under lease
 	look  paceSight     // when the worker on its way was started
 }
@@ -23,20 +24,22 @@ const (
 )
 
 const (
-	// leasePace is the time a message below which one more worker is no help, as long as the one that is there needs
-	// no lock.
-	leasePace  = 600 * time.Nanosecond
-	mediumPace = 10 * time.Microsecond // what takes longer may have waited for something
+	// fastPace is the time a message below which one more worker is no help, as long as the one that is there needs no
+	// lock: to wake it, and to hand it what lies in another processor's cache, costs as much.
+	fastPace = 600 * time.Nanosecond
+	// mediumPace is the time above which a handler is likely to have waited for something. With messages that take
+	// longer the lanes' cost, a fifth of a microsecond, doesn't matter.
+	mediumPace = 10 * time.Microsecond
 
-	timedEach  = 16 // in the lanes, every so many-th message is timed
-	shortTimed = 4  // so many in a row must not be slow
-	quickOnes  = 8
+	timedEach  = 16 // in the lanes, every so many-th message is timed,
+	shortTimed = 4  // and so many of them in a row must be short to end paceSlow
+	quickOnes  = 8  // so many leases in a row must be quick to end paceMedium
 )
 
 // modeFor is how messages that take so long are run.
 func (s *stream[T]) modeFor(each time.Duration) paceMode {
 	switch {
-	case each <= leasePace:
+	case each <= fastPace:
 		return paceFast
 	case each <= mediumPace && s.partitionsLocked() > 1:
 		return paceMedium
@@ -51,9 +54,9 @@ func (s *stream[T]) setModeLocked(mode paceMode) {
 	}
 }
 
-// setPaceLocked forgets how messages were run.
+// setPaceLocked begins anew: it forgets what was seen of the messages so far.
 func (s *stream[T]) setPaceLocked(mode paceMode) {
-	s.pace.mode, s.pace.run, s.pace.short, s.pace.sum, s.pace.quick = mode, 1, 0, 0, 0
+	s.pace = pace{mode: mode, run: 1, taken: s.pace.taken, look: s.pace.look}
 	n := 1
 	if mode == paceMedium {
 		n = max(1, s.partitionsLocked())
@@ -72,9 +75,9 @@ func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
 		s.setModeLocked(mode)
 	default:
 		s.pace.run = min(2*s.pace.run, chunkSize)
-		if each > leasePace/2 {
+		if s.pace.mode == paceFast || each > fastPace/2 {
 			s.pace.quick = 0
-		} else if s.pace.quick++; s.pace.quick == quickOnes && s.pace.mode == paceMedium {
+		} else if s.pace.quick++; s.pace.quick == quickOnes {
 			s.setModeLocked(paceFast)
 		}
 	}
@@ -95,7 +98,7 @@ func (s *stream[T]) messageTookLocked(took time.Duration) {
 	}
 }
 
-// stuckLocked is told that the handler under k's lease doesn't return. Once may be its core that was taken away.
+// stuckLocked is told that a handler under lease doesn't return. Once may be its core that was taken away.
 func (s *stream[T]) stuckLocked() {
 	if s.pace.run > 1 {
 		s.pace.run = 1
