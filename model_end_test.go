@@ -173,8 +173,9 @@ func (o *oracle) cancel(st *modelStream) {
 
 func (o *oracle) hurry() { o.cut(context.Canceled) }
 
-// mayWait says whether a moment may pass without anything else happening.
+// mayWait says whether a moment may pass without anything else happening. An attempt that begins in its midst, as another
+// stream ends, would be timed from there.
 func (o *oracle) mayWait() bool {
 	at := o.next()
-	return o.Options.IdleTimeout == 0 && (at == 0 || at > o.now+tick)
+	return o.Options.IdleTimeout == 0 && o.Options.Retry.AttemptTimeout == 0 && (at == 0 || at > o.now+tick)
 }

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -93,25 +94,27 @@ func TestShortMessagesInARowEndTheSlowPace(t *testing.T) {
 
 // A message in the lanes is timed now and then, so that a stream whose handlers have been stuck finds back to leases.
 func TestMessagesInTheLanesAreTimed(t *testing.T) {
-	s, c := leased(t, nil, strings.Split(strings.Repeat("abcdefghij", 20), "")...)
-	s.mu.Lock()
-	s.setModeLocked(paceSlow) // calls the lease in
-	s.starting = true         // nobody else comes
-	s.mu.Unlock()
-	c.m = c.callIn()
-	timed := 0
-	for range shortTimed * timedEach {
-		c.m.outcome, c.m.step = succeeded, stepFinish
-		if c.timing > 0 {
-			timed++
+	synctest.Test(t, func(t *testing.T) { // each takes no time
+		s, c := leased(t, nil, strings.Split(strings.Repeat("abcdefghij", 20), "")...)
+		s.mu.Lock()
+		s.setModeLocked(paceSlow) // calls the lease in
+		s.starting = true         // nobody else comes
+		s.mu.Unlock()
+		c.m = c.callIn()
+		timed := 0
+		for range shortTimed * timedEach {
+			c.m.outcome, c.m.step = succeeded, stepFinish
+			if c.timing > 0 {
+				timed++
+			}
+			if c.next(); c.m == nil {
+				break
+			}
 		}
-		if c.next(); c.m == nil {
-			break
+		if timed != shortTimed || s.pace.mode != paceFast {
+			t.Errorf("%d messages were timed, and the mode is %d; want %d and that of fast ones", timed, s.pace.mode, shortTimed)
 		}
-	}
-	if timed != shortTimed || s.pace.mode != paceFast {
-		t.Errorf("%d messages were timed, and the mode is %d; want %d and that of fast ones", timed, s.pace.mode, shortTimed)
-	}
+	})
 }
 
 // There must be a worker left to look out.
