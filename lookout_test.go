@@ -1,0 +1,161 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"testing"
+)
+
+// partitioned is a stream with two partitions, whose first workers have them on lease, with so many messages each, all of
+// different keys. One more worker is on its way, but only looks when it is told to.
+func partitioned(t *testing.T, each int) (s *stream[string], v *vigil[string], workers [2]*carrier[string]) {
+	t.Helper()
+	withProcessors(t, 2)
+	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil },
+		func(s string) string { return s }, Options{Ordering: OrderingOptions{Mode: OrderingKeyedFIFO}})
+	BeginSpread(f)
+	s = f.receiver.newStream(t.Context(), f.key)
+	t.Cleanup(func() { s.cancel(nil) })
+	key, seq := 0, uint64(0)
+	for range each {
+		for i := range workers {
+			seq++
+			a := &arrival[string]{seq: seq}
+			for first := true; first || s.partitionOf(a) != i; first = false {
+				key++
+				a.key = fmt.Sprint(key)
+			}
+			s.put(a, weight{})
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.starting = true
+	s.pace.run = chunkSize
+	for i := range workers {
+		workers[i] = &carrier[string]{s: s, slot: true, part: i + 1}
+		s.slots++
+		if !workers[i].leaseLocked() || workers[i].part != i {
+			t.Fatalf("worker %d has partition %d", i, workers[i].part)
+		}
+	}
+	return s, &vigil[string]{last: s.paceLocked()}, workers
+}
+
+// getsOn has k's worker be at another message.
+func getsOn[T any](k *chunk[T]) { k.at.Store((k.at.Load() + 1) % 3) }
+
+// look is so many looks, and says whether one of them was enough to come.
+func (s *stream[T]) look(v *vigil[T], times int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range times {
+		if come, _ := s.lookLocked(v); come {
+			return true
+		}
+	}
+	return false
+}
+
+func TestLeaseThatIsStuckIsCalledInAndTheOthersAreNot(t *testing.T) {
+	s, v, w := partitioned(t, 4)
+	for range lookOutStuck {
+		if s.look(v, 1) || !w[1].leased.held {
+			t.Fatal("it is called in too soon")
+		}
+		getsOn(w[0].leased)
+	}
+	if !s.look(v, 1) {
+		t.Fatal("the worker on its way doesn't come")
+	}
+	if w[1].leased.held || !w[0].leased.held || s.leases != 1 {
+		t.Errorf("on lease: %v and %v; want the first, which gets on", w[0].leased.held, w[1].leased.held)
+	}
+	if m := w[1].leased.m; m == nil || m.seq != 2 || m.state != stateRunning || s.ready.n != 3 {
+		t.Errorf("runs %+v, and %d are ready; want the second's first and the rest", m, s.ready.n)
+	}
+}
+
+// What runs with nothing behind it is in nobody's way.
+func TestLeaseWithNothingLeftIsNotCalledIn(t *testing.T) {
+	s, v, w := partitioned(t, 1)
+	s.put(&arrival[string]{seq: 3, key: w[0].leased.list[0].key}, weight{}) // behind the first's
+	if !s.look(v, 2*lookOutStuck) || w[0].leased.held {
+		t.Error("the lease with something behind it is not called in")
+	}
+	if s.look(v, 2*lookOutStuck); !w[1].leased.held {
+		t.Error("the lease with nothing behind it is called in")
+	}
+}
+
+func TestPartitionWithoutAWorkerGetsOneAtOnce(t *testing.T) {
+	s, v, w := partitioned(t, 4)
+	s.mu.Lock()
+	s.slots-- // the second has left
+	s.endLeaseLocked(w[1].leased)
+	s.mu.Unlock()
+	if !s.look(v, 1) {
+		t.Error("nobody comes")
+	}
+}
+
+// stuckKey is partitioned, where the second worker has run into a key whose lane another worker, or nobody, works off.
+func stuckKey(t *testing.T) (*stream[string], *vigil[string], *lane) {
+	s, v, w := partitioned(t, 4)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.callInOneLocked(w[1].leased) // its lanes are those of all its keys, and its first runs
+	key := w[1].leased.m.key
+	s.ready = messageQueue[string]{}
+	s.slots++
+	s.put(&arrival[string]{seq: 9, key: key}, weight{})
+	s.put(&arrival[string]{seq: 10, key: key}, weight{})
+	return s, v, s.laneLocked(key)
+}
+
+// A lane that is being worked off ends soon if it doesn't get more, and then there is a lease again.
+func TestKeyThatIsBusyIsLeftInTheInboxWhileItsLaneGetsOn(t *testing.T) {
+	s, _, l := stuckKey(t)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := &carrier[string]{s: s, slot: true}
+	if idle.leaseLocked() || l.n != 1 {
+		t.Errorf("there is a lease, or %d messages in the lane; want none, and the one that runs", l.n)
+	}
+	if l.stuck = true; idle.leaseLocked() || l.n != 3 {
+		t.Errorf("there is a lease, or %d messages in a lane that is stuck; want none, and all", l.n)
+	}
+}
+
+func TestLaneThatDoesNotGetOnIsMarkedStuck(t *testing.T) {
+	s, v, l := stuckKey(t)
+	for range 2 * lookOutStuck { // it does
+		s.mu.Lock()
+		l.head = &turn{}
+		s.mu.Unlock()
+		getsOn(s.inbox.parts[0].out)
+		if s.look(v, 1) {
+			t.Fatal("somebody comes although all get on")
+		}
+	}
+	for i := 0; !l.stuck; i++ {
+		if i > lookOutStuck {
+			t.Fatal("it is not seen")
+		}
+		getsOn(s.inbox.parts[0].out)
+		if s.look(v, 1) != l.stuck {
+			t.Error("who has seen it doesn't come")
+		}
+	}
+}
+
+// The last of the workers won't see a lane end that nobody works off: its head waits for its next try.
+func TestWorkerThatIsAloneLinesUpWhatIsBehindABusyKey(t *testing.T) {
+	s, _, l := stuckKey(t)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slots = 1
+	if (&carrier[string]{s: s, slot: true}).leaseLocked(); l.n != 3 {
+		t.Errorf("%d messages in the lane, want all three", l.n)
+	}
+}
