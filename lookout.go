@@ -139,7 +139,11 @@ func (s *stream[T]) lookAtPartitionsLocked(v *vigil[T]) (come bool) {
 		}
 		switch {
 		case p.leased && (at+1 < p.out.n || s.inbox.followedLocked(p)):
-			s.callInOneLocked(p.out)
+			k := p.out
+			s.callInOneLocked(k)
+			if k.m != nil && k.m.lane != nil {
+				k.m.lane.stuck = true
+			}
 			s.stuckLocked()
 			come = true
 		case !p.leased:

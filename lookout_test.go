@@ -71,8 +71,8 @@ func TestLeaseThatIsStuckIsCalledInAndTheOthersAreNot(t *testing.T) {
 	if w[1].leased.held || !w[0].leased.held || s.leases != 1 {
 		t.Errorf("on lease: %v and %v; want the first, which gets on", w[0].leased.held, w[1].leased.held)
 	}
-	if m := w[1].leased.m; m == nil || m.seq != 2 || m.state != stateRunning || s.ready.n != 3 {
-		t.Errorf("runs %+v, and %d are ready; want the second's first and the rest", m, s.ready.n)
+	if m := w[1].leased.m; m == nil || m.seq != 2 || m.state != stateRunning || !m.lane.stuck || s.ready.n != 3 {
+		t.Errorf("runs %+v, and %d are ready; want the second's first, in a lane that is stuck, and the rest", m, s.ready.n)
 	}
 }
 
