@@ -34,7 +34,7 @@ func (s *stream[T]) atOnceLocked() bool {
 
 // lookOut returns when the worker is to come, or false when it isn't needed any more: then it isn't on its way either.
 func (s *stream[T]) lookOut() (come bool) {
-	v := vigil[T]{last: s.pace.look}
+	v := vigil[T]{last: s.look}
 	for {
 		from := s.clock()
 		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {

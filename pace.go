@@ -2,8 +2,7 @@ package flow
 
 import "time"
 
-// pace is how fast a stream's messages are run, and so how they are run best. Guarded by stream.mu, but for look, which
-// belongs to the worker on its way.
+// pace is how fast a stream's messages are run, and so how they are run best. Guarded by stream.mu.
 type pace struct {
 	mode  paceMode
 	run   int32         // how many messages the next lease is for, at most
@@ -11,7 +10,6 @@ type pace struct {
 	short int32         // messages in a row that were not slow, of those timed in the lanes
 	sum   time.Duration // of those
 	taken uint64        // messages that workers have taken, or finished under lease
-	look  paceSight     // when the worker on its way was started
 }
 
 // paceMode is the way messages go.
@@ -56,7 +54,7 @@ func (s *stream[T]) setModeLocked(mode paceMode) {
 
 // setPaceLocked begins anew: it forgets what was seen of the messages so far.
 func (s *stream[T]) setPaceLocked(mode paceMode) {
-	s.pace = pace{mode: mode, run: 1, taken: s.pace.taken, look: s.pace.look}
+	s.pace = pace{mode: mode, run: 1, taken: s.pace.taken}
 	n := 1
 	if mode == paceMedium {
 		n = max(1, s.partitionsLocked())

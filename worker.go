@@ -74,7 +74,7 @@ func (s *stream[T]) startLocked() {
 		}
 		s.starting = true
 		if s.atOnce = s.atOnceLocked(); !s.atOnce {
-			s.pace.look = s.paceLocked()
+			s.look = s.paceLocked()
 		}
 		s.carriers.Go(s.startFn)
 	}
@@ -157,7 +157,7 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 	case s.readyLocked():
 	case c.leaseLocked():
 		return nil, true
-	case s.leases > 0 && s.fastLocked(): // their workers keep up
+	case s.leases > 0 && s.fastLocked(), s.leaseAllowedLocked(): // others keep up, or who looks out will see that they don't
 		return nil, false
 	default:
 		if s.gatherLocked(); !s.readyLocked() {
