@@ -184,7 +184,7 @@ func (b *inbox[T]) freeOutLocked(p *partition[T]) {
 
 // freeLocked takes back an empty chunk.
 func (b *inbox[T]) freeLocked(k *chunk[T]) {
-	k.n, k.next = 0, b.free
+	k.n, k.next, k.seen = 0, b.free, standstill{}
 	b.free = k
 }
 

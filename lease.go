@@ -35,10 +35,18 @@ type lease[T any] struct {
 	keys  laneFilter // what had a lane then
 
 	// Guarded by stream.mu.
+	seen standstill
 	held bool        // it is on lease: neither called in nor over
 	part int         // the partition it is the first of
 	from int         // the first that is not counted as finished
 	m    *message[T] // the one that ran when the lease was called in: the worker brings it to its end
+}
+
+// standstill is how far those who look out have seen the work on a chunk to be, again and again.
+type standstill struct {
+	at    int
+	head  *turn // of the lane of its first message's key
+	looks int   // that showed the same; 0: there was none
 }
 
 const calledIn = -1
@@ -73,10 +81,21 @@ func (s *stream[T]) clearLocked(p *partition[T]) bool {
 		if l == nil {
 			return true
 		}
-		if !l.stuck && s.slots > 1 { // alone, a worker that has nothing else to do won't see it end
+		// Alone, a worker that has nothing else to do won't see it end.
+		if !l.stuck && s.slots > 1 && !s.strangerLocked(p) {
 			return false
 		}
 		s.lineUpLocked(s.arriveFromLocked(p))
+	}
+	return false
+}
+
+// strangerLocked says whether in the first chunk of p there is a message whose key has no lane.
+func (s *stream[T]) strangerLocked(p *partition[T]) bool {
+	for i := p.next; i < p.out.n; i++ {
+		if s.laneLocked(p.out.list[i].key) == nil {
+			return true
+		}
 	}
 	return false
 }

@@ -34,7 +34,7 @@ func (s *stream[T]) atOnceLocked() bool {
 
 // lookOut returns when the worker is to come, or false when it isn't needed any more: then it isn't on its way either.
 func (s *stream[T]) lookOut() (come bool) {
-	v := vigil[T]{last: s.look}
+	v := vigil{last: s.started}
 	for {
 		from := s.clock()
 		for n := 0; n < lookOutYields && s.clock()-from < lookOutTime; n++ {
@@ -61,23 +61,14 @@ func (s *stream[T]) lookOut() (come bool) {
 }
 
 // vigil is what who looks out has seen.
-type vigil[T any] struct {
-	last  paceSight // at the last look
-	idle  int       // looks in a row at which there was nothing to do
-	slow  int       // looks in a row that showed little progress in the lanes
-	parts [maxPartitions]partSight[T]
-}
-
-// partSight is how far a partition was.
-type partSight[T any] struct {
-	first *chunk[T]
-	at    int
-	head  *turn // of the first message's lane
-	looks int   // that showed the same, after the first
+type vigil struct {
+	last paceSight // at the last look
+	idle int       // looks in a row at which there was nothing to do
+	slow int       // looks in a row that showed little progress in the lanes
 }
 
 // lookLocked is one look: is the worker to come, and if not, may it still be needed?
-func (s *stream[T]) lookLocked(v *vigil[T]) (come, needed bool) {
+func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
 	last, now := v.last, s.paceLocked()
 	v.last = now
 	switch {
@@ -90,10 +81,10 @@ func (s *stream[T]) lookLocked(v *vigil[T]) (come, needed bool) {
 		return true, true
 	}
 	if v.idle > 0 { // there wasn't work all the while
-		*v = vigil[T]{last: now}
+		*v = vigil{last: now}
 	}
 	if s.fastLocked() && !s.inbox.mixedLocked() {
-		if s.lookAtPartitionsLocked(v) {
+		if s.lookAtPartitionsLocked() {
 			return true, true
 		}
 		if !s.readyLocked() {
@@ -110,13 +101,13 @@ func (s *stream[T]) lookLocked(v *vigil[T]) (come, needed bool) {
 
 // lookAtPartitionsLocked says whether there is something to do in one that nobody does. The lease of one that is stuck is
 // called in for that.
-func (s *stream[T]) lookAtPartitionsLocked(v *vigil[T]) (come bool) {
+func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
 	limit := lookOutSlow
 	if s.pace.mode == paceMedium {
 		limit = lookOutStuck
 	}
 	for i := range s.inbox.parts {
-		p, seen := &s.inbox.parts[i], &v.parts[i]
+		p := &s.inbox.parts[i]
 		if !s.inbox.fillLocked(p) {
 			continue
 		}
@@ -130,11 +121,12 @@ func (s *stream[T]) lookAtPartitionsLocked(v *vigil[T]) (come bool) {
 		} else if s.slots < s.inbox.spread {
 			return true // it has no worker
 		}
-		if seen.first != p.out || seen.at != at || seen.head != head {
-			*seen = partSight[T]{first: p.out, at: at, head: head}
+		seen := &p.out.seen
+		if seen.looks == 0 || seen.at != at || seen.head != head {
+			*seen = standstill{at: at, head: head, looks: 1}
 			continue
 		}
-		if seen.looks++; seen.looks < limit {
+		if seen.looks++; seen.looks <= limit {
 			continue
 		}
 		switch {

@@ -8,7 +8,7 @@ import (
 
 // partitioned is a stream with two partitions, whose first workers have them on lease, with so many messages each, all of
 // different keys. One more worker is on its way, but only looks when it is told to.
-func partitioned(t *testing.T, each int) (s *stream[string], v *vigil[string], workers [2]*carrier[string]) {
+func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [2]*carrier[string]) {
 	t.Helper()
 	withProcessors(t, 2)
 	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil },
@@ -39,14 +39,14 @@ func partitioned(t *testing.T, each int) (s *stream[string], v *vigil[string], w
 			t.Fatalf("worker %d has partition %d", i, workers[i].part)
 		}
 	}
-	return s, &vigil[string]{last: s.paceLocked()}, workers
+	return s, &vigil{last: s.paceLocked()}, workers
 }
 
 // getsOn has k's worker be at another message.
 func getsOn[T any](k *chunk[T]) { k.at.Store((k.at.Load() + 1) % 3) }
 
 // look is so many looks, and says whether one of them was enough to come.
-func (s *stream[T]) look(v *vigil[T], times int) bool {
+func (s *stream[T]) look(v *vigil, times int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range times {
@@ -100,7 +100,7 @@ func TestPartitionWithoutAWorkerGetsOneAtOnce(t *testing.T) {
 }
 
 // stuckKey is partitioned, where the second worker has run into a key whose lane another worker, or nobody, works off.
-func stuckKey(t *testing.T) (*stream[string], *vigil[string], *lane) {
+func stuckKey(t *testing.T) (*stream[string], *vigil, *lane) {
 	s, v, w := partitioned(t, 4)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -71,7 +71,7 @@ type stream[T any] struct {
 	slots    int             // held by its workers
 	starting bool            // a worker is on its way that has yet to get its slot
 	atOnce   bool            // that one does not look out first: set as it is started, its own to read
-	look     paceSight       // what there was to see as that one was started, its own to read as well
+	started  paceSight       // what there was to see as that one was started, its own to read as well
 	lingers  bool            // a worker with nothing to do waits a moment for something
 	asking   bool            // that worker waits for its slot
 	waiting  waitFor         // what the receiver waits for

@@ -74,7 +74,7 @@ func (s *stream[T]) startLocked() {
 		}
 		s.starting = true
 		if s.atOnce = s.atOnceLocked(); !s.atOnce {
-			s.look = s.paceLocked()
+			s.started = s.paceLocked()
 		}
 		s.carriers.Go(s.startFn)
 	}
@@ -157,7 +157,7 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 	case s.readyLocked():
 	case c.leaseLocked():
 		return nil, true
-	case s.leases > 0 && s.fastLocked(), s.leaseAllowedLocked(): // others keep up, or who looks out will see that they don't
+	case s.attendedToLocked():
 		return nil, false
 	default:
 		if s.gatherLocked(); !s.readyLocked() {
@@ -169,6 +169,11 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 		c.timing = s.clock() + 1
 	}
 	return m, true
+}
+
+// attendedToLocked says whether all that is left has somebody who is at it, or who looks out sees that it hasn't.
+func (s *stream[T]) attendedToLocked() bool {
+	return s.leaseAllowedLocked() || s.leases == s.inbox.spread && s.fastLocked()
 }
 
 // followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
