@@ -3,7 +3,7 @@ package main
 import "slices"
 
 // mutants are the bugs: what a concurrent pipeline gets wrong, and what this one once got wrong.
-var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, leaseBugs, onceBugs)
+var mutants = slices.Concat(orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, leaseBugs, spreadBugs, onceBugs)
 
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
