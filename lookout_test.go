@@ -10,7 +10,7 @@ import (
 // different keys. One more worker is on its way, but only looks when it is told to.
 func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [2]*carrier[string]) {
 	t.Helper()
-	withProcessors(t, 2)
+	processors(t, 2)
 	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil },
 		func(s string) string { return s }, Options{Ordering: OrderingOptions{Mode: OrderingKeyedFIFO}})
 	BeginSpread(f)
@@ -124,6 +124,17 @@ func TestKeyThatIsBusyIsLeftInTheInboxWhileItsLaneGetsOn(t *testing.T) {
 	}
 	if l.stuck = true; idle.leaseLocked() || l.n != 3 {
 		t.Errorf("there is a lease, or %d messages in a lane that is stuck; want none, and all", l.n)
+	}
+}
+
+// A stranger that lies behind messages of a busy key does not wait for its lane.
+func TestStrangerIsNotLeftBehindABusyKey(t *testing.T) {
+	s, _, l := stuckKey(t)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(&arrival[string]{seq: 11, key: keysOf(s, 1, 1)[0]}, weight{})
+	if c := (&carrier[string]{s: s, slot: true}); !c.leaseLocked() || l.n != 3 {
+		t.Errorf("%d messages in the lane, want three, and a lease that begins with the stranger", l.n)
 	}
 }
 

@@ -1,21 +1,14 @@
 package flow
 
 import (
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// withProcessors has a test see so many.
-func withProcessors(t *testing.T, n int) {
-	before := runtime.GOMAXPROCS(n)
-	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
-}
-
 func TestModeFollowsHowLongLeasesTake(t *testing.T) {
-	withProcessors(t, 4)
+	processors(t, 4)
 	for _, c := range []struct {
 		from paceMode
 		run  int32
@@ -48,50 +41,6 @@ func TestModeFollowsHowLongLeasesTake(t *testing.T) {
 	}
 }
 
-func TestQuickLeasesInARowEndTheMediumPace(t *testing.T) {
-	withProcessors(t, 4)
-	s, _ := leased(t, nil, "a")
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.setModeLocked(paceMedium)
-	for n := 1; n < 2*quickOnes; n++ {
-		if s.pace.mode != paceMedium {
-			t.Fatalf("it ended after %d leases", n)
-		}
-		if s.leaseTookLocked(1, 0); n == quickOnes-1 {
-			s.leaseTookLocked(1, mediumPace) // no longer in a row
-		}
-	}
-	if s.leaseTookLocked(1, 0); s.pace.mode != paceFast || s.inbox.spread != 1 {
-		t.Errorf("mode %d with %d partitions after %d quick leases in a row", s.pace.mode, s.inbox.spread, quickOnes)
-	}
-}
-
-func TestShortMessagesInARowEndTheSlowPace(t *testing.T) {
-	withProcessors(t, 4)
-	for took, want := range map[time.Duration]paceMode{
-		100 * time.Nanosecond: paceFast, 5 * time.Microsecond: paceMedium, 20 * time.Microsecond: paceSlow,
-	} {
-		s, _ := leased(t, nil, "a")
-		s.mu.Lock()
-		s.setModeLocked(paceSlow)
-		for range shortTimed - 1 {
-			s.messageTookLocked(took)
-		}
-		s.messageTookLocked(time.Second) // no longer in a row
-		for range shortTimed - 1 {
-			s.messageTookLocked(took)
-		}
-		if s.pace.mode != paceSlow {
-			t.Errorf("messages of %v lead to %d before there were enough of them", took, s.pace.mode)
-		}
-		if s.messageTookLocked(took); s.pace.mode != want {
-			t.Errorf("messages of %v lead to %d, want %d", took, s.pace.mode, want)
-		}
-		s.mu.Unlock()
-	}
-}
-
 // A message in the lanes is timed now and then, so that a stream whose handlers have been stuck finds back to leases.
 func TestMessagesInTheLanesAreTimed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // each takes no time
@@ -115,27 +64,4 @@ func TestMessagesInTheLanesAreTimed(t *testing.T) {
 			t.Errorf("%d messages were timed, and the mode is %d; want %d and that of fast ones", timed, s.pace.mode, shortTimed)
 		}
 	})
-}
-
-// There must be a worker left to look out.
-func TestPartitionsAreFewerThanWorkers(t *testing.T) {
-	withProcessors(t, 4)
-	s, _ := leased(t, nil, "a")
-	for workers, want := range map[int]int{1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 100: 4} {
-		s.mu.Lock()
-		s.setPaceLocked(paceFast)
-		s.maxWorkers = workers
-		s.leaseTookLocked(1, mediumPace)
-		if s.inbox.spread != want || (s.pace.mode == paceMedium) != (want > 1) {
-			t.Errorf("%d partitions in mode %d with %d workers, want %d", s.inbox.spread, s.pace.mode, workers, want)
-		}
-		s.mu.Unlock()
-	}
-	withProcessors(t, 1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.setPaceLocked(paceFast)
-	if s.leaseTookLocked(1, mediumPace); s.pace.mode != paceSlow {
-		t.Errorf("mode %d on one processor, want that of the lanes", s.pace.mode)
-	}
 }

@@ -278,7 +278,7 @@ func TestSomebodyComesForAPartitionWithoutAWorker(t *testing.T) {
 	defer s.mu.Unlock()
 	receiveAll(s, keysOf(s, 0, 1)...)
 	workerOn(t, s)
-	v := vigil[string]{last: s.paceLocked()}
+	v := vigil{last: s.paceLocked()}
 	for part, want := range []bool{false, true} {
 		if part == 1 {
 			receiveAll(s, keysOf(s, 1, 1)...)
@@ -291,7 +291,7 @@ func TestSomebodyComesForAPartitionWithoutAWorker(t *testing.T) {
 
 // lookOften looks out until the worker is to come, while those who have a lease get on.
 func lookOften(s *stream[string], looks int, between func(i int)) (come bool) {
-	v := vigil[string]{last: s.paceLocked()}
+	v := vigil{last: s.paceLocked()}
 	for i := range looks {
 		if come, _ = s.lookLocked(&v); come {
 			break
@@ -314,7 +314,10 @@ func TestPartitionWaitsForALaneThatGetsOnAndNotForOneThatIsStuck(t *testing.T) {
 		receiveAll(s, keys[0])
 		s.lineUpLocked(s.arriveLocked())
 	}
-	receiveAll(s, keys...)
+	for range chunkSize { // a stranger among them is not left there
+		receiveAll(s, keys[0])
+	}
+	receiveAll(s, keys[1])
 	receiveAll(s, keysOf(s, 0, chunkSize)...)
 	other := workerOn(t, s)
 	if other.part != 0 {
@@ -375,7 +378,7 @@ func TestMessagesThatAreQuickForLongAreRunByOneWorkerAgain(t *testing.T) {
 	defer s.mu.Unlock()
 	for range 3 {
 		for range quickOnes - 1 {
-			s.leaseTookLocked(1, leasePace/2)
+			s.leaseTookLocked(1, fastPace/2)
 		}
 		s.leaseTookLocked(1, mediumPace) // they must be so in a row
 	}
@@ -383,7 +386,7 @@ func TestMessagesThatAreQuickForLongAreRunByOneWorkerAgain(t *testing.T) {
 		t.Errorf("the mode is %v", s.pace.mode)
 	}
 	for range quickOnes {
-		s.leaseTookLocked(1, leasePace/2)
+		s.leaseTookLocked(1, fastPace/2)
 	}
 	if s.pace.mode != paceFast || s.inbox.spread != 1 {
 		t.Errorf("the mode is %v, with %d partitions", s.pace.mode, s.inbox.spread)
@@ -393,7 +396,7 @@ func TestMessagesThatAreQuickForLongAreRunByOneWorkerAgain(t *testing.T) {
 // A single long one among the short shows that they may wait for something, and under a lease others would wait with them.
 func TestMessagesThatHaveBecomeShortAreLeasedAgain(t *testing.T) {
 	processors(t, 4)
-	for each, want := range map[time.Duration]paceMode{leasePace: paceFast, mediumPace / 2: paceMedium, mediumPace: paceMedium} {
+	for each, want := range map[time.Duration]paceMode{fastPace: paceFast, mediumPace / 2: paceMedium, mediumPace: paceMedium} {
 		s := spreadOver(t, 1)
 		s.mu.Lock()
 		s.setModeLocked(paceSlow)
@@ -430,7 +433,7 @@ func TestNobodyLooksOutWhileNothingIsLeftButWhatRunsUnderLeases(t *testing.T) {
 	for _, c := range []*carrier[string]{a, b} {
 		c.leased.at.Store(int64(c.leased.n - 1))
 	}
-	v := vigil[string]{last: s.paceLocked()}
+	v := vigil{last: s.paceLocked()}
 	for n := range lookOutIdle {
 		if come, needed := s.lookLocked(&v); come || needed != (n+1 < lookOutIdle) {
 			t.Errorf("after %d looks the worker comes: %v, may be needed: %v", n+1, come, needed)
