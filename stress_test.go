@@ -19,8 +19,8 @@ import (
 )
 
 // TestStress lets Flows with random options live through random lives, in real time: messages that succeed, fail, panic,
-// exit their goroutine and wait for their cancellation; sources that end, break and fall silent; streams that are
-// cancelled and that start while Shutdown and Close run. Whatever happens, order, capacity and conservation hold, and
+// exit their goroutine, compute and wait for their cancellation; sources that end, break and fall silent; streams that are
+// cancelled, that change the way their messages go, and that start while Shutdown and Close run. Whatever happens, order, capacity and conservation hold, and
 // nothing is left. FLOW_STRESS says how long it takes (default 1s).
 func TestStress(t *testing.T) {
 	length := time.Second
@@ -255,6 +255,21 @@ func (l *life) live() error {
 	}
 	over := make(chan struct{})
 	go func() { all.Wait(); close(over) }()
+	if every := time.Duration(l.n(2)*(1+l.n(300))) * time.Microsecond; every > 0 {
+		changed := make(chan struct{})
+		defer func() { <-changed }()
+		go func() {
+			defer close(changed)
+			for mode := 0; ; mode++ {
+				select {
+				case <-over:
+					return
+				case <-time.After(every):
+					flow.ChangeMode(f, mode%3)
+				}
+			}
+		}()
+	}
 	select {
 	case <-over:
 	case <-time.After(30 * time.Second):
