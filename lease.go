@@ -20,7 +20,7 @@ import (
 //
 // Keys that have a lane as the lease begins are left alone under it: their messages are lined up, with the lock. Lanes
 // may end meanwhile, but of the partition's keys none begins, since that takes a message out of a partition whose first
-// chunk is on lease.
+// chunk is on lease. What comes in others' lanes is no concern of the lease.
 
 // lease is a chunk's. Its worker owns what is in the list from at on; what is before has been run and cleared.
 type lease[T any] struct {

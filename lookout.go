@@ -91,7 +91,11 @@ func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
 			return false, true
 		}
 	}
-	if !last.slower(now, lookOutPace) {
+	limit := lookOutPace
+	if s.slots < s.inbox.spread { // they are to be as many, once there may be leases
+		limit = fastPace
+	}
+	if !last.slower(now, limit) {
 		v.slow = 0
 		return false, true
 	}
@@ -117,7 +121,9 @@ func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
 		if p.leased {
 			at = int(p.out.at.Load())
 		} else if lane = s.busyLaneLocked(p); lane != nil {
-			head = lane.head
+			if lane.n <= chunkSize { // the others don't wait for the end of a long one, though it gets on
+				head = lane.head
+			}
 		} else if s.slots < s.inbox.spread {
 			return true // it has no worker
 		}

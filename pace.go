@@ -5,6 +5,7 @@ import "time"
 // pace is how fast a stream's messages are run, and so how they are run best. Guarded by stream.mu.
 type pace struct {
 	mode  paceMode
+	warn  bool          // the last lease was of one message, and slow
 	run   int32         // how many messages the next lease is for, at most
 	quick int32         // leases in a row for which one worker would have been enough
 	short int32         // messages in a row that were not slow, of those timed in the lanes
@@ -62,23 +63,31 @@ func (s *stream[T]) setPaceLocked(mode paceMode) {
 	s.spreadLocked(n)
 }
 
-// leaseTookLocked is told how long the messages of a lease took. A long one may have been slow because its core was taken
-// away: the next, of a single message, shows.
+// leaseTookLocked is told how long the messages of a lease took.
 func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
-	each := took / time.Duration(n)
-	switch mode := s.modeFor(each); {
-	case mode > s.pace.mode && s.pace.run > 1:
-		s.pace.run = 1
-	case mode > s.pace.mode:
-		s.setModeLocked(mode)
-	default:
-		s.pace.run = min(2*s.pace.run, chunkSize)
-		if s.pace.mode == paceFast || each > fastPace/2 {
-			s.pace.quick = 0
-		} else if s.pace.quick++; s.pace.quick == quickOnes {
-			s.setModeLocked(paceFast)
+	p, each := &s.pace, took/time.Duration(n)
+	if mode := s.modeFor(each); mode > p.mode {
+		if p.sure() {
+			s.setModeLocked(mode)
 		}
+		return
 	}
+	p.warn, p.run = false, min(2*p.run, chunkSize)
+	if p.mode == paceFast || each > fastPace/2 {
+		p.quick = 0
+	} else if p.quick++; p.quick == quickOnes {
+		s.setModeLocked(paceFast)
+	}
+}
+
+// sure is told that a lease was slow, or stuck, and says whether it is not for the first time. Once may be its core that
+// was taken away, or its first message, whose memory was cold: the next, of a single message, shows.
+func (p *pace) sure() bool {
+	if p.run == 1 && p.warn {
+		return true
+	}
+	p.run, p.warn = 1, true
+	return false
 }
 
 // messageTookLocked is told how long a message took that went through the lanes.
@@ -96,13 +105,11 @@ func (s *stream[T]) messageTookLocked(took time.Duration) {
 	}
 }
 
-// stuckLocked is told that a handler under lease doesn't return. Once may be its core that was taken away.
+// stuckLocked is told that a handler under lease doesn't return.
 func (s *stream[T]) stuckLocked() {
-	if s.pace.run > 1 {
-		s.pace.run = 1
-		return
+	if s.pace.sure() {
+		s.setModeLocked(paceSlow)
 	}
-	s.setModeLocked(paceSlow)
 }
 
 type paceSight struct {

@@ -28,6 +28,7 @@ func TestModeFollowsHowLongLeasesTake(t *testing.T) {
 		s.mu.Lock()
 		s.setModeLocked(c.from)
 		s.pace.run = c.run
+		s.pace.warn = true
 		s.leaseTookLocked(4, 4*c.each)
 		if s.pace.mode != c.want {
 			t.Errorf("from %d, in leases of %d, messages of %v lead to %d, want %d", c.from, c.run, c.each, s.pace.mode, c.want)

@@ -60,30 +60,26 @@ func (s *stream[T]) spreadLocked(n int) {
 
 // mixedLocked says whether something lies in the inbox that was received when there were other partitions.
 func (b *inbox[T]) mixedLocked() bool {
-	if b.old == 0 {
-		return false
+	if b.old > 0 {
+		b.frontLocked()
 	}
-	if p := b.frontLocked(); p != nil && p.out.list[p.next].seq <= b.old {
-		return true
-	}
-	b.old = 0
-	return false
+	return b.old > 0
 }
 
 // frontLocked is the partition whose first message was received first; nil: nothing is left.
-func (b *inbox[T]) frontLocked() *partition[T] {
-	if len(b.parts) == 1 {
-		if b.fillLocked(&b.parts[0]) {
-			return &b.parts[0]
-		}
-		return nil
+func (b *inbox[T]) frontLocked() (front *partition[T]) {
+	n := b.spread
+	if b.old > 0 {
+		n = len(b.parts)
 	}
-	var front *partition[T]
-	for i := range b.parts {
+	for i := range n {
 		p := &b.parts[i]
 		if b.fillLocked(p) && (front == nil || p.out.list[p.next].seq < front.out.list[front.next].seq) {
 			front = p
 		}
+	}
+	if front == nil || front.out.list[front.next].seq > b.old {
+		b.old = 0
 	}
 	return front
 }

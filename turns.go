@@ -10,7 +10,7 @@ import "context"
 // slot for as long as that lasts, while other keys' messages lie in the inbox. While messages are run fast that is no
 // time, and the lanes had better be empty soon, so that there may be a lease.
 func (s *stream[T]) roundLocked() {
-	if s.rounds && s.round <= 0 && !s.fastLocked() {
+	if s.rounds && s.round <= 0 && (!s.fastLocked() || s.inbox.old > 0) {
 		s.gatherLocked()
 	}
 }
