@@ -231,20 +231,23 @@ func TestAllLeasesAreCutShortForAReceiverThatWaits(t *testing.T) {
 
 // The receiver tells a worker of something only if its pile was empty: what is not seen then stays where it is.
 func TestWhatLiesInOtherPartitionsIsSeen(t *testing.T) {
-	s := spreadOver(t, 2)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	receiveAll(s, keysOf(s, 0, 1)...)
-	receiveAll(s, keysOf(s, 1, 1)...)
-	workerOn(t, s)
-	if !s.inbox.some.Load() || !s.backlogLocked() {
-		t.Error("what was not taken out of its pile is not seen")
-	}
-	for i := range s.inbox.parts {
-		s.inbox.fillLocked(&s.inbox.parts[i])
-	}
-	if s.inbox.some.Load() || !s.leftLocked() || !s.backlogLocked() {
-		t.Error("what was taken out of its pile, and not run, is not seen")
+	for part := range 2 {
+		s := spreadOver(t, 2)
+		s.mu.Lock()
+		receiveAll(s, keysOf(s, 1-part, 1)...)
+		receiveAll(s, keysOf(s, part, 1)...)
+		c := &carrier[string]{s: s, slot: true, part: part} // it goes on to the other
+		if s.slots++; !c.leaseLocked() || c.part != 1-part {
+			t.Fatal("the other partition is not on lease")
+		}
+		if !s.inbox.some.Load() || !s.backlogLocked() {
+			t.Errorf("what was not taken out of pile %d is not seen", part)
+		}
+		s.inbox.fillLocked(&s.inbox.parts[part])
+		if s.inbox.some.Load() || !s.leftLocked() || !s.backlogLocked() {
+			t.Errorf("what was taken out of pile %d, and not run, is not seen", part)
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -373,6 +376,7 @@ func TestStuckLeasesAreCalledInAndTheSecondIsTheLast(t *testing.T) {
 
 // Messages that take half as long as what makes a second worker worth while are run by one again, with its own memory.
 func TestMessagesThatAreQuickForLongAreRunByOneWorkerAgain(t *testing.T) {
+	processors(t, 4)
 	s := spreadOver(t, 2)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -437,6 +441,24 @@ func TestNobodyLooksOutWhileNothingIsLeftButWhatRunsUnderLeases(t *testing.T) {
 	for n := range lookOutIdle {
 		if come, needed := s.lookLocked(&v); come || needed != (n+1 < lookOutIdle) {
 			t.Errorf("after %d looks the worker comes: %v, may be needed: %v", n+1, come, needed)
+		}
+	}
+}
+
+// Messages that have their turn are no partition's: what shows that they don't get on is the stream's pace.
+func TestSomebodyComesToSlowLanesAndNotToFastOnes(t *testing.T) {
+	s := spreadOver(t, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slots++
+	receiveAll(s, "a", "b")
+	s.gatherLocked()
+	for _, c := range []struct {
+		fast uint64 // how many messages are taken between two looks
+		want bool
+	}{{fast: 1 << 40}, {want: true}} {
+		if come := lookOften(s, lookOutSlow+1, func(int) { s.pace.taken += c.fast }); come != c.want {
+			t.Errorf("with %d messages taken between two looks who looks out comes: %v", c.fast, come)
 		}
 	}
 }
