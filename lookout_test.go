@@ -160,6 +160,33 @@ func TestLaneThatDoesNotGetOnIsMarkedStuck(t *testing.T) {
 	}
 }
 
+func TestLongLaneIsNotWaitedForThoughItGetsOn(t *testing.T) {
+	s, v, l := stuckKey(t)
+	l.n += chunkSize
+	for i := 0; !l.stuck; i++ {
+		if i > lookOutStuck {
+			t.Fatal("what lies behind its key's messages waits for all of it")
+		}
+		s.mu.Lock()
+		l.head = &turn{}
+		s.mu.Unlock()
+		getsOn(s.inbox.parts[0].out)
+		s.look(v, 1)
+	}
+}
+
+// Else a trickle of messages, each of which brings the worker that has looked out, would hide a lease that is stuck.
+func TestWhatIsSeenOfALeaseOutlivesWhoHasSeenIt(t *testing.T) {
+	s, _, w := partitioned(t, 4)
+	for range lookOutStuck + 1 {
+		getsOn(w[0].leased)
+		s.look(&vigil{}, 1)
+	}
+	if w[1].leased != nil && w[1].leased.held {
+		t.Error("a stuck lease is not called in")
+	}
+}
+
 // The last of the workers won't see a lane end that nobody works off: its head waits for its next try.
 func TestWorkerThatIsAloneLinesUpWhatIsBehindABusyKey(t *testing.T) {
 	s, _, l := stuckKey(t)

@@ -42,6 +42,28 @@ func TestModeFollowsHowLongLeasesTake(t *testing.T) {
 	}
 }
 
+// The first message of a burst finds cold memory, and any may lose its core.
+func TestOneSlowLeaseIsNotEnough(t *testing.T) {
+	s, _ := leased(t, nil, "a")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setPaceLocked(paceFast)
+	for range 3 {
+		s.leaseTookLocked(1, time.Second)
+		if s.pace.mode != paceFast || s.pace.run != 1 {
+			t.Fatalf("mode %d, and the next lease is of %d, after a slow one", s.pace.mode, s.pace.run)
+		}
+		s.leaseTookLocked(1, 0)
+	}
+	for range 2 {
+		s.leaseTookLocked(1, time.Second)
+	}
+	s.leaseTookLocked(1, time.Second)
+	if s.pace.mode != paceSlow {
+		t.Errorf("mode %d after two in a row", s.pace.mode)
+	}
+}
+
 // A message in the lanes is timed now and then, so that a stream whose handlers have been stuck finds back to leases.
 func TestMessagesInTheLanesAreTimed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // each takes no time

@@ -214,7 +214,7 @@ var onceBugs = []mutant{
 	bug("once: roomLocked not asked in arrive", "ReceiverReadsOn",
 		"worker.go", "	if s.roomLocked() { // this may have been the last that was ready\n		s.wakeReceiver()\n	}\n", ""),
 	bug("once: a key waits until an earlier one's lane is empty", "AKeyThatComesLater|KeyWithEndless",
-		"turns.go", "	if s.rounds && s.round <= 0 && !s.fastLocked() {", "	if s.rounds && s.ready.n == 0 && !s.fastLocked() {"),
+		"turns.go", "	if s.rounds && s.round <= 0 && (", "	if s.rounds && s.ready.n == 0 && ("),
 	bug("once: a Goexit in OnFailure on receipt taken for one in recv", "CrashOfOnFailureOnReceipt",
 		"receive.go", "	switch in.in {\n", "	switch in.in | placeRecv {\n"),
 	bug("once: a Shutdown returns before another has counted", "AllShutdownsReturn",
