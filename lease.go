@@ -55,51 +55,6 @@ const calledIn = -1
 // double the time of a message of 55 ns.
 const yieldTime = 200 * time.Microsecond
 
-// leaseLocked leases to c what is left of the first chunk of a partition, if that may be, and says whether it did. Where
-// others have a lease each, what is left is c's own partition of before; where there are fewer workers they go round.
-func (c *carrier[T]) leaseLocked() bool {
-	s := c.s
-	if !s.leaseAllowedLocked() {
-		return false
-	}
-	for n := range s.inbox.parts {
-		at := (c.part + 1 + n) % len(s.inbox.parts)
-		if p := &s.inbox.parts[at]; !p.leased && s.clearLocked(p) {
-			s.beginLeaseLocked(p.out, at)
-			c.leased, c.part = p.out, at
-			return true
-		}
-	}
-	return false
-}
-
-// clearLocked says whether p has a message whose key has no lane, first. What is before that is lined up, but only if it
-// has to be: a lane that is being worked off will soon be empty if it doesn't get more.
-func (s *stream[T]) clearLocked(p *partition[T]) bool {
-	for s.inbox.fillLocked(p) {
-		l := s.busyLaneLocked(p)
-		if l == nil {
-			return true
-		}
-		// Alone, a worker that has nothing else to do won't see it end.
-		if !l.stuck && s.slots > 1 && !s.strangerLocked(p) {
-			return false
-		}
-		s.lineUpLocked(s.arriveFromLocked(p))
-	}
-	return false
-}
-
-// strangerLocked says whether in the first chunk of p there is a message whose key has no lane.
-func (s *stream[T]) strangerLocked(p *partition[T]) bool {
-	for i := p.next; i < p.out.n; i++ {
-		if s.laneLocked(p.out.list[i].key) == nil {
-			return true
-		}
-	}
-	return false
-}
-
 // beginLeaseLocked leases k, the first chunk of partition at.
 func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
 	p := &s.inbox.parts[at]
@@ -119,7 +74,7 @@ func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
 
 // leaseAllowedLocked says whether a lease may begin.
 func (s *stream[T]) leaseAllowedLocked() bool {
-	return s.fastLocked() && s.leases < s.inbox.spread && s.givenUp == nil && s.lanes.lanes <= maxFilterLanes &&
+	return s.fastLocked() && s.leases < s.abreast && s.givenUp == nil && s.lanes.lanes <= maxFilterLanes &&
 		(s.order == nil || !s.order.closed.Load()) && !s.inbox.mixedLocked()
 }
 

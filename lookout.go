@@ -92,7 +92,7 @@ func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
 		}
 	}
 	limit := lookOutPace
-	if s.slots < s.inbox.spread { // they are to be as many, once there may be leases
+	if s.slots < int(s.abreast) { // they are to be as many, once there may be leases
 		limit = fastPace
 	}
 	if !last.slower(now, limit) {
@@ -103,53 +103,76 @@ func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
 	return v.slow >= lookOutSlow, true
 }
 
-// lookAtPartitionsLocked says whether there is something to do in one that nobody does. The lease of one that is stuck is
-// called in for that.
+// lookAtPartitionsLocked says whether there is something to do that nobody does. A lease that is stuck is called in if it
+// keeps somebody waiting.
 func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
-	limit := lookOutSlow
-	if s.pace.mode == paceMedium {
-		limit = lookOutStuck
-	}
+	waits := s.leases == s.abreast && s.waitsForLeaseLocked()
 	for i := range s.inbox.parts {
 		p := &s.inbox.parts[i]
-		if !s.inbox.fillLocked(p) {
-			continue
-		}
-		at := p.next
-		var lane *lane
-		var head *turn
-		if p.leased {
-			at = int(p.out.at.Load())
-		} else if lane = s.busyLaneLocked(p); lane != nil {
-			if lane.n <= chunkSize { // the others don't wait for the end of a long one, though it gets on
-				head = lane.head
-			}
-		} else if s.slots < s.inbox.spread {
-			return true // it has no worker
-		}
-		seen := &p.out.seen
-		if seen.looks == 0 || seen.at != at || seen.head != head {
-			*seen = standstill{at: at, head: head, looks: 1}
-			continue
-		}
-		if seen.looks++; seen.looks <= limit {
-			continue
-		}
 		switch {
-		case p.leased && (at+1 < p.out.n || s.inbox.followedLocked(p)):
-			k := p.out
-			s.callInOneLocked(k)
-			if k.m != nil && k.m.lane != nil {
-				k.m.lane.stuck = true
+		case !s.inbox.fillLocked(p):
+		case p.leased:
+			at := int(p.out.at.Load())
+			if s.standsStillLocked(p.out, at, nil) && (waits || at+1 < p.out.n || s.inbox.followedLocked(p)) {
+				s.breakLeaseLocked(p.out)
+				come = true
 			}
-			s.stuckLocked()
-			come = true
-		case !p.leased:
-			if lane != nil {
-				lane.stuck = true
-			}
+		case s.leases < s.abreast && s.unservedLocked(p): // else whoever has a lease comes to it
 			come = true
 		}
 	}
 	return come
+}
+
+// waitsForLeaseLocked says whether a partition has something and is not leased.
+func (s *stream[T]) waitsForLeaseLocked() bool {
+	for i := range s.inbox.parts {
+		if p := &s.inbox.parts[i]; !p.leased && s.inbox.fillLocked(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// unservedLocked says whether p, which has no lease, lacks a worker. Where its first message's key has a lane, that is to
+// end first; the others don't wait for the end of a long one, though it gets on.
+func (s *stream[T]) unservedLocked(p *partition[T]) bool {
+	lane := s.busyLaneLocked(p)
+	if lane == nil && s.slots < int(s.abreast) {
+		return true
+	}
+	var head *turn
+	if lane != nil && lane.n <= chunkSize {
+		head = lane.head
+	}
+	if !s.standsStillLocked(p.out, p.next, head) {
+		return false
+	}
+	if lane != nil {
+		lane.stuck = true
+	}
+	return true
+}
+
+// breakLeaseLocked calls in a lease that is stuck.
+func (s *stream[T]) breakLeaseLocked(k *chunk[T]) {
+	s.callInOneLocked(k)
+	if k.m != nil && k.m.lane != nil {
+		k.m.lane.stuck = true
+	}
+	s.stuckLocked()
+}
+
+// standsStillLocked takes a look at k, the first chunk of its partition, and says whether the work on it has been where it
+// is for too long. head is that of the lane that is to end first.
+func (s *stream[T]) standsStillLocked(k *chunk[T], at int, head *turn) bool {
+	limit := lookOutSlow
+	if s.pace.mode == paceMedium {
+		limit = lookOutStuck
+	}
+	if k.seen.looks == 0 || k.seen.at != at || k.seen.head != head {
+		k.seen = standstill{at: at, head: head}
+	}
+	k.seen.looks++
+	return k.seen.looks > limit
 }

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"context"
 	"fmt"
 	"testing"
 )
@@ -10,12 +9,7 @@ import (
 // different keys. One more worker is on its way, but only looks when it is told to.
 func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [2]*carrier[string]) {
 	t.Helper()
-	processors(t, 2)
-	f := mustNewInside(t, func(context.Context, Message[string]) error { return nil },
-		func(s string) string { return s }, Options{Ordering: OrderingOptions{Mode: OrderingKeyedFIFO}})
-	BeginSpread(f)
-	s = f.receiver.newStream(t.Context(), f.key)
-	t.Cleanup(func() { s.cancel(nil) })
+	s = spreadOver(t, 2)
 	key, seq := 0, uint64(0)
 	for range each {
 		for i := range workers {
@@ -30,10 +24,8 @@ func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.starting = true
-	s.pace.run = chunkSize
 	for i := range workers {
-		workers[i] = &carrier[string]{s: s, slot: true, part: i + 1}
+		workers[i] = &carrier[string]{s: s, slot: true, part: 1}
 		s.slots++
 		if !workers[i].leaseLocked() || workers[i].part != i {
 			t.Fatalf("worker %d has partition %d", i, workers[i].part)
@@ -85,6 +77,21 @@ func TestLeaseWithNothingLeftIsNotCalledIn(t *testing.T) {
 	}
 	if s.look(v, 2*lookOutStuck); !w[1].leased.held {
 		t.Error("the lease with nothing behind it is called in")
+	}
+}
+
+// There are more partitions than leases.
+func TestLeaseThatIsStuckKeepsNoPartitionWaiting(t *testing.T) {
+	s, v, w := partitioned(t, 1)
+	s.mu.Lock()
+	s.endLeaseLocked(w[0].leased)
+	s.slots, s.abreast = 1, 1
+	s.mu.Unlock()
+	if s.look(v, lookOutStuck) {
+		t.Error("somebody comes too soon")
+	}
+	if !s.look(v, 1) || w[1].leased.held {
+		t.Error("what waits for a lease waits for a handler that is stuck")
 	}
 }
 

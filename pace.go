@@ -40,7 +40,7 @@ func (s *stream[T]) modeFor(each time.Duration) paceMode {
 	switch {
 	case each <= fastPace:
 		return paceFast
-	case each <= mediumPace && s.partitionsLocked() > 1:
+	case each <= mediumPace && s.abreastLocked() > 1:
 		return paceMedium
 	}
 	return paceSlow
@@ -58,7 +58,11 @@ func (s *stream[T]) setPaceLocked(mode paceMode) {
 	s.pace = pace{mode: mode, run: 1, taken: s.pace.taken}
 	n := 1
 	if mode == paceMedium {
-		n = max(1, s.partitionsLocked())
+		n = max(1, s.abreastLocked())
+	}
+	s.abreast = int32(n)
+	if n > 1 {
+		n *= partitionsEach
 	}
 	s.spreadLocked(n)
 }

@@ -21,7 +21,7 @@ func spreadOver(t *testing.T, n int) *stream[string] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.starting = true // so that nobody comes whom the test doesn't know
-	s.pace.mode, s.pace.run = paceMedium, chunkSize
+	s.pace.mode, s.pace.run, s.abreast = paceMedium, chunkSize, int32(n)
 	s.spreadLocked(n)
 	return s
 }
@@ -121,7 +121,7 @@ func TestChangeOfThePartitionsCallsTheirLeasesIn(t *testing.T) {
 	}
 }
 
-// Who looks out needs a slot, so there is one partition less than slots; and it has seen to no more than maxPartitions.
+// Who looks out needs a slot, so there is one lease less than slots.
 func TestPartitionsLeaveRoomForWhoLooksOut(t *testing.T) {
 	processors(t, 4)
 	for slots, want := range map[int]int{2: 1, 3: 2, 4: 3, 5: 4, 100: 4} {
@@ -137,22 +137,27 @@ func TestPartitionsLeaveRoomForWhoLooksOut(t *testing.T) {
 		}
 		s.pace.mode = paceFast
 		s.setModeLocked(paceMedium)
-		if s.inbox.spread != want {
-			t.Errorf("with %d slots there are %d partitions, want %d", slots, s.inbox.spread, want)
+		partitions := want
+		if want > 1 {
+			partitions *= partitionsEach
+		}
+		if int(s.abreast) != want || s.inbox.spread != partitions {
+			t.Errorf("with %d slots there are %d leases on %d partitions, want %d on %d",
+				slots, s.abreast, s.inbox.spread, want, partitions)
 		}
 		s.mu.Unlock()
 	}
 }
 
-func TestPartitionsAreNoMoreThanWhoLooksOutCanSee(t *testing.T) {
-	processors(t, maxPartitions+4)
+func TestPartitionsAreNoMoreThanTheReceiverCanFill(t *testing.T) {
+	processors(t, maxAbreast+4)
 	s := spreadOver(t, 1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pace.mode = paceFast
 	s.setModeLocked(paceMedium)
-	if s.inbox.spread != maxPartitions {
-		t.Fatalf("there are %d partitions, want %d", s.inbox.spread, maxPartitions)
+	if s.abreast != maxAbreast {
+		t.Fatalf("there may be %d leases at once, want %d", s.abreast, maxAbreast)
 	}
 }
 

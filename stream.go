@@ -63,7 +63,8 @@ type stream[T any] struct {
 	mu       sync.Mutex
 	lanes    laneTable   // unless they are shared
 	live     *message[T] // all that are accepted and not finished, the latest first
-	leases   int         // partitions of the inbox whose first chunk is on lease: see lease.go
+	leases   int32       // partitions of the inbox whose first chunk is on lease: see lease.go
+	abreast  int32       // how many there may be
 	pace     pace
 	ready    messageQueue[T] // those that have their turn and lack a worker
 	round    int             // messages to take before the inbox is sorted again, if rounds

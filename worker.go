@@ -173,7 +173,7 @@ func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 
 // attendedToLocked says whether all that is left has somebody who is at it, or who looks out sees that it hasn't.
 func (s *stream[T]) attendedToLocked() bool {
-	return s.leaseAllowedLocked() || s.leases == s.inbox.spread && s.fastLocked()
+	return s.leaseAllowedLocked() || s.leases == s.abreast && s.fastLocked()
 }
 
 // followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
