@@ -86,15 +86,16 @@ func (s *stream[T]) fastLocked() bool {
 
 // hurryLocked has the workers under lease look at the stream as soon as enough has finished for the receiver that waits
 // for room. A worker looks for end after it has moved at, this looks for at after it has moved end: one sees the other.
-func (s *stream[T]) hurryLocked() {
+// It says whether enough has finished already: who has begun the message at hand may not look before the next.
+func (s *stream[T]) hurryLocked() (room bool) {
 	if s.leases == 0 || s.waiting != waitRoom {
-		return
+		return false
 	}
 	for k := range s.leasedLocked {
 		for {
 			at, lack := k.at.Load(), s.lackLocked()
-			if lack <= 0 { // it is being woken
-				return
+			if lack <= 0 {
+				return true
 			}
 			k.end.Store(min(k.end.Load(), at+max(1, lack/int64(s.leases))))
 			if k.at.Load() == at {
@@ -102,6 +103,7 @@ func (s *stream[T]) hurryLocked() {
 			}
 		}
 	}
+	return false
 }
 
 // leasedLocked shows the chunks on lease.

@@ -219,3 +219,21 @@ func TestReceiverThatBeginsToWaitUnderAnEndedContextEndsTheStream(t *testing.T) 
 		s.grace.Stop()
 	})
 }
+
+// A worker under lease finished a message after the receiver had counted, and before it had the worker look at the stream.
+// So it was taken for woken, but that worker did not look before its next message had finished, and that could be stuck.
+func TestReceiverSeesTheRoomThatCameAsItBeganToWait(t *testing.T) {
+	s, c := leased(t, nil, "a", "b", "c")
+	s.r.maxPending = 3
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen, s.waiting = 3, waitRoom
+	if s.hurryLocked() || c.leased.end.Load() != 1 {
+		t.Errorf("the worker looks at the stream before message %d, want 1", c.leased.end.Load())
+	}
+	c.leased.end.Store(3)
+	c.leased.at.Store(1)
+	if !s.hurryLocked() {
+		t.Error("the receiver waits for room that is there")
+	}
+}

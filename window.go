@@ -41,9 +41,14 @@ func (in *intake[T]) awaitRoom() bool {
 		}
 		waits := s.waiting
 		s.seen = in.seq
-		s.hurryLocked()
+		room := s.hurryLocked()
+		if room { // it has come since it was found to be lacking, and nobody will say so
+			s.waiting = waitNothing
+		}
 		s.mu.Unlock()
 		switch {
+		case room:
+			continue
 		case in.credit > 0:
 			in.credit--
 			return true
