@@ -14,10 +14,10 @@ import (
 	"example.com/flow"
 )
 
-// TestStressStuckKeysDelayNobody has some keys stuck for good, in their handlers or before their next try, among others
+// TestStressStuckOnesDelayNobody has some keys stuck for good, in their handlers or before their next try, among others
 // that take any time up to ten microseconds. Every message of those runs, in whatever way they go. FLOW_STRESS says how
 // long it takes (default 1s).
-func TestStressStuckKeysDelayNobody(t *testing.T) {
+func TestStressStuckOnesDelayNobody(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("FLOW_STRESS"))
 	if err != nil {
 		length = time.Second
