@@ -55,10 +55,9 @@ const calledIn = -1
 // double the time of a message of 55 ns.
 const yieldTime = 200 * time.Microsecond
 
-// beginLeaseLocked leases k, the first chunk of partition at.
-func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
-	p := &s.inbox.parts[at]
-	i := p.next
+// beginLeaseLocked leases the first chunk of p.
+func (s *stream[T]) beginLeaseLocked(p *partition[T]) {
+	k, i := p.out, p.next
 	k.start, k.from = i, i
 	k.keys.set(&s.lanes)
 	k.at.Store(int64(i)) // the first is claimed with that
@@ -67,7 +66,7 @@ func (s *stream[T]) beginLeaseLocked(k *chunk[T], at int) {
 		end = min(k.n, i+int(s.pace.run))
 	}
 	k.end.Store(int64(end))
-	k.held, k.part, p.leased = true, at, true
+	k.held, k.part, p.leased = true, p.i, true
 	s.leases++
 	s.hurryLocked()
 }

@@ -106,14 +106,13 @@ func (s *stream[T]) lookLocked(v *vigil) (come, needed bool) {
 // lookAtPartitionsLocked says whether there is something to do that nobody does. A lease that is stuck is called in if it
 // keeps somebody waiting.
 func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
-	waits := s.leases == s.abreast && s.waitsForLeaseLocked()
 	for i := range s.inbox.parts {
 		p := &s.inbox.parts[i]
 		switch {
 		case !s.inbox.fillLocked(p):
 		case p.leased:
 			at := int(p.out.at.Load())
-			if s.standsStillLocked(p.out, at, nil) && (waits || at+1 < p.out.n || s.inbox.followedLocked(p)) {
+			if s.standsStillLocked(p.out, at, nil) && (at+1 < p.out.n || s.inbox.followedLocked(p) || s.waitsForLeaseLocked()) {
 				s.breakLeaseLocked(p.out)
 				come = true
 			}
@@ -124,8 +123,11 @@ func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
 	return come
 }
 
-// waitsForLeaseLocked says whether a partition has something and is not leased.
+// waitsForLeaseLocked says whether a partition has something and is not leased, since all leases are given.
 func (s *stream[T]) waitsForLeaseLocked() bool {
+	if s.leases < s.abreast {
+		return false
+	}
 	for i := range s.inbox.parts {
 		if p := &s.inbox.parts[i]; !p.leased && s.inbox.fillLocked(p) {
 			return true

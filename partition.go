@@ -117,7 +117,7 @@ func (c *carrier[T]) leaseLocked() bool {
 		}
 		at = (at + step) % n
 		if p := &s.inbox.parts[at]; !p.leased && s.clearLocked(p) {
-			s.beginLeaseLocked(p.out, at)
+			s.beginLeaseLocked(p)
 			c.leased, c.part = p.out, at
 			return true
 		}

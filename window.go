@@ -41,14 +41,13 @@ func (in *intake[T]) awaitRoom() bool {
 		}
 		waits := s.waiting
 		s.seen = in.seq
-		room := s.hurryLocked()
-		if room { // it has come since it was found to be lacking, and nobody will say so
+		if s.hurryLocked() { // room has come since it was found to be lacking, and nobody will say so
 			s.waiting = waitNothing
+			s.mu.Unlock()
+			continue
 		}
 		s.mu.Unlock()
 		switch {
-		case room:
-			continue
 		case in.credit > 0:
 			in.credit--
 			return true

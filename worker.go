@@ -254,19 +254,15 @@ func (s *stream[T]) backlogLocked() bool {
 func (s *stream[T]) leftLocked() bool {
 	for i := range s.inbox.parts {
 		p := &s.inbox.parts[i]
-		next := p.next
-		switch k := p.out; {
-		case k == nil:
+		k, next := p.out, p.next
+		if k == nil {
 			continue
-		case k.next != nil:
-			return true
-		case p.leased:
+		}
+		if p.leased {
 			next = int(k.at.Load()) + 1
-			fallthrough
-		default:
-			if next < k.n {
-				return true
-			}
+		}
+		if next < k.n || k.next != nil {
+			return true
 		}
 	}
 	return false
