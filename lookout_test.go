@@ -1,38 +1,6 @@
 package flow
 
-import (
-	"fmt"
-	"testing"
-)
-
-// partitioned is a stream with two partitions, whose first workers have them on lease, with so many messages each, all of
-// different keys. One more worker is on its way, but only looks when it is told to.
-func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [2]*carrier[string]) {
-	t.Helper()
-	s = spreadOver(t, 2)
-	key, seq := 0, uint64(0)
-	for range each {
-		for i := range workers {
-			seq++
-			a := &arrival[string]{seq: seq}
-			for first := true; first || s.partitionOf(a) != i; first = false {
-				key++
-				a.key = fmt.Sprint(key)
-			}
-			s.put(a, weight{})
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range workers {
-		workers[i] = &carrier[string]{s: s, slot: true, part: 1}
-		s.slots++
-		if !workers[i].leaseLocked() || workers[i].part != i {
-			t.Fatalf("worker %d has partition %d", i, workers[i].part)
-		}
-	}
-	return s, &vigil{last: s.paceLocked()}, workers
-}
+import "testing"
 
 // getsOn has k's worker be at another message.
 func getsOn[T any](k *chunk[T]) { k.at.Store((k.at.Load() + 1) % 3) }
@@ -71,7 +39,7 @@ func TestLeaseThatIsStuckIsCalledInAndTheOthersAreNot(t *testing.T) {
 // What runs with nothing behind it is in nobody's way.
 func TestLeaseWithNothingLeftIsNotCalledIn(t *testing.T) {
 	s, v, w := partitioned(t, 1)
-	s.put(&arrival[string]{seq: 3, key: w[0].leased.list[0].key}, weight{}) // behind the first's
+	receiveAll(s, w[0].leased.list[0].key) // behind the first's
 	if !s.look(v, 2*lookOutStuck) || w[0].leased.held {
 		t.Error("the lease with something behind it is not called in")
 	}
@@ -115,8 +83,7 @@ func stuckKey(t *testing.T) (*stream[string], *vigil, *lane) {
 	key := w[1].leased.m.key
 	s.ready = messageQueue[string]{}
 	s.slots++
-	s.put(&arrival[string]{seq: 9, key: key}, weight{})
-	s.put(&arrival[string]{seq: 10, key: key}, weight{})
+	receiveAll(s, key, key)
 	return s, v, s.laneLocked(key)
 }
 
@@ -139,7 +106,7 @@ func TestStrangerIsNotLeftBehindABusyKey(t *testing.T) {
 	s, _, l := stuckKey(t)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.put(&arrival[string]{seq: 11, key: keysOf(s, 1, 1)[0]}, weight{})
+	receiveAll(s, keysOf(s, 1, 5)[4]) // the others are in use
 	if c := (&carrier[string]{s: s, slot: true}); !c.leaseLocked() || l.n != 3 {
 		t.Errorf("%d messages in the lane, want three, and a lease that begins with the stranger", l.n)
 	}

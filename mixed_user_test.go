@@ -69,17 +69,7 @@ func (w *mixedWorld) handle(ctx context.Context, m flow.Message[*parcel]) error 
 			return w.cut(p)
 		}
 	}
-	switch w.finish(p) {
-	case endWell:
-		return nil
-	case endPermanent:
-		return flow.Permanent(errModel)
-	case endPanic:
-		panic("the handler panics")
-	case endGoexit:
-		runtime.Goexit()
-	}
-	return errModel
+	return w.finish(p).carryOut()
 }
 
 // begin notes that p's handler starts, and checks that it may. The result is how it goes on.

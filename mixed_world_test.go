@@ -71,17 +71,8 @@ type parcel struct {
 // Size is what MaxPendingBytes counts.
 func (p *parcel) Size() int { return p.Bytes }
 
-func playMixture(t *testing.T, x mixture) (wrong string) {
-	defer func() {
-		if p := recover(); p != nil && wrong == "" {
-			wrong = fmt.Sprint("panic: ", p)
-		}
-		if wrong != "" {
-			wrong += "\n" + x.String()
-		}
-	}()
-	synctest.Test(t, func(*testing.T) { wrong = newMixedWorld(x).play() })
-	return wrong
+func playMixture(t *testing.T, x mixture) string {
+	return inBubble(t, x, func() string { return newMixedWorld(x).play() })
 }
 
 func newMixedWorld(x mixture) *mixedWorld {

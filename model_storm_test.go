@@ -1,7 +1,6 @@
 package flow_test
 
 import (
-	"fmt"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -13,19 +12,11 @@ import (
 // A storm plays a script without letting the world come to rest between the moves, so that they meet: a message is
 // received while another ends, or while its stream does. No oracle can say what must come of that. But the rules stand
 // (see world.handle), everything ends, and the numbers agree.
-func storm(t *testing.T, s script) (wrong string) {
-	defer func() {
-		if p := recover(); p != nil && wrong == "" {
-			wrong = fmt.Sprint("panic: ", p)
-		}
-		if wrong != "" {
-			wrong += "\nin a storm of " + s.String()
-		}
-	}()
-	synctest.Test(t, func(*testing.T) {
-		w := newWorld(s)
-		wrong = w.storm()
-	})
+func storm(t *testing.T, s script) string {
+	wrong := inBubble(t, s, func() string { return newWorld(s).storm() })
+	if wrong != "" {
+		wrong = "in a storm: " + wrong
+	}
 	return wrong
 }
 

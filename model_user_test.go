@@ -64,6 +64,20 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	}
 	w.mu.Unlock()
 	switch how {
+	case endContextError:
+		return context.Canceled
+	case endByContext, endByTimeout:
+		if m.Seq%2 == 0 {
+			return ctx.Err()
+		}
+		return context.Cause(ctx)
+	}
+	return how.carryOut()
+}
+
+// carryOut is the last thing that a handler does whose attempt ends like that, its context apart.
+func (e ending) carryOut() error {
+	switch e {
 	case endWell:
 		return nil
 	case endPermanent:
@@ -72,13 +86,6 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 		panic("the handler panics")
 	case endGoexit:
 		runtime.Goexit()
-	case endContextError:
-		return context.Canceled
-	case endByContext, endByTimeout:
-		if m.Seq%2 == 0 {
-			return ctx.Err()
-		}
-		return context.Cause(ctx)
 	}
 	return errModel
 }

@@ -48,18 +48,21 @@ type world struct {
 }
 
 // play plays s in a bubble. The text says what went wrong, and after which move.
-func play(t *testing.T, s script) (wrong string) {
+func play(t *testing.T, s script) string {
+	return inBubble(t, s, func() string { return newWorld(s).play() })
+}
+
+// inBubble plays what is given in a bubble. The text says what went wrong, and in what.
+func inBubble(t *testing.T, what fmt.Stringer, play func() string) (wrong string) {
 	defer func() {
 		if p := recover(); p != nil && wrong == "" { // what a broken bubble leaves behind says less than why it broke
 			wrong = fmt.Sprint("panic: ", p)
 		}
 		if wrong != "" {
-			wrong += "\n" + s.String()
+			wrong += "\n" + what.String()
 		}
 	}()
-	synctest.Test(t, func(*testing.T) {
-		wrong = newWorld(s).play()
-	})
+	synctest.Test(t, func(*testing.T) { wrong = play() })
 	return wrong
 }
 

@@ -61,6 +61,24 @@ func workerOn(t *testing.T, s *stream[string]) *carrier[string] {
 	return c
 }
 
+// partitioned is a stream with two partitions, in each of which lie so many messages, all of different keys, and the worker
+// that has it on lease. One more worker is on its way, but only looks when it is told to.
+func partitioned(t *testing.T, each int) (s *stream[string], v *vigil, workers [2]*carrier[string]) {
+	t.Helper()
+	s = spreadOver(t, 2)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	zero, one := keysOf(s, 0, each), keysOf(s, 1, each)
+	for i := range zero {
+		receiveAll(s, zero[i], one[i])
+	}
+	for range workers {
+		c := workerOn(t, s)
+		workers[c.part] = c
+	}
+	return s, &vigil{last: s.paceLocked()}, workers
+}
+
 // busyLane has a lane of its own for key, whose message runs.
 func busyLane(s *stream[string], key string) *message[string] {
 	s.inbox.count()
@@ -201,12 +219,10 @@ func TestWorkerAloneGoesRoundThePartitions(t *testing.T) {
 
 // Whoever needs the stream as it is needs all of it.
 func TestAllLeasesAreCountedAndCalledIn(t *testing.T) {
-	s := spreadOver(t, 2)
+	s, _, w := partitioned(t, 3)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	receiveAll(s, keysOf(s, 0, 3)...)
-	receiveAll(s, keysOf(s, 1, 3)...)
-	a, b := workerOn(t, s), workerOn(t, s)
+	a, b := w[0], w[1]
 	a.leased.at.Store(1)
 	b.leased.at.Store(2)
 	if n := s.pendingLocked(); n != 3 {
@@ -220,13 +236,11 @@ func TestAllLeasesAreCountedAndCalledIn(t *testing.T) {
 
 // What has to finish until the receiver is woken is shared among those at work, and none of them forgets to look.
 func TestAllLeasesAreCutShortForAReceiverThatWaits(t *testing.T) {
-	s := spreadOver(t, 2)
+	s, _, w := partitioned(t, chunkSize)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.r.maxPending = 64
-	receiveAll(s, keysOf(s, 0, chunkSize)...)
-	receiveAll(s, keysOf(s, 1, chunkSize)...)
-	a, b := workerOn(t, s), workerOn(t, s)
+	a, b := w[0], w[1]
 	s.waiting, s.seen = waitRoom, 64
 	s.hurryLocked()
 	if a, b := a.leased.end.Load(), b.leased.end.Load(); a != 4 || b != 4 { // an eighth of 64, for both

@@ -20,24 +20,10 @@ import (
 
 // TestStress lets Flows with random options live through random lives, in real time: messages that succeed, fail, panic,
 // exit their goroutine, compute and wait for their cancellation; sources that end, break and fall silent; streams that are
-// cancelled, that change the way their messages go, and that start while Shutdown and Close run. Whatever happens, order, capacity and conservation hold, and
-// nothing is left. FLOW_STRESS says how long it takes (default 1s).
+// cancelled, that change the way their messages go, and that start while Shutdown and Close run. Whatever happens, order,
+// capacity and conservation hold, and nothing is left.
 func TestStress(t *testing.T) {
-	length := time.Second
-	if v := os.Getenv("FLOW_STRESS"); v != "" {
-		var err error
-		if length, err = time.ParseDuration(v); err != nil {
-			t.Fatalf("FLOW_STRESS: %v", err)
-		}
-	}
-	lives := 0
-	for end := time.Now().Add(length); time.Now().Before(end); lives++ {
-		seed := rand.Uint64()
-		if err := newLife(seed).live(); err != nil {
-			t.Fatalf("life with seed %d: %v", seed, err)
-		}
-	}
-	t.Logf("%d lives", lives)
+	live(t, func(seed uint64) error { return newLife(seed).live() })
 	if p := pprof.Lookup("goroutineleak"); p == nil {
 		t.Log("goroutines that nothing can wake are not looked for: GOEXPERIMENT=goroutineleakprofile builds that in")
 	} else {
@@ -48,6 +34,26 @@ func TestStress(t *testing.T) {
 			t.Errorf("leaked goroutines:\n%s", text.String())
 		}
 	}
+}
+
+// live goes through one random life after the other. FLOW_STRESS says how long (default 1s).
+func live(t *testing.T, one func(seed uint64) error) {
+	t.Helper()
+	length := time.Second
+	if v := os.Getenv("FLOW_STRESS"); v != "" {
+		var err error
+		if length, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("FLOW_STRESS: %v", err)
+		}
+	}
+	lives := 0
+	for end := time.Now().Add(length); time.Now().Before(end); lives++ {
+		seed := rand.Uint64()
+		if err := one(seed); err != nil {
+			t.Fatalf("life with seed %d: %v", seed, err)
+		}
+	}
+	t.Logf("%d lives", lives)
 }
 
 // life is one Flow's. The choices follow its seed, the schedule doesn't.

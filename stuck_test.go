@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -15,22 +14,10 @@ import (
 )
 
 // TestStressStuckOnesDelayNobody has some keys stuck for good, in their handlers or before their next try, among others
-// that take any time up to ten microseconds. Every message of those runs, in whatever way they go. FLOW_STRESS says how
-// long it takes (default 1s).
+// that take any time up to ten microseconds. Every message of those runs, in whatever way they go.
 func TestStressStuckOnesDelayNobody(t *testing.T) {
-	length, err := time.ParseDuration(os.Getenv("FLOW_STRESS"))
-	if err != nil {
-		length = time.Second
-	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	lives := 0
-	for end := time.Now().Add(length); time.Now().Before(end); lives++ {
-		seed := rand.Uint64()
-		if err := newStuckLife(seed).live(); err != nil {
-			t.Fatalf("life with seed %d: %v", seed, err)
-		}
-	}
-	t.Logf("%d lives", lives)
+	live(t, func(seed uint64) error { return newStuckLife(seed).live() })
 }
 
 // stuckLife is a stream whose messages are their keys. Those of "b1" and so on block, and those of "p1" wait for a try
