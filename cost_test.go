@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"example.com/flow"
 )
@@ -101,6 +102,13 @@ func TestIdleStreamCostsTwoGoroutines(t *testing.T) {
 	})
 }
 
+// The allocator has sizes of 768 and 896 bytes, and adds eight of its own to what has pointers.
+func TestStateOfAStreamFitsItsSizeClass(t *testing.T) {
+	if flow.StreamSize > 760 {
+		t.Errorf("the state of a stream takes %d bytes, and so 128 more than with 760", flow.StreamSize)
+	}
+}
+
 // heap is what is reachable.
 func heap() int64 {
 	for range 3 { // a sync.Pool lets go of what it holds in two steps
@@ -176,6 +184,61 @@ func TestIdleKeysCostNothing(t *testing.T) {
 			}
 			if grown := heap() - before; grown > allowed {
 				t.Errorf("after %d keys the heap has grown by %d bytes", distinct, grown)
+			}
+			close(end)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A message may be megabytes, and a client may say nothing more for hours.
+func TestIdleStreamKeepsNoMessageAlive(t *testing.T) {
+	type message = *[1024]byte
+	for name, o := range map[string]flow.Options{
+		"FIFO":      {},
+		"keyed":     {Ordering: keyed},
+		"ScopeFlow": {Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: flow.ScopeFlow}},
+		"refusing":  {Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 4}},
+		"observed":  {Observer: func(context.Context, flow.Event) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var last weak.Pointer[[1024]byte]
+			f, err := flow.New(func(_ context.Context, m flow.Message[message]) error {
+				last = weak.Make(m.Value)
+				return nil
+			}, func(message) string { return "" }, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			idle, end := make(chan struct{}), make(chan struct{})
+			sent := 0
+			done := make(chan error)
+			go func() {
+				_, err := f.Run(context.Background(), func() (message, error) {
+					if sent++; sent <= 3 {
+						return new([1024]byte), nil
+					}
+					close(idle)
+					<-end
+					return nil, io.EOF
+				})
+				done <- err
+			}()
+			<-idle
+			for st := f.Stats(); st.InFlight+st.Waiting > 0; st = f.Stats() {
+				time.Sleep(time.Millisecond)
+			}
+			for range 100 { // what ran it may still be on its way home
+				runtime.GC()
+				if last.Value() == nil {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if last.Value() != nil {
+				t.Error("the last message is still reachable")
 			}
 			close(end)
 			if err := <-done; err != nil {

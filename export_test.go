@@ -1,5 +1,10 @@
 package flow
 
+import "unsafe"
+
+// StreamSize is what the state of a stream takes, in bytes.
+const StreamSize = unsafe.Sizeof(stream[*byte]{})
+
 // BeginSpread has f's streams begin as if messages had been seen to take some microseconds each: where time stands still
 // none is seen to.
 func BeginSpread[T any](f *Flow[T]) { f.receiver.begin = paceMedium }

@@ -40,8 +40,8 @@ func (i *Interceptor[T]) StreamServerInterceptor() grpc.StreamServerInterceptor 
 		ctx := ss.Context()
 		box, ok := ctx.Value(summaryKey{}).(*summaryBox)
 		if !ok { // else another interceptor of the chain has put it there, and whichever fits the messages fills it
-			box = new(summaryBox)
-			ctx = context.WithValue(ctx, summaryKey{}, box)
+			box = &summaryBox{Context: ctx}
+			ctx = box
 		}
 		return handler(srv, &flowStream[T]{ServerStream: ss, i: i, ctx: ctx, box: box})
 	}
@@ -49,11 +49,20 @@ func (i *Interceptor[T]) StreamServerInterceptor() grpc.StreamServerInterceptor 
 
 type summaryKey struct{}
 
-// summaryBox carries the summary from Recv to the service method.
+// summaryBox carries the summary from Recv to the service method, as a context of its own: ten thousand streams may be idle.
 type summaryBox struct {
+	context.Context
 	mu  sync.Mutex
 	sum Summary
 	set bool
+}
+
+// Value implements context.Context.
+func (b *summaryBox) Value(key any) any {
+	if key == (summaryKey{}) {
+		return b
+	}
+	return b.Context.Value(key)
 }
 
 // SummaryFromContext gives a service method behind the interceptor the Summary of its stream. false: nothing has run,
@@ -94,10 +103,18 @@ func (s *flowStream[T]) RecvMsg(m any) error {
 
 // run runs the whole stream, whose messages are pointers to of.
 func (s *flowStream[T]) run(of reflect.Type) {
-	sum, err := s.i.receiver.Receive(s.ctx, func() (T, error) {
+	r := s.i.receiver
+	st := r.newStream(s.ctx, s.i.key)
+	entered := st.beginAndRun(func() (T, error) {
 		fresh := reflect.New(of).Interface() // a handler may keep its message
 		return fresh.(T), s.ServerStream.RecvMsg(fresh)
-	}, s.i.key)
+	})
+	s.end(st, entered)
+}
+
+// end keeps what came of the stream for the service method. It is apart from run, whose place on the stack is to be small.
+func (s *flowStream[T]) end(st *stream[T], entered bool) {
+	sum, err := st.end(entered)
 	s.box.mu.Lock()
 	s.box.sum, s.box.set = sum, true
 	s.box.mu.Unlock()

@@ -109,6 +109,7 @@ const (
 type laneResolver struct {
 	opts   OrderingOptions
 	lanes  *sharedLanes
+	flow   *laneBounds // of those
 	closed atomic.Bool
 	shut   chan struct{} // closed by Close
 }
@@ -130,12 +131,18 @@ func NewKeyedFIFO(o OrderingOptions) OrderingResolver {
 func newLaneResolver(o OrderingOptions) *laneResolver {
 	mustBeValid(o.validate())
 	r := &laneResolver{opts: o, shut: make(chan struct{})}
-	r.lanes = newSharedLanes(r.bounds())
+	r.flow = &laneBounds{opts: r.opts, closed: &r.closed}
+	r.lanes = newSharedLanes(r.flow)
 	return r
 }
 
-// bounds returns the bounds of a new scope.
-func (r *laneResolver) bounds() *laneBounds { return &laneBounds{opts: r.opts, closed: &r.closed} }
+// bounds returns those of a stream's own lanes. Without a Capacity there is nothing in them that is the stream's.
+func (r *laneResolver) bounds() *laneBounds {
+	if r.opts.Capacity == 0 {
+		return r.flow
+	}
+	return &laneBounds{opts: r.opts, closed: &r.closed}
+}
 
 var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
 

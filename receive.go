@@ -18,7 +18,7 @@ type intake[T any] struct {
 	at     arrival[T] // the one at hand
 	weight weight     // and its
 	in     place      // whose code it is in
-	credit int        // messages that may be received before the window is looked at again
+	credit int32      // messages that may be received before the window is looked at again
 }
 
 // place is where a panic or a Goexit comes from.
@@ -112,6 +112,7 @@ func (in *intake[T]) receive() (crash error) {
 				s.attend()
 			}
 		}
+		in.at = arrival[T]{} // for as long as recv is blocked it would keep the message alive
 		if r.idle > 0 {
 			s.busy.Store(false)
 		}

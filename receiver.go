@@ -52,17 +52,23 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 // nil: then all keys are "". See [Flow.Run], which is the same with the options of New.
 func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key OrderingKeyFunc[T]) (Summary, error) {
 	s := r.newStream(ctx, key)
-	entered := s.begin()
+	return s.end(s.beginAndRun(recv))
+}
+
+// beginAndRun blocks for as long as the client likes. What is on the stack meanwhile had better be little, or that doubles:
+// so end, which it says entered for, is apart.
+func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
+	entered = s.begin()
 	switch {
 	case !entered:
 		s.failure = &Failure{Kind: FailureShutdown, Err: reasonShutdown}
-	case ctx.Err() != nil:
-		s.fail(contextFailure(ctx))
+	case s.parent.Err() != nil:
+		s.fail(contextFailure(s.parent))
 		_ = s.carriers.Wait()
 	case s.lives():
 		s.run(recv)
 	}
-	return s.end(entered)
+	return entered
 }
 
 // begin makes s known, and says whether it may run.
@@ -99,9 +105,13 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		space: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	s.startFn, s.comeFn = s.startWorker, s.comeWorker
+	s.startFn = s.startWorker
 	s.inCall = grpc.ServerTransportStreamFromContext(ctx) != nil
-	direct := r.gate.pressure.refuses()
+	p := r.gate.pressure
+	direct := p.refuses()
+	if direct {
+		s.comeFn = s.comeWorker
+	}
 	switch o := r.gate.ordering.(type) {
 	case nil:
 	case *laneResolver:
@@ -111,15 +121,13 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		}
 		direct = direct || s.shared != nil || o.opts.Capacity > 0 || o.opts.KeyCapacity > 0
 	default:
-		s.own = o
-		s.waits, s.endWaits = context.WithCancel(s.ctx)
+		s.own = newOwnOrder(s.ctx, o)
 		s.order = localOrder
 		direct = true
 	}
 	if s.order != nil && s.shared == nil {
 		s.lanes.bounds = s.order.bounds()
 	}
-	p := r.gate.pressure
 	s.inbox.resetLocked()
 	s.maxWorkers = math.MaxInt
 	switch {
@@ -133,7 +141,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	if direct {
 		s.inbox.bypass()
 	} else {
-		s.rounds = r.gate.pressure.slots != nil && (s.order == nil || s.order.opts.Mode == OrderingKeyedFIFO)
+		s.rounds = p.slots != nil && (s.order == nil || s.order.opts.Mode == OrderingKeyedFIFO)
 	}
 	return s
 }
@@ -148,13 +156,18 @@ func (s *stream[T]) run(recv func() (T, error)) {
 		s.idle = time.AfterFunc(s.r.idle, s.checkIdle)
 		s.mu.Unlock()
 	}
-	unwatch := context.AfterFunc(s.parent, s.contextEnded)
 	in := &intake[T]{s: s, recv: recv}
 	go in.run()
-	<-s.done
+	select {
+	case <-s.done:
+	case <-s.ctx.Done():
+		if s.parent.Err() != nil {
+			s.contextEnded()
+		}
+		<-s.done
+	}
 	s.cancel(nil) // nothing of the stream runs: this ends a worker that waits for a slot it no longer needs
 	_ = s.carriers.Wait()
-	unwatch()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range []*time.Timer{s.idle, s.grace} {
@@ -162,8 +175,8 @@ func (s *stream[T]) run(recv func() (T, error)) {
 			t.Stop()
 		}
 	}
-	if s.endWaits != nil {
-		s.endWaits()
+	if s.own != nil {
+		s.own.end()
 	}
 }
 

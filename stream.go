@@ -31,19 +31,15 @@ type stream[T any] struct {
 	keyOf  OrderingKeyFunc[T]
 	header sync.Once // sends the response header
 
-	order  *laneResolver    // nil: no order
-	shared *sharedLanes     // with ScopeFlow: the resolver's
-	own    OrderingResolver // a caller's own resolver, asked beside the lanes; nil: none
+	order  *laneResolver // nil: no order
+	shared *sharedLanes  // with ScopeFlow: the resolver's
+	own    *ownOrder     // nil: none
 
 	maxWorkers int  // how many can be of use
 	inCall     bool // it is a gRPC stream
 	serial     bool // one message runs at a time, whatever the capacity
 	rounds     bool // who waits in the inbox takes turns with who is ready
 	mayLease   bool // chunks may be leased
-
-	// waits is the context of those who ask the caller's own resolver: a shutdown ends it before ctx.
-	waits    context.Context
-	endWaits context.CancelFunc
 
 	carriers errgroup.Group
 	comeFn   func() error // carriers' bodies as values, so that starting one allocates no closure of ours
@@ -134,8 +130,8 @@ func (s *stream[T]) overLocked() {
 	}
 	s.callInLocked()
 	s.over.Store(true)
-	if s.endWaits != nil {
-		s.endWaits()
+	if s.own != nil {
+		s.own.end()
 	}
 	s.carriers.Go(s.sweep)
 }

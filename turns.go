@@ -1,9 +1,7 @@
 package flow
 
-import "context"
-
 // The way of a message from the inbox to the ready queue: it is lined up in its lane, its turn comes, and, where a
-// caller's own resolver has a say, that is asked too. Workers do this when they have run out of what is ready.
+// caller's own resolver has a say, that is asked too (own.go). Workers do this when they have run out of what is ready.
 
 // roundLocked lines up what was received if all has been taken that was ready when that was last done. It is called
 // before a message that a worker is done with lets the next of its key go on: else a key with a full lane would keep its
@@ -142,51 +140,4 @@ func (m *message[T]) turnCame() {
 		s.carry(m)
 	}
 	s.startLocked()
-}
-
-// ask gets m's turn from a caller's own resolver, as a carrier of m, and queues m with it.
-func (s *stream[T]) ask(m *message[T]) error {
-	c := &carrier[T]{s: s, m: m}
-	if s.ctx.Err() != nil { // as in attempt: a turn that a cancelled handler left is of no use any more
-		m.cutShort(s.cutKind())
-		return c.run()
-	}
-	release, err := s.askOwn(m)
-	m.release = release
-	if err == nil {
-		s.mu.Lock()
-		over := s.over.Load()
-		if over {
-			m.cutShort(s.cutKindLocked())
-		} else {
-			s.pushLocked(m)
-			s.startLocked()
-		}
-		s.mu.Unlock()
-		if over {
-			return c.run()
-		}
-		return nil
-	}
-	switch {
-	case panicked(err):
-		m.refuse(FailureInternal, err)
-	case s.ctx.Err() != nil:
-		m.refuse(FailureContextCancelled, contextFailure(s.ctx).Err)
-	case s.over.Load(): // the shutdown ended the wait
-		m.cutShort(s.cutKind())
-	default:
-		f := orderFailure(context.Background(), err, m.key)
-		m.refuse(f.Kind, f.Err)
-	}
-	return c.run()
-}
-
-// askOwn calls the resolver.
-func (s *stream[T]) askOwn(m *message[T]) (release ReleaseFunc, err error) {
-	err = isolated(func() (err error) {
-		release, err = s.own.Wait(s.waits, m.key)
-		return err
-	})
-	return release, err
 }

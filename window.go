@@ -36,7 +36,7 @@ func (in *intake[T]) awaitRoom() bool {
 			// only makes more.
 			in.credit = 1
 			if !full {
-				in.credit = int(min(uint64(s.r.maxPending)-pending, math.MaxInt32))
+				in.credit = int32(min(uint64(s.r.maxPending)-pending, math.MaxInt32))
 			}
 		}
 		waits := s.waiting

@@ -160,7 +160,7 @@ var endBugs = []mutant{
 	bug("a failure waits for a silent client", "RunReturnsWhenItsContextEnds",
 		"stream.go", "		s.overLocked()\n		s.checkDoneLocked()\n	}\n	s.mu.Unlock()\n	if first {", "		s.overLocked()\n	}\n	s.mu.Unlock()\n	if first {"),
 	bug("the shutdown's end of a wait for a resolver is missed", "ShutdownEndsTheWaitForAnOwn",
-		"stream.go", "	if s.endWaits != nil {\n		s.endWaits()\n	}\n	s.carriers", "	s.carriers"),
+		"stream.go", "	if s.own != nil {\n		s.own.end()\n	}\n	s.carriers", "	s.carriers"),
 	bug("an end of the context beats recv's own word", "StatusOfRecv|Oversized",
 		"stream.go", "	if !s.input && s.waiting == waitNothing && !s.isDone && s.failure == nil {", "	if s.waiting > waitBytes {"),
 }
