@@ -186,14 +186,15 @@ func (s *stream[T]) mustLook(k *chunk[T], i int) bool {
 	if s.order == nil {
 		return false
 	}
-	if s.order.closed.Load() {
+	key := k.list[i].key
+	switch {
+	case s.order.closed.Load():
 		return true
-	}
-	if k.keys.empty {
+	case !k.keys.mayHave(s.order.lane(key)):
 		return false
 	}
-	hash, ordered := s.order.place(k.list[i].key)
-	return ordered && k.keys.has(hash)
+	hash, ordered := s.order.place(key)
+	return ordered && k.keys.mayHaveHash(hash)
 }
 
 // checkIn ends c's lease when i has succeeded or, if it wasn't run, when the one before has, and finds the worker
