@@ -13,7 +13,7 @@ import (
 // A lock-free list in its place was measured too: with both cores busy it was no faster.
 type inbox[T any] struct {
 	mu       sync.Mutex  // innermost: stream.mu may be held
-	some     atomic.Bool // a pile is not empty: written under mu, for a look without it
+	some     atomic.Bool // a pile is not empty: written under mu, as that changes, for a look without it
 	direct   bool        // nothing passes through any more: see intake.decideLocked
 	shut     bool        // nothing is received any more
 	free     *chunk[T]   // empty ones
@@ -129,14 +129,14 @@ func (b *inbox[T]) count() (ok bool) {
 	return true
 }
 
-// fillLocked sees to it that there is something to take out of p, and says whether there is. The last look, after which
-// nobody attends to the inbox any more, is empty's.
+// fillLocked sees to it that there is something to take out of p, and says whether there is. An empty chunk stays out until
+// another is there.
 func (b *inbox[T]) fillLocked(p *partition[T]) bool {
-	switch {
-	case p.out == nil && !b.some.Load():
-		return false
-	case p.out != nil && p.next < p.out.n:
+	switch k := p.out; {
+	case k != nil && p.next < k.n:
 		return true
+	case (k == nil || k.next == nil) && !b.some.Load():
+		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -200,13 +200,6 @@ func (b *inbox[T]) takeLocked(p *partition[T]) (*arrival[T], weight) {
 	i := p.next
 	p.next++
 	return &p.out.list[i], p.out.weight(i)
-}
-
-// empty says whether nothing lies in the inbox that was not taken out.
-func (b *inbox[T]) empty() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return !b.someLocked()
 }
 
 // visitLocked shows what lies in the inbox.

@@ -68,7 +68,7 @@ func (s *stream[T]) startLocked() {
 	if !s.starting && s.slots < s.maxWorkers {
 		if !s.readyLocked() && !s.leftLocked() {
 			s.attended.Store(false)
-			if s.inbox.empty() {
+			if !s.inbox.some.Load() {
 				return
 			}
 		}

@@ -64,7 +64,7 @@ var streamsRow = &row{
 
 // pushed runs streams side by side on one executor: c's, or without c flow's with opts.
 func pushed(c *contender.Contender, j job, streams int, opts flow.Options) (result, error) {
-	n := j.size(400_000) / streams
+	n := j.size(1_600_000) / streams
 	var lists [][]load.Message
 	slots := 0
 	for i := range streams {
