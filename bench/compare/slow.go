@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -115,39 +114,5 @@ var pacedRow = &row{
 			}
 		}
 		return result{Value: quantile(fast, 0.999), Allocs: -1, Broken: check.Breaches()}, nil
-	},
-}
-
-var makespanRow = &row{
-	name: "makespan", unit: "ms", base: contender.Hash,
-	title:      "100 workers, 10,000 messages of 0 to 5 ms",
-	target:     "flow at most 1.15 × ideal",
-	columns:    []string{load.Keys100.Name, load.Keys1k.Name},
-	contenders: append(append([]string{}, keyed...), contender.Sub),
-	measure: func(j job) (result, error) {
-		const hands = 100
-		keys := load.Keys100
-		if j.Column == load.Keys1k.Name {
-			keys = load.Keys1k
-		}
-		list, slots := load.Stream(keys, j.size(10_000))
-		rnd := rand.New(rand.NewPCG(5, 5))
-		busy := make([]time.Duration, slots)
-		total := time.Duration(0)
-		for i := range list {
-			m := &list[i]
-			m.Busy = time.Duration(1 + rnd.Int64N(int64(5*time.Millisecond)))
-			busy[m.Slot] += m.Busy
-			total += m.Busy
-		}
-		check := load.NewChecker(slots)
-		start := time.Now()
-		e := contender.Named(j.Contender).Start(load.Sleep(check, 0), hands, len(list))
-		e.Run(load.Source(list))
-		e.Close()
-		return result{
-			Value: float64(time.Since(start)) / 1e6,
-			Ideal: float64(max(total/hands, slices.Max(busy))) / 1e6, Allocs: -1, Broken: check.Breaches(),
-		}, nil
 	},
 }
