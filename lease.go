@@ -45,8 +45,9 @@ type lease[T any] struct {
 // standstill is how far those who look out have seen the work on a chunk to be, again and again.
 type standstill struct {
 	at    int
-	head  *turn // of the lane of its first message's key
-	looks int   // that showed the same; 0: there was none
+	lane  int           // turns in the lane of its first message's key
+	since time.Duration // of the first look that showed this; kept where there is a lane
+	looks int           // that showed the same; 0: there was none
 }
 
 const calledIn = -1
@@ -303,6 +304,6 @@ func (c *carrier[T]) giveBackLocked() *message[T] {
 	m := k.m
 	k.m, c.leased = nil, nil
 	clear(k.list[:k.n])
-	c.s.inbox.giveBack(k)
+	c.s.inbox.spendLocked(k)
 	return m
 }

@@ -15,8 +15,8 @@ import (
 
 // A lease began with a whole chunk, and only who looks out could see that it was slow, which on busy cores is late.
 func TestLeasesGrowWhileTheyAreFastAndEndWhenTheyAreSlow(t *testing.T) {
-	s, c := leasedFor(t, 1, nil, strings.Split(strings.Repeat("abcdefghij", 20), "")...)
-	for _, want := range []int{1, 2, 4, 8, 16, 1, 32, 32} { // what is left of the first chunk is 1
+	s, c := leasedFor(t, 1, nil, strings.Split(strings.Repeat("abcdefghij", 26), "")...)
+	for _, want := range []int{1, 2, 4, 8, 16, 32, 64, 1, chunkSize} { // what is left of the first chunk is 1
 		k := c.leased
 		if got := int(k.end.Load()) - k.start; got != want {
 			t.Fatalf("the lease is for %d messages, want %d", got, want)
@@ -26,7 +26,7 @@ func TestLeasesGrowWhileTheyAreFastAndEndWhenTheyAreSlow(t *testing.T) {
 		s.mu.Lock()
 		s.starting = true // nobody else comes
 		s.mu.Unlock()
-		if want == 32 {
+		if want == chunkSize {
 			break
 		}
 		c.checkIn(last, true, s.clock()+time.Hour) // it took no time

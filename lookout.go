@@ -137,17 +137,13 @@ func (s *stream[T]) waitsForLeaseLocked() bool {
 }
 
 // unservedLocked says whether p, which has no lease, lacks a worker. Where its first message's key has a lane, that is to
-// end first; the others don't wait for the end of a long one, though it gets on.
+// end first.
 func (s *stream[T]) unservedLocked(p *partition[T]) bool {
 	lane := s.busyLaneLocked(p)
 	if lane == nil && s.slots < int(s.abreast) {
 		return true
 	}
-	var head *turn
-	if lane != nil && lane.n <= chunkSize {
-		head = lane.head
-	}
-	if !s.standsStillLocked(p.out, p.next, head) {
+	if !s.standsStillLocked(p.out, p.next, lane) {
 		return false
 	}
 	if lane != nil {
@@ -166,15 +162,26 @@ func (s *stream[T]) breakLeaseLocked(k *chunk[T]) {
 }
 
 // standsStillLocked takes a look at k, the first chunk of its partition, and says whether the work on it has been where it
-// is for too long. head is that of the lane that is to end first.
-func (s *stream[T]) standsStillLocked(k *chunk[T], at int, head *turn) bool {
-	limit := lookOutSlow
+// is for too long. Where a lane is to end first, that is the work: what lies behind waits for it no longer than it would
+// wait for a lease, so it must get on as fast as messages do under one.
+func (s *stream[T]) standsStillLocked(k *chunk[T], at int, lane *lane) bool {
+	limit, each := lookOutSlow, fastPace
 	if s.pace.mode == paceMedium {
-		limit = lookOutStuck
+		limit, each = lookOutStuck, mediumPace
 	}
-	if k.seen.looks == 0 || k.seen.at != at || k.seen.head != head {
-		k.seen = standstill{at: at, head: head}
+	now := standstill{at: at}
+	if lane != nil {
+		now.lane, now.since = lane.n, s.clock()
+	}
+	if seen := &k.seen; seen.looks == 0 || seen.at != at || now.getsOn(seen, each) {
+		*seen = now
 	}
 	k.seen.looks++
 	return k.seen.looks > limit
+}
+
+// getsOn says whether the lane has got on since then, a message in each or faster, or is another.
+func (now standstill) getsOn(then *standstill, each time.Duration) bool {
+	done := then.lane - now.lane
+	return done > 0 && time.Duration(done)*each >= now.since-then.since || then.lane == 0 && now.lane > 0
 }

@@ -1,9 +1,27 @@
 package flow
 
-import "testing"
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
 
 // getsOn has k's worker be at another message.
 func getsOn[T any](k *chunk[T]) { k.at.Store((k.at.Load() + 1) % 3) }
+
+// leaves has n messages leave l.
+func leaves(s *stream[string], l *lane, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.n -= n
+}
+
+// lookAfter is one look after d, in a bubble, at a stream whose first lease has got on.
+func (s *stream[T]) lookAfter(v *vigil, d time.Duration) bool {
+	time.Sleep(d)
+	getsOn(s.inbox.parts[0].out)
+	return s.look(v, 1)
+}
 
 // look is so many looks, and says whether one of them was enough to come.
 func (s *stream[T]) look(v *vigil, times int) bool {
@@ -113,40 +131,53 @@ func TestStrangerIsNotLeftBehindABusyKey(t *testing.T) {
 }
 
 func TestLaneThatDoesNotGetOnIsMarkedStuck(t *testing.T) {
-	s, v, l := stuckKey(t)
-	for range 2 * lookOutStuck { // it does
-		s.mu.Lock()
-		l.head = &turn{}
-		s.mu.Unlock()
-		getsOn(s.inbox.parts[0].out)
-		if s.look(v, 1) {
-			t.Fatal("somebody comes although all get on")
+	synctest.Test(t, func(t *testing.T) {
+		s, v, l := stuckKey(t)
+		l.n = 3 * lookOutStuck
+		for range 2 * lookOutStuck { // it does
+			leaves(s, l, 1)
+			if s.lookAfter(v, mediumPace) {
+				t.Fatal("somebody comes although all get on")
+			}
 		}
-	}
-	for i := 0; !l.stuck; i++ {
-		if i > lookOutStuck {
-			t.Fatal("it is not seen")
+		for i := 0; !l.stuck; i++ {
+			if i > lookOutStuck {
+				t.Fatal("it is not seen")
+			}
+			if s.lookAfter(v, mediumPace) != l.stuck {
+				t.Error("who has seen it doesn't come")
+			}
 		}
-		getsOn(s.inbox.parts[0].out)
-		if s.look(v, 1) != l.stuck {
-			t.Error("who has seen it doesn't come")
-		}
-	}
+	})
 }
 
-func TestLongLaneIsNotWaitedForThoughItGetsOn(t *testing.T) {
-	s, v, l := stuckKey(t)
-	l.n += chunkSize
-	for i := 0; !l.stuck; i++ {
-		if i > lookOutStuck {
-			t.Fatal("what lies behind its key's messages waits for all of it")
+// However long a lane is, what lies behind its key's messages waits for it no longer than for a lease.
+func TestLaneThatGetsOnSlowlyIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v, l := stuckKey(t)
+		l.n = 1000
+		for i := 0; !l.stuck; i++ {
+			if i > lookOutStuck {
+				t.Fatal("it is waited for")
+			}
+			leaves(s, l, 1)
+			s.lookAfter(v, 2*mediumPace)
 		}
-		s.mu.Lock()
-		l.head = &turn{}
-		s.mu.Unlock()
-		getsOn(s.inbox.parts[0].out)
-		s.look(v, 1)
-	}
+	})
+}
+
+// With one key there is nothing but its lane, once a lease of it has been broken: what is received meanwhile had better
+// wait until that is empty, however long it is.
+func TestLongLaneThatGetsOnFastIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, v, l := stuckKey(t)
+		for l.n = 1000; l.n > 100; {
+			leaves(s, l, 20)
+			if s.lookAfter(v, 10*mediumPace); l.stuck {
+				t.Fatal("it is not waited for")
+			}
+		}
+	})
 }
 
 // Else a trickle of messages, each of which brings the worker that has looked out, would hide a lease that is stuck.

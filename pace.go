@@ -30,6 +30,9 @@ const (
 	// longer the lanes' cost, a fifth of a microsecond, doesn't matter.
 	mediumPace = 10 * time.Microsecond
 
+	// leaseTime is how long a lease may take, about, before its worker looks at its stream again.
+	leaseTime = 100 * time.Microsecond
+
 	timedEach  = 16 // in the lanes, every so many-th message is timed,
 	shortTimed = 4  // and so many of them in a row must be short to end paceSlow
 	quickOnes  = 8  // so many leases in a row must be quick to end paceMedium
@@ -76,7 +79,13 @@ func (s *stream[T]) leaseTookLocked(n int, took time.Duration) {
 		}
 		return
 	}
-	p.warn, p.run = false, min(2*p.run, chunkSize)
+	p.warn = false
+	switch all := time.Duration(p.run) * each; {
+	case all <= leaseTime/2:
+		p.run = min(2*p.run, chunkSize)
+	case all > leaseTime:
+		p.run = max(1, p.run/2)
+	}
 	if p.mode == paceFast || each > fastPace/2 {
 		p.quick = 0
 	} else if p.quick++; p.quick == quickOnes {

@@ -42,6 +42,29 @@ func TestModeFollowsHowLongLeasesTake(t *testing.T) {
 	}
 }
 
+// Who has a lease looks at its stream only when it ends.
+func TestLeasesAreForSoManyMessagesAsTakeTheirTime(t *testing.T) {
+	processors(t, 4)
+	s, _ := leased(t, nil, "a")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setModeLocked(paceMedium)
+	for _, c := range []struct {
+		each time.Duration
+		want int32
+	}{
+		{time.Microsecond, 64}, {8 * time.Microsecond, 8}, {2 * time.Microsecond, 32}, {fastPace, chunkSize},
+	} {
+		for range 10 {
+			n := int(s.pace.run)
+			s.leaseTookLocked(n, time.Duration(n)*c.each)
+		}
+		if s.pace.run != c.want || s.pace.mode != paceMedium {
+			t.Errorf("with messages of %v a lease is for %d of them in mode %d, want %d", c.each, s.pace.run, s.pace.mode, c.want)
+		}
+	}
+}
+
 // The first message of a burst finds cold memory, and any may lose its core.
 func TestOneSlowLeaseIsNotEnough(t *testing.T) {
 	s, _ := leased(t, nil, "a")

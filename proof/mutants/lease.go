@@ -62,8 +62,6 @@ var leaseBugs = []mutant{
 		"pace.go", "	if p.run == 1 && p.warn {", "	if p.run == 1 {"),
 	bug("once: where no lease may begin, what is left is others'", "PartitionIs",
 		"worker.go", "	return s.leaseAllowedLocked() || s.leases == s.abreast && s.fastLocked()\n", "	return s.leases > 0 && s.fastLocked()\n"),
-	bug("once: a long lane is waited for as long as it gets on", "LongLane",
-		"lookout.go", "lane.n <= chunkSize {", "lane.n <= 1<<30 {"),
 	bug("lease: a stranger behind a busy key is left with it", "Stranger",
 		"partition.go", "		if !l.stuck && s.slots > 1 && !s.strangerLocked(p) {", "		if !l.stuck && s.slots > 1 {"),
 	bug("once: a try made at once comes before all others", "TriedAgainAtOnce",

@@ -77,9 +77,9 @@ var slotBugs = []mutant{
 
 // wakeBugs leave somebody asleep.
 var wakeBugs = []mutant{
-	bug("lost wakeup on the last message", "ReceiverCanSeeThatNobodyAttends",
-		"worker.go", "			s.attended.Store(false)\n			if s.inbox.empty() {\n				return\n			}\n",
-		"			if s.inbox.empty() {\n				s.attended.Store(false)\n				return\n			}\n"),
+	bug("lost wakeup on the last message", "LastLookIsTaken",
+		"worker.go", "			s.attended.Store(false)\n			if !s.inbox.some.Load() {\n				return\n			}\n",
+		"			if !s.inbox.some.Load() {\n				s.attended.Store(false)\n				return\n			}\n"),
 	bug("nobody attends to the inbox", "KeyedFIFORunsOneMessageOfAKey|Model",
 		"receive.go", "			if !s.attended.Load() {\n", "			if in.seq == 1 && !s.attended.Load() {\n"),
 	bug("the end of the input is not looked at", "StreamWithoutMessagesIsNil",
