@@ -152,7 +152,7 @@ func (s *stream[T]) readyLocked() bool { return s.ready.n > s.coming && !s.over.
 func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
 	s := c.s
 	switch {
-	case s.over.Load():
+	case s.over.Load() || !s.backlogLocked():
 		return nil, false
 	case s.readyLocked():
 	case c.leaseLocked():
