@@ -17,10 +17,11 @@ type carrier[T any] struct {
 	slot bool            // it holds one
 	back bool            // it gave its slot back to others and is to line up for another
 
-	leased  *chunk[T] // what it runs under lease
-	part    int       // the partition that it had on lease last
-	lingers bool      // it has nothing to do and waits a moment for something
-	waited  bool      // it has done so already
+	leased   *chunk[T] // what it runs under lease
+	observed observed  // of the message that runs under it; kept for the Observer
+	part     int       // the partition that it had on lease last
+	lingers  bool      // it has nothing to do and waits a moment for something
+	waited   bool      // it has done so already
 
 	timing  time.Duration // when it took the message at hand, plus 1, if that is timed
 	yields  bool          // it is to let others run

@@ -3,8 +3,10 @@ package flow_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -121,6 +123,99 @@ func TestEventsOfAStreamThatGoesWell(t *testing.T) {
 			t.Errorf("events are\n%+v\nwant\n%+v", got, want)
 		}
 	})
+}
+
+// In FIFO the messages that lie there when the first has run are run under one lease, whatever they do: what is told of
+// them is the same. The fourth of five is the one that something happens to.
+func TestEventsOfMessagesUnderALease(t *testing.T) {
+	type moment struct {
+		kind flow.EventKind
+		seq  uint64
+	}
+	crashes := func(at moment, how func()) func(flow.Event) {
+		return func(e flow.Event) {
+			if e.Kind == at.kind && e.Seq == at.seq {
+				how()
+			}
+		}
+	}
+	nothing := func(flow.Event) {}
+	attempted, succeeded := moment{flow.EventAttempt, 4}, moment{flow.EventSuccess, 4}
+	before := "Attempt1 Success1 Attempt2 Success2 Attempt3 Success3 Attempt4 "
+	for name, c := range map[string]struct {
+		fourth   func() error
+		observer func(flow.Event)
+		want     string
+		attempts int           // of the fourth's failure
+		took     time.Duration // that is told with it
+	}{
+		"all goes well":              {nil, nothing, before + "Success4 Attempt5 Success5", 0, 0},
+		"the handler fails":          {func() error { return errHandler }, nothing, before + "Failure4 Attempt5 Success5", 1, time.Second},
+		"the handler panics":         {func() error { panic("secret") }, nothing, before + "Failure4 Drop5", 1, 0},
+		"the handler exits":          {func() error { runtime.Goexit(); return nil }, nothing, before + "Failure4 Drop5", 1, 0},
+		"a panic at EventAttempt":    {nil, crashes(attempted, func() { panic("secret") }), before + "Failure4 Drop5", 0, 0},
+		"a Goexit at EventAttempt":   {nil, crashes(attempted, runtime.Goexit), before + "Failure4 Drop5", 0, 0},
+		"a panic at EventSuccess":    {nil, crashes(succeeded, func() { panic("secret") }), before + "Success4 Drop5", 1, time.Second},
+		"a Goexit at EventSuccess":   {nil, crashes(succeeded, runtime.Goexit), before + "Success4 Drop5", 1, time.Second},
+		"somebody looks meanwhile":   {nil, nothing, before + "Success4 Attempt5 Success5", 0, 0},
+		"the stream ends under it":   {func() error { return context.Canceled }, nothing, before + "Failure4 Drop5", 1, time.Second},
+		"the stream ends between it": {func() error { return nil }, nothing, before + "Success4 Drop5", 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := new(tape)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var f *flow.Flow[string]
+				f = mustNew(t, func(_ context.Context, m flow.Message[string]) error {
+					time.Sleep(time.Second / 2)
+					if name == "somebody looks meanwhile" && m.Seq == 4 {
+						snap := f.Snapshot(1)
+						if len(snap.Running) != 1 || snap.Running[0].Seq != 4 || snap.Running[0].Age != time.Second/2 {
+							t.Errorf("4 has run for half a second, and seen to run is %+v", snap.Running)
+						}
+					}
+					time.Sleep(time.Second / 2)
+					if m.Seq == 4 {
+						if strings.HasPrefix(name, "the stream ends") {
+							cancel()
+						}
+						if c.fourth != nil {
+							return c.fourth()
+						}
+					}
+					return nil
+				}, flow.Options{
+					Observer: func(ctx context.Context, e flow.Event) {
+						p.observe(ctx, e)
+						c.observer(e)
+					},
+					OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+				})
+				sum, err := f.Run(ctx, given("a1", "a2", "a3", "a4", "a5"))
+				got := strings.TrimSuffix(strings.TrimPrefix(p.kinds(), "StreamStart "), " StreamEnd")
+				if got != c.want {
+					t.Errorf("events are %s\nwant       %s", got, c.want)
+				}
+				conserved(t, sum)
+				for _, e := range p.all() {
+					n := time.Duration(e.Seq)
+					switch {
+					case e.Seq == 0 || e.Kind == flow.EventDrop:
+					case e.Waited != (n-1)*time.Second:
+						t.Errorf("%v of %d says that it waited for %v", e.Kind, n, e.Waited)
+					case e.Kind == flow.EventSuccess && e.Took != time.Second:
+						t.Errorf("success of %d says that it took %v", n, e.Took)
+					case e.Kind == flow.EventFailure && (e.Took != c.took || e.Attempt != c.attempts || e.Failure.Attempts != c.attempts):
+						t.Errorf("failure is %+v, want that of %d attempts that took %v", e, c.attempts, c.took)
+					}
+				}
+				if fault := new(flow.Failure); errors.As(err, &fault) && fault.Kind == flow.FailureInternal && fault.Attempts != c.attempts {
+					t.Errorf("Run() = %+v, want the failure of %d attempts", fault, c.attempts)
+				}
+			})
+		})
+	}
 }
 
 func TestEventsOfRetriesAndOfAFailure(t *testing.T) {

@@ -26,8 +26,9 @@ import (
 type lease[T any] struct {
 	// at is the index of the message that runs. The worker claims the next by moving it on, if it is as it left it;
 	// whoever calls the lease in swaps in calledIn.
-	at  atomic.Int64
-	end atomic.Int64 // the worker runs no message from this one on before it has looked at the stream
+	at    atomic.Int64
+	end   atomic.Int64 // the worker runs no message from this one on before it has looked at the stream
+	began atomic.Int64 // as in journey; just after a claim it may be that of the message before
 
 	// Set before the lease begins.
 	start int
@@ -62,6 +63,7 @@ func (s *stream[T]) beginLeaseLocked(p *partition[T]) {
 	k.start, k.from = i, i
 	k.keys.set(&s.lanes)
 	k.at.Store(int64(i)) // the first is claimed with that
+	k.began.Store(0)
 	end := k.n
 	if k.timed = !s.serial && k.n-i > 1; k.timed {
 		end = min(k.n, i+int(s.pace.run))
@@ -156,7 +158,13 @@ func (c *carrier[T]) serve() {
 			c.m.cutShort(s.cutKind())
 			break
 		}
-		if err := s.r.engine.attempt(s.ctx, Message[T]{Seq: a.seq, Key: a.key, Value: a.value, Attempt: 1}); err != nil {
+		var err error
+		if s.r.observer == nil {
+			err = s.r.engine.attempt(s.ctx, Message[T]{Seq: a.seq, Key: a.key, Value: a.value, Attempt: 1})
+		} else {
+			err = c.attemptObserved(a, k.weight(i))
+		}
+		if err != nil {
 			c.m = c.callIn()
 			s.judge(c.m, err)
 			break
@@ -277,6 +285,7 @@ func (s *stream[T]) callInOneLocked(k *chunk[T]) {
 		s.lineUpLocked(m) // its worker has claimed it, and sees that it must not run it
 	} else {
 		m.attempts, m.state = 1, stateRunning
+		m.began.Store(k.began.Load())
 		s.pace.taken++
 		s.openLaneLocked(m)
 		k.m = m
@@ -295,7 +304,11 @@ func (c *carrier[T]) callIn() *message[T] {
 	if c.leased.held {
 		c.s.callInOneLocked(c.leased)
 	}
-	return c.giveBackLocked()
+	m := c.giveBackLocked()
+	if c.s.r.observer != nil {
+		m.wasObserved(&c.observed)
+	}
+	return m
 }
 
 // giveBackLocked gives back the chunk of a lease that was called in, and returns what ran then; nil: it waits.

@@ -136,7 +136,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	case p.slots != nil:
 		s.maxWorkers = p.opts.Capacity
 	}
-	s.mayLease = !direct && !p.soft() && r.observer == nil
+	s.mayLease = !direct && !p.soft()
 	s.setPaceLocked(r.begin)
 	if direct {
 		s.inbox.bypass()

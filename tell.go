@@ -1,6 +1,9 @@
 package flow
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // tell tells the Observer what happened to m. It costs nothing without one.
 func (s *stream[T]) tell(m *message[T], kind EventKind) {
@@ -25,6 +28,42 @@ func (s *stream[T]) tell(m *message[T], kind EventKind) {
 		e.Stack = stackOf(e.Failure.Err)
 	}
 	s.r.observer(s.ctx, e)
+}
+
+// observed is what came of a message under lease so far: it is no message[T] yet, of which the rest could be told.
+type observed struct {
+	waited, took time.Duration
+	tried        bool // the handler was called
+	step         step // stepSuccess: it has returned nil, and that is told
+}
+
+// attemptObserved is the attempt of a message under lease, for an Observer.
+func (c *carrier[T]) attemptObserved(a *arrival[T], w weight) error {
+	s, o := c.s, &c.observed
+	*o = observed{waited: s.clock() - w.received}
+	e := Event{Kind: EventAttempt, Stream: s.id, Seq: a.seq, Key: a.key, Attempt: 1, Waited: o.waited}
+	s.r.observer(s.ctx, e)
+	began := s.clock()
+	c.leased.began.Store(int64(began) + 1)
+	o.tried = true
+	err := s.r.engine.attempt(s.ctx, Message[T]{Seq: a.seq, Key: a.key, Value: a.value, Attempt: 1})
+	o.took = s.clock() - began
+	if err == nil {
+		o.step = stepSuccess
+		e.Kind, e.Took = EventSuccess, o.took
+		s.r.observer(s.ctx, e)
+		*o = observed{}
+	}
+	return err
+}
+
+// wasObserved has m, which ran under lease, be as if it had been a message[T] all the while.
+func (m *message[T]) wasObserved(o *observed) {
+	m.waited, m.took, m.step = o.waited, o.took, o.step
+	if !o.tried {
+		m.attempts = 0
+	}
+	*o = observed{}
 }
 
 // tellStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it.
