@@ -35,7 +35,7 @@ type lane struct {
 	chain      *lane // the next lane of the hash bucket
 	head, tail *turn
 	n          int
-	stuck      bool // its head has been seen not to get on: see lease.go
+	stuck      bool // its head has been seen not to get on: see lookout.go
 }
 
 // laneBounds are what the lanes of one scope have in common. They are safe for concurrent use.

@@ -137,7 +137,7 @@ var endBugs = []mutant{
 		"stream.go", "	if s.inCall && s.ctx.Err() == nil {", "	if s.inCall && s.id > 1<<40 {"),
 	{name: "header sent after the first message", run: "HeaderIsSent", edits: []edit{
 		{"carry.go", "	s.sendHeader()\n", "	defer s.sendHeader()\n"},
-		{"lease.go", "	s.sendHeader()\n", "	defer s.sendHeader()\n"},
+		{"serve.go", "	s.sendHeader()\n", "	defer s.sendHeader()\n"},
 	}},
 	bug("recv called after its error", "RecvIsNotCalledAgain",
 		"receive.go", "			in.ended(err)\n			break\n", "			in.ended(err)\n			continue\n"),
@@ -145,7 +145,7 @@ var endBugs = []mutant{
 		"inbox.go", "	if b.shut {\n		return false\n	}\n	b.received++\n", "	b.received++\n"),
 	{name: "a handler starts on a dead context", run: "NoHandlerStarts", edits: []edit{
 		{"carry.go", "	if s.ctx.Err() != nil { // a slot that a cancelled handler left must not start the next one", "	if s.ctx == nil {"},
-		{"lease.go", "		if s.ctx.Err() != nil { // as in attempt", "		if s.ctx == nil {"},
+		{"serve.go", "		if s.ctx.Err() != nil { // as in attempt", "		if s.ctx == nil {"},
 	}},
 	bug("the context ends before its cause is known", "ReasonIsSetDown",
 		"stream.go", "	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n", "	s.cancel(f)\n	s.mu.Lock()\n	first := s.failure == nil && !s.isDone\n"),

@@ -31,7 +31,7 @@ var spreadBugs = []mutant{
 	bug("spread: each worker finishes what all have to until the receiver is woken", "AllLeases",
 		"lease.go", "lack/int64(s.leases)", "lack"),
 	bug("spread: a lease's end is set down in the first partition", "Partition",
-		"lease.go", "	s.inbox.parts[k.part].next = i\n", "	s.inbox.parts[0].next = i\n"),
+		"serve.go", "	s.inbox.parts[k.part].next = i\n", "	s.inbox.parts[0].next = i\n"),
 	bug("spread: what is taken out of one pile hides the others", "Partition",
 		"inbox.go", "	b.some.Store(b.someLocked())\n	return true\n", "	b.some.Store(false)\n	return true\n"),
 	bug("spread: a message that comes as all memory is given back is lost", "MemoryIsGivenBack",
