@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"reflect"
 	"sync"
@@ -64,6 +65,9 @@ func (b *summaryBox) Value(key any) any {
 	}
 	return b.Context.Value(key)
 }
+
+// String is for those who print a context.
+func (b *summaryBox) String() string { return fmt.Sprint(b.Context, ".WithSummary") }
 
 // SummaryFromContext gives a service method behind the interceptor the Summary of its stream. false: nothing has run,
 // because the method has not called Recv or the interceptor does not serve its messages.

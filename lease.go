@@ -11,12 +11,12 @@ import (
 // some microseconds there is one for each partition of the inbox (partition.go). pace.go decides which it is.
 //
 // It is for as long as that goes well: the worker times it, and the mode changes when it was slow. It begins with a single
-// message and doubles from lease to lease. And while messages are left in the inbox another worker is on its way and looks
-// out (lookout.go); seeing the lease stuck it comes, and calls the lease in. So does whoever needs the stream as it is:
-// its end, a Snapshot, a key that is given up. To call it in is one swap under the stream's lock, and what it finds is the
-// message that runs. That one becomes a message with a lane like any other, those before it have succeeded, those behind
-// it are lined up; the worker sees it when its handler has returned. So everything else that looks at a stream calls its
-// leases in first, and knows nothing of them.
+// message and doubles from lease to lease, up to what takes a tenth of a millisecond. And while messages are left in the
+// inbox another worker is on its way and looks out (lookout.go); seeing the lease stuck it comes, and calls the lease in. So
+// does whoever needs the stream as it is: its end, a Snapshot, a key that is given up. To call it in is one swap under the
+// stream's lock, and what it finds is the message that runs. That one becomes a message with a lane like any other, those
+// before it have succeeded, those behind it are lined up; the worker (serve.go) sees it when its handler has returned. So
+// everything else that looks at a stream calls its leases in first, and knows nothing of them.
 //
 // Keys that have a lane as the lease begins are left alone under it: their messages are lined up, with the lock. Lanes
 // may end meanwhile, but of the partition's keys none begins, since that takes a message out of a partition whose first

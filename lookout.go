@@ -116,8 +116,12 @@ func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
 				s.breakLeaseLocked(p.out)
 				come = true
 			}
-		case s.leases < s.abreast && s.unservedLocked(p): // else whoever has a lease comes to it
-			come = true
+		case s.leases < s.abreast:
+			come = s.unservedLocked(p) || come
+		default: // whoever has a lease comes to it, but leaves its first message alone while its lane is not known to be stuck
+			if lane := s.busyLaneLocked(p); lane != nil {
+				lane.stuck = lane.stuck || s.standsStillLocked(p.out, p.next, lane)
+			}
 		}
 	}
 	return come

@@ -202,3 +202,45 @@ func TestWorkerThatIsAloneLinesUpWhatIsBehindABusyKey(t *testing.T) {
 		t.Errorf("%d messages in the lane, want all three", l.n)
 	}
 }
+
+// Who ends a lease begins another at once, so that while other partitions have work all leases are given whenever somebody
+// looks. A key whose message waited for its next try kept all that lay behind its next one waiting as well.
+func TestStrangerIsNotLeftBehindABusyKeyWhileAllLeasesAreGiven(t *testing.T) {
+	s := spreadOver(t, 3)
+	s.mu.Lock()
+	s.abreast = 2
+	zero, one, two := keysOf(s, 0, 9), keysOf(s, 1, 9), keysOf(s, 2, 2)
+	receiveAll(s, zero...)
+	receiveAll(s, one...)
+	workers := []*carrier[string]{workerOn(t, s), workerOn(t, s)}
+	busyLane(s, two[0]).state = stateParked
+	receiveAll(s, two[0])
+	s.inbox.fillLocked(&s.inbox.parts[2])
+	receiveAll(s, two[1]) // the stranger, in another chunk
+	v := &vigil{last: s.paceLocked()}
+	s.mu.Unlock()
+	for round := range 1000 {
+		for _, c := range workers {
+			if round%5 != 4 {
+				getsOn(c.leased)
+				continue
+			}
+			s.mu.Lock()
+			part := c.leased.part
+			s.endLeaseLocked(c.leased)
+			receiveAll(s, keysOf(s, part, 9)...)
+			if !c.leaseLocked() {
+				t.Fatal("there is no lease")
+			}
+			key := c.leased.list[c.leased.start].key
+			s.mu.Unlock()
+			if key == two[1] {
+				return
+			}
+		}
+		if s.look(v, 1) {
+			t.Fatal("one more worker comes, although all leases are given")
+		}
+	}
+	t.Error("the stranger waits for a key whose message is parked")
+}

@@ -14,9 +14,9 @@ import (
 // stream is one Run: the state that its receiver, its carriers and its ends share.
 //
 // Who runs: the receiver goroutine (receive.go) reads, numbers and lines up; carriers (carry.go) run messages; whoever
-// ends the stream sets that down here and leaves the clearing away to one more carrier. Run itself waits for done and
-// then for the group of carriers. The receiver is not in the group: it may be blocked in recv for as long as the service
-// method has not returned.
+// ends the stream sets that down here and leaves the clearing away to one more carrier. Run itself waits for done, sets down
+// the end of its context if that comes first, and then waits for the group of carriers. The receiver is not in the group: it
+// may be blocked in recv for as long as the service method has not returned.
 //
 // What ends what: the input is closed once, by the receiver or, while it is in recv, by whoever takes it from it; the
 // stream is done when the input is closed and every received message is finished; a failure, the end of the context and
