@@ -19,54 +19,33 @@ func TestFilterMissesNoLane(t *testing.T) {
 		var f laneFilter
 		f.set(&tb)
 		for _, key := range keys {
-			hash, _ := r.place(key)
-			if !f.mayHave(key) || !f.mayHaveHash(hash) {
+			if !f.mayHave(key) {
 				t.Fatalf("the filter does not know of %q's lane", key)
 			}
 		}
 	})
 }
 
-// Each filter is to let most strangers pass by itself: the first where keys end in different ways, the second always.
 func TestFilterTellsStrangers(t *testing.T) {
 	r := newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
-	for name, c := range map[string]struct {
-		key   func(i int) string
-		first bool
-	}{
-		"device-0001":       {func(i int) string { return "device-" + digits(i) }, true},
-		"1":                 {digits, true},
-		"0001@example.com":  {func(i int) string { return digits(i) + "@example.com" }, false},
-		"device-0001/gauge": {func(i int) string { return "device-" + digits(i) + "/gauge" }, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			tb := laneTable{bounds: r.bounds()}
-			for i := range maxFilterLanes {
-				hash, _ := r.place(c.key(i))
-				tb.join(c.key(i), hash, &turn{spare: new(lane)})
+	for _, end := range []string{"", "/gauge"} {
+		tb := laneTable{bounds: r.bounds()}
+		key := func(i int) string { return "device-" + digits(i) + end }
+		for i := range maxFilterLanes {
+			hash, _ := r.place(key(i * 100))
+			tb.join(key(i*100), hash, &turn{spare: new(lane)})
+		}
+		var f laneFilter
+		f.set(&tb)
+		passed := 0
+		for i := range 10_000 {
+			if f.mayHave(key(i)) {
+				passed++
 			}
-			var f laneFilter
-			f.set(&tb)
-			const strangers = 4096
-			first, second := 0, 0
-			for i := range strangers {
-				key := c.key(maxFilterLanes + i)
-				hash, _ := r.place(key)
-				if f.mayHave(key) {
-					first++
-				}
-				if f.mayHaveHash(hash) {
-					second++
-				}
-			}
-			if c.first && first > strangers/4 || second > strangers/4 {
-				t.Errorf("of %d strangers %d pass for known by their end and %d by their hash", strangers, first, second)
-			}
-		})
-	}
-	var none laneFilter
-	if none.set(&laneTable{}); none.mayHave("a") {
-		t.Error("a filter of no lanes knows a key")
+		}
+		if passed > 2500 {
+			t.Errorf("of 10,000 keys like %s, %d pass for some of the %d that have lanes", key(0), passed, maxFilterLanes)
+		}
 	}
 }
 

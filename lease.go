@@ -32,8 +32,7 @@ type lease[T any] struct {
 
 	// Set before the lease begins.
 	start int
-	timed bool       // something waits behind the first that might run beside it
-	keys  laneFilter // what had a lane then
+	timed bool // something waits behind the first that might run beside it
 
 	// Guarded by stream.mu.
 	seen standstill
@@ -57,17 +56,31 @@ const calledIn = -1
 func (s *stream[T]) beginLeaseLocked(p *partition[T]) {
 	k, i := p.out, p.next
 	k.start, k.from = i, i
-	k.keys.set(&s.lanes)
 	k.at.Store(int64(i)) // the first is claimed with that
 	k.began.Store(0)
 	end := k.n
 	if k.timed = !s.serial && k.n-i > 1; k.timed {
 		end = min(k.n, i+int(s.pace.run))
 	}
-	k.end.Store(int64(end))
+	k.end.Store(int64(s.untilBusyLocked(k, i+1, end)))
 	k.held, k.part, p.leased = true, p.i, true
 	s.leases++
 	s.hurryLocked()
+}
+
+// untilBusyLocked is the index of the first message in k from i on whose key has a lane, or end.
+func (s *stream[T]) untilBusyLocked(k *chunk[T], i, end int) int {
+	if s.lanes.lanes == 0 {
+		return end
+	}
+	var lanes laneFilter
+	lanes.set(&s.lanes)
+	for ; i < end; i++ {
+		if key := k.list[i].key; lanes.mayHave(s.order.lane(key)) && s.laneLocked(key) != nil {
+			break
+		}
+	}
+	return i
 }
 
 // leaseAllowedLocked says whether a lease may begin.
