@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"fmt"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -30,7 +31,7 @@ func TestFilterTellsStrangers(t *testing.T) {
 	r := newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
 	for _, end := range []string{"", "/gauge"} {
 		tb := laneTable{bounds: r.bounds()}
-		key := func(i int) string { return "device-" + digits(i) + end }
+		key := func(i int) string { return fmt.Sprintf("device-%04d%s", i, end) }
 		for i := range maxFilterLanes {
 			hash, _ := r.place(key(i * 100))
 			tb.join(key(i*100), hash, &turn{spare: new(lane)})
@@ -47,8 +48,4 @@ func TestFilterTellsStrangers(t *testing.T) {
 			t.Errorf("of 10,000 keys like %s, %d pass for some of the %d that have lanes", key(0), passed, maxFilterLanes)
 		}
 	}
-}
-
-func digits(i int) string {
-	return string([]byte{'0' + byte(i/1000%10), '0' + byte(i/100%10), '0' + byte(i/10%10), '0' + byte(i%10)})
 }

@@ -116,12 +116,9 @@ func (s *stream[T]) lookAtPartitionsLocked() (come bool) {
 				s.breakLeaseLocked(p.out)
 				come = true
 			}
-		case s.leases < s.abreast:
-			come = s.unservedLocked(p) || come
-		default: // whoever has a lease comes to it, but leaves its first message alone while its lane is not known to be stuck
-			if lane := s.busyLaneLocked(p); lane != nil {
-				lane.stuck = lane.stuck || s.standsStillLocked(p.out, p.next, lane)
-			}
+		case s.leases == s.abreast && s.busyLaneLocked(p) == nil: // whoever has a lease comes to it
+		case s.unservedLocked(p): // where all leases are given, those who have them know now of a lane that is stuck
+			come = come || s.leases < s.abreast
 		}
 	}
 	return come

@@ -52,7 +52,7 @@ var spreadBugs = []mutant{
 	bug("once: a long lane is waited for as long as it gets on", "LaneThat",
 		"lookout.go", "done > 0 && time.Duration(done)*each >= now.since-then.since ||", "done > 0 ||"),
 	bug("spread: while all leases are given no lane is seen to be stuck", "StrangerIsNotLeft",
-		"lookout.go", "lane.stuck = lane.stuck || s.standsStillLocked(p.out, p.next, lane)", "_ = lane"),
+		"lookout.go", "s.leases == s.abreast && s.busyLaneLocked(p) == nil:", "s.leases == s.abreast:"),
 	bug("spread: a lane once stuck is taken for one that is", "Partition",
 		"lane.go", "next.prev, l.head, l.stuck = nil, next, false", "next.prev, l.head = nil, next"),
 	bug("spread: a lease that is stuck with nothing behind it keeps partitions waiting", "KeepsNoPartitionWaiting",
