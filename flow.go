@@ -208,5 +208,6 @@ type Stats struct {
 	InFlight   int     // messages whose handler runs
 	Waiting    int     // messages accepted that neither run nor are finished
 	ActiveKeys int     // keys that have either
+	Capacity   int     // Options.Backpressure.Capacity: how many may run at once; 0 is unlimited
 	Total      Summary // of finished messages, over all streams so far; its Committed and Unsettled are zero
 }

@@ -164,7 +164,7 @@ func (st *modelStream) result() flow.FailureKind {
 }
 
 func (o *oracle) compareStats() {
-	want := flow.Stats{Streams: len(o.underWay())}
+	want := flow.Stats{Streams: len(o.underWay()), Capacity: o.Options.Backpressure.Capacity}
 	keys := map[string]bool{}
 	for m := range o.pending() {
 		keys[m.Key] = true

@@ -110,7 +110,7 @@ func TestReplayingTheEventsGivesEverySummary(t *testing.T) {
 						want.Dropped += s.Dropped
 						want.Retried += s.Retried
 					}
-					if !reflect.DeepEqual(st, flow.Stats{Total: want}) {
+					if !reflect.DeepEqual(st, flow.Stats{Capacity: pressure.Capacity, Total: want}) {
 						t.Errorf("%d/%d/%d: stats are %+v, want the total %+v and nothing else", i, j, round, st, want)
 					}
 				})

@@ -98,6 +98,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		c.visit(s)
 	}
 	c.stats.Streams, c.stats.ActiveKeys = len(streams), len(c.keys)
+	c.stats.Capacity = r.gate.pressure.opts.Capacity
 
 	keys := topList[KeyState]{n: n, compare: func(a, b KeyState) int {
 		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(b.Age, a.Age), cmp.Compare(a.Key, b.Key))
@@ -106,7 +107,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		keys.add(k)
 	}
 	snap := Snapshot{
-		Stats: c.stats, Capacity: r.gate.pressure.opts.Capacity, Keys: keys.take(), Running: c.running.take(),
+		Stats: c.stats, Capacity: c.stats.Capacity, Keys: keys.take(), Running: c.running.take(),
 	}
 	for _, sc := range c.streams.take() {
 		if p, ok := peer.FromContext(sc.s.parent); ok && p.Addr != nil {

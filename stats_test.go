@@ -31,21 +31,21 @@ func TestStatsShowWhatRunsWhatWaitsAndWhatHasFinished(t *testing.T) {
 				Backpressure: flow.BackpressureOptions{Capacity: 3},
 			})
 			one := start(t, f, "a1", "a2", "b1")
-			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 2, Waiting: 1, ActiveKeys: 2})
+			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 2, Waiting: 1, ActiveKeys: 2, Capacity: 3})
 			two := start(t, f, "c1", "d1", "d2")
-			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 3, ActiveKeys: 4})
+			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 3, ActiveKeys: 4, Capacity: 3})
 			s.finish(t, "b1")
 			total := flow.Summary{Received: 1, Succeeded: 1}
-			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 2, ActiveKeys: 3, Total: total})
+			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 2, ActiveKeys: 3, Capacity: 3, Total: total})
 			two.End()
 			s.finish(t, "d1", "d2", "c1")
 			total = flow.Summary{Received: 4, Succeeded: 4} // Committed stays zero: it means nothing over streams
-			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, Waiting: 1, ActiveKeys: 1, Total: total})
+			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, Waiting: 1, ActiveKeys: 1, Capacity: 3, Total: total})
 			s.fail(t, "a1", errHandler)
 			if _, err := one.result(t); err == nil {
 				t.Error("the stream goes on")
 			}
-			wantStats(t, f, flow.Stats{Total: flow.Summary{Received: 6, Succeeded: 4, Failed: 1, Dropped: 1}})
+			wantStats(t, f, flow.Stats{Capacity: 3, Total: flow.Summary{Received: 6, Succeeded: 4, Failed: 1, Dropped: 1}})
 		})
 	}
 }
