@@ -23,6 +23,21 @@ type Message[T any] struct {
 	// Pressured says that the message was admitted although capacity was exhausted
 	// (BackpressureSoftAllowWithSignal only).
 	Pressured bool
+
+	origin *origin // what all messages of its stream have in common; nil in a literal
+}
+
+// origin is what all messages of a stream have in common: a Message has it by one word.
+type origin struct {
+	session Session
+}
+
+// Session is the session that the message is of: see [SessionOptions]. It is zero without one.
+func (m Message[T]) Session() Session {
+	if m.origin == nil {
+		return Session{}
+	}
+	return m.origin.session
 }
 
 // Handler does what there is to do with one message. It is called from goroutines of the stream's Run, side by side
