@@ -55,7 +55,9 @@ func (c *carrier[T]) run() error {
 			}
 			c.next()
 		case c.leased != nil:
-			c.serve()
+			if err := c.serve(); err != nil {
+				c.s.crashed(c.m, err)
+			}
 		case c.lingers:
 			c.linger()
 		default:
@@ -67,9 +69,10 @@ func (c *carrier[T]) run() error {
 
 // advance does one step of m. All that it calls of the user's may panic.
 func (s *stream[T]) advance(m *message[T]) (crash error) {
-	defer func() {
-		if v := recover(); v != nil {
-			crash = newPanicError(v)
+	returned := false
+	defer func() { // as in recovered
+		if !returned {
+			crash = newPanicError(recover())
 		}
 	}()
 	switch m.step {
@@ -103,6 +106,7 @@ func (s *stream[T]) advance(m *message[T]) (crash error) {
 		}
 		m.step = stepFinish
 	}
+	returned = true
 	return nil
 }
 
@@ -132,7 +136,6 @@ func (s *stream[T]) attempt(m *message[T]) {
 		m.cutShort(s.cutKind())
 		return
 	}
-	var began time.Duration
 	if s.r.observer != nil {
 		if m.attempts == 0 {
 			m.waited = s.clock() - m.received
@@ -141,16 +144,11 @@ func (s *stream[T]) attempt(m *message[T]) {
 			s.tell(m, EventPressure)
 		}
 		s.tell(m, EventAttempt)
-		began = s.clock()
-		m.began.Store(int64(began) + 1)
 	}
 	m.attempts++
-	err := s.r.engine.attempt(s.ctx, Message[T]{
+	err := s.call(Message[T]{
 		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
-	})
-	if s.r.observer != nil {
-		m.took = s.clock() - began
-	}
+	}, &m.began, &m.took)
 	if err == nil {
 		m.outcome, m.step = succeeded, stepSuccess
 		if s.r.observer == nil && m.release == nil { // nobody is to be told or asked: two steps less
@@ -163,12 +161,14 @@ func (s *stream[T]) attempt(m *message[T]) {
 
 // judge says what comes of an attempt that failed.
 func (s *stream[T]) judge(m *message[T], err error) {
-	if endedBy(s.ctx, err) {
-		m.fail(s.cutKind(), err)
+	f := m.failure(FailureHandlerError, err)
+	if f.endedBy(s.ctx) {
+		f.Kind = s.cutKind()
+		m.failWith(f)
 		return
 	}
-	delay, again := s.r.engine.again(err, m.attempts)
-	m.fail(FailureHandlerError, err)
+	delay, again := s.r.engine.again(f, m.attempts)
+	m.failWith(f)
 	if !again {
 		return
 	}

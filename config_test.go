@@ -111,6 +111,17 @@ func TestNewRefusesWhatCantMeanAnything(t *testing.T) {
 		{"Retry.MaxBackoff", "1s", func(o *flow.Options) {
 			o.Retry = flow.RetryOptions{Backoff: time.Minute, MaxBackoff: time.Second}
 		}},
+		// a budget that never recovers
+		{"Retry.Budget.MaxTokens", "10", func(o *flow.Options) {
+			o.Retry = flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 10}}
+		}},
+		// what has no effect without retries
+		{"Retry.Backoff", "1s", func(o *flow.Options) { o.Retry.Backoff = time.Second }},
+		{"Retry.MaxBackoff", "1s", func(o *flow.Options) { o.Retry.MaxBackoff = time.Second }},
+		{"Retry.Multiplier", "2", func(o *flow.Options) { o.Retry.Multiplier = 2 }},
+		{"Retry.Jitter", "0.5", func(o *flow.Options) { o.Retry.Jitter = 0.5 }},
+		{"Retry.Retryable", "MaxAttempts", func(o *flow.Options) { o.Retry.Retryable = func(error) bool { return true } }},
+		{"Retry.Budget", "{10 0.5}", func(o *flow.Options) { o.Retry.Budget = flow.RetryBudget{MaxTokens: 10, TokenRatio: 0.5} }},
 	} {
 		f, err := with(t, c.set)
 		wantRefusal(t, err, c.field, c.value)
@@ -124,15 +135,21 @@ func TestNewAcceptsTheEdgesOfWhatMeansSomething(t *testing.T) {
 	for name, set := range map[string]func(*flow.Options){
 		"nothing":             func(*flow.Options) {},
 		"negative MaxPending": func(o *flow.Options) { o.MaxPending = -1 },
-		"multiplier 1":        func(o *flow.Options) { o.Retry.Multiplier = 1 },
-		"jitter 0 and 1":      func(o *flow.Options) { o.Retry.Jitter = 1 },
-		"MaxBackoff alone":    func(o *flow.Options) { o.Retry.MaxBackoff = 1 },
+		"multiplier 1":        func(o *flow.Options) { o.Retry = flow.RetryOptions{MaxAttempts: 2, Multiplier: 1} },
+		"jitter 0 and 1":      func(o *flow.Options) { o.Retry = flow.RetryOptions{MaxAttempts: 2, Jitter: 1} },
+		"MaxBackoff alone":    func(o *flow.Options) { o.Retry = flow.RetryOptions{MaxAttempts: 2, MaxBackoff: 1} },
 		"MaxBackoff = Backoff": func(o *flow.Options) {
-			o.Retry.Backoff, o.Retry.MaxBackoff = time.Second, time.Second
+			o.Retry = flow.RetryOptions{MaxAttempts: 2, Backoff: time.Second, MaxBackoff: time.Second}
 		},
-		"budget without ratio": func(o *flow.Options) { o.Retry.Budget.MaxTokens = 1 },
-		"FIFO over the Flow":   func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Scope: flow.ScopeFlow, Capacity: 1} },
-		"queue":                func(o *flow.Options) { o.Backpressure = flow.BackpressureOptions{Capacity: 1, QueueCapacity: 1} },
+		"in so many words no retry": func(o *flow.Options) {
+			o.Retry = flow.RetryOptions{
+				MaxAttempts: 1, Backoff: time.Second, MaxBackoff: time.Minute, Multiplier: 2, Jitter: 0.5,
+				Retryable: func(error) bool { return true }, Budget: flow.RetryBudget{MaxTokens: 10, TokenRatio: 0.1},
+			}
+		},
+		"a time limit without retries": func(o *flow.Options) { o.Retry.AttemptTimeout = time.Second },
+		"FIFO over the Flow":           func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Scope: flow.ScopeFlow, Capacity: 1} },
+		"queue":                        func(o *flow.Options) { o.Backpressure = flow.BackpressureOptions{Capacity: 1, QueueCapacity: 1} },
 	} {
 		if _, err := with(t, set); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -150,7 +150,7 @@ func TestEngineIsSafeForConcurrentUseAndSharesItsBudget(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const n = 20
 		e := flow.NewEngine(func(context.Context, flow.Message[string]) error { return errHandler },
-			flow.RetryOptions{MaxAttempts: 100, Backoff: time.Second, Budget: flow.RetryBudget{MaxTokens: 2 * n}})
+			flow.RetryOptions{MaxAttempts: 100, Backoff: time.Second, Budget: flow.RetryBudget{MaxTokens: 2 * n, TokenRatio: 1}})
 		attempts := make(chan int, n)
 		for range n {
 			go func() {

@@ -151,8 +151,8 @@ func TestEventsOfMessagesUnderALease(t *testing.T) {
 	}{
 		"all goes well":              {nil, nothing, before + "Success4 Attempt5 Success5", 0, 0},
 		"the handler fails":          {func() error { return errHandler }, nothing, before + "Failure4 Attempt5 Success5", 1, time.Second},
-		"the handler panics":         {func() error { panic("secret") }, nothing, before + "Failure4 Drop5", 1, 0},
-		"the handler exits":          {func() error { runtime.Goexit(); return nil }, nothing, before + "Failure4 Drop5", 1, 0},
+		"the handler panics":         {func() error { panic("secret") }, nothing, before + "Failure4 Drop5", 1, time.Second},
+		"the handler exits":          {func() error { runtime.Goexit(); return nil }, nothing, before + "Failure4 Drop5", 1, time.Second},
 		"a panic at EventAttempt":    {nil, crashes(attempted, func() { panic("secret") }), before + "Failure4 Drop5", 0, 0},
 		"a Goexit at EventAttempt":   {nil, crashes(attempted, runtime.Goexit), before + "Failure4 Drop5", 0, 0},
 		"a panic at EventSuccess":    {nil, crashes(succeeded, func() { panic("secret") }), before + "Success4 Drop5", 1, time.Second},
@@ -275,6 +275,34 @@ func TestAnAttemptsTimeIsToldOnce(t *testing.T) {
 			t.Errorf("failure is %+v: the attempt's time was told of with EventRetry", e)
 		}
 	})
+}
+
+// With retries no message runs under a lease; the time is that of the attempt that crashed, not of the one before.
+func TestTimeOfAnAttemptThatCrashesIsItsOwn(t *testing.T) {
+	for how, crash := range crashes {
+		for name, o := range map[string]flow.Options{
+			"keyed":      {Ordering: keyed},
+			"on receipt": {Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1}},
+		} {
+			bubble(t, func(t *testing.T) {
+				p := new(tape)
+				o.Observer, o.Retry = p.observe, flow.RetryOptions{MaxAttempts: 3, Backoff: time.Minute}
+				f := mustNew(t, func(_ context.Context, m flow.Message[string]) error {
+					time.Sleep(time.Duration(m.Attempt) * time.Second)
+					if m.Attempt == 2 {
+						crash()
+					}
+					return errHandler
+				}, o)
+				_, err := f.Run(t.Context(), given("a1"))
+				failureOf(t, err, flow.FailureInternal)
+				retries, failures := p.only(flow.EventRetry), p.only(flow.EventFailure)
+				if len(retries) != 1 || retries[0].Took != time.Second || len(failures) != 1 || failures[0].Took != 2*time.Second {
+					t.Errorf("%s, %s: retries %+v, failures %+v; want one each, after 1s and 2s", how, name, retries, failures)
+				}
+			})
+		}
+	}
 }
 
 func TestEventsOfRefusalsDropsAndTheStreamsFailure(t *testing.T) {

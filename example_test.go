@@ -82,7 +82,7 @@ func ExampleBackpressureHardReject() {
 	fmt.Println("succeeded:", sum.Succeeded, "rejected:", sum.Rejected)
 	fmt.Println("rest:", slices.Collect(flow.Rest(sum.Progress(), slices.Values(sent))))
 	// Output:
-	// flow: message 2: refused for pressure: capacity is exhausted
+	// flow: message 2: rejected: capacity exhausted
 	// succeeded: 1 rejected: 1
 	// rest: [second]
 }

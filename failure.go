@@ -2,10 +2,11 @@ package flow
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"strconv"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -24,7 +25,8 @@ const (
 	FailureContextCancelled
 	// FailureBackpressure means that capacity is exhausted and the policy refuses.
 	FailureBackpressure
-	// FailureOrdering means that order can't be kept: too many wait, or an earlier message of the key was given up.
+	// FailureOrdering means that ordering cannot be maintained: too many messages wait, or an earlier message of the key
+	// was skipped with SkipKey.
 	FailureOrdering
 	// FailureShutdown means that the Flow is shutting down.
 	FailureShutdown
@@ -47,12 +49,14 @@ type kindRow struct {
 	text   string
 }
 
+const textNoCapacity = "rejected: capacity exhausted"
+
 var kindRows = [...]kindRow{
 	FailureNone:             {code: codes.OK, text: "no failure"},
 	FailureHandlerError:     {true, false, false, codes.Unknown, "HANDLER_ERROR", "the handler failed"},
 	FailureContextCancelled: {false, true, true, codes.Canceled, "CONTEXT_CANCELLED", "context canceled"},
-	FailureBackpressure:     {true, false, false, codes.ResourceExhausted, "BACKPRESSURE", "refused for pressure"},
-	FailureOrdering:         {false, false, true, codes.Aborted, "ORDERING", "order can't be kept"},
+	FailureBackpressure:     {true, false, false, codes.ResourceExhausted, "BACKPRESSURE", textNoCapacity},
+	FailureOrdering:         {false, false, true, codes.Aborted, "ORDERING", "ordering cannot be maintained"},
 	FailureShutdown:         {false, true, true, codes.Unavailable, "SHUTDOWN", "the flow is shutting down"},
 	FailureInternal:         {false, true, true, codes.Internal, "INTERNAL", "internal error"},
 }
@@ -67,13 +71,22 @@ func (k FailureKind) row() kindRow {
 	return r
 }
 
-// IsRetryable says whether a message that failed so may be sent again: the same message can succeed later.
+// IsRetryable reports whether the same message can succeed when it is sent again without anything before it: what became
+// of it depends on nothing but itself and the load. It is for code that has a kind and nothing else, such as an OnFailure
+// that chooses which dead letters to keep. It is not for deciding whether to send a stream again: FailureShutdown and
+// FailureOrdering are not retryable in this sense, though a client should resume after both, and FailureHandlerError is,
+// though the handler's code may say that the error is permanent. Clients ask [RetryAfter].
 func IsRetryable(kind FailureKind) bool { return kind.row().retryable }
 
-// IsTerminal says whether a failure of this kind ends its stream, whatever Options.OnFailure says.
+// IsTerminal reports whether a failure of this kind ends its stream, whatever Options.OnFailure says. It is for OnFailure
+// and Observers, which learn by it whether more of the stream will follow. It does not say whether a new stream can
+// succeed: after a shutdown one will, elsewhere or later. See [RetryAfter].
 func IsTerminal(kind FailureKind) bool { return kind.row().terminal }
 
-// BreakOrdering says whether order can't be relied on after such a failure: later messages may be missing.
+// BreakOrdering reports whether, after a failure of this kind, messages may be missing in front of those that have
+// succeeded. It is for consumers that rely on having seen everything before: they start again from what is committed. It
+// does not mean that messages ran in the wrong order, which never happens, and it does not end the stream: see
+// [IsTerminal].
 func BreakOrdering(kind FailureKind) bool { return kind.row().breaks }
 
 // ClassifyFailure gives the kind of any error, wrapped or not: of a *Failure its Kind, of a *ShutdownError
@@ -84,18 +97,46 @@ func ClassifyFailure(err error) FailureKind {
 	if err == nil {
 		return FailureNone
 	}
-	if k, ok := errors.AsType[kinded](err); ok {
+	if k, ok := findError[kinded](err); ok {
 		return k.failureKind()
 	}
-	if st, ok := status.FromError(err); ok {
+	st, _ := statusOf(err)
+	if st != nil {
 		if k := statedKind(st); k != FailureNone {
 			return k
 		}
 	}
-	if contextCode(err) != codes.OK {
+	if contextCode(err, st) != codes.OK {
 		return FailureContextCancelled
 	}
 	return FailureHandlerError
+}
+
+// RetryAfter is for a client whose stream of a flow server has failed with err, wrapped or not: it reports whether sending
+// again what is not settled (see [Rest]) may succeed, and how long the server asks to wait before that. A delay of 0 means
+// that the server did not say: the client backs off as it sees fit, and gives up when it has tried often enough.
+//
+// Not ok are nil; an error marked by [Permanent]; a code that will not change (InvalidArgument, NotFound, AlreadyExists,
+// PermissionDenied, Unauthenticated, FailedPrecondition, OutOfRange, Unimplemented, DataLoss); [FailureInternal], since the
+// message that the server panicked on would be the first to be sent again; ResourceExhausted that neither is flow's nor
+// comes with a RetryInfo, such as that of a message too large for the server; and a context error that is no status, since
+// then it was the client's own context that ended. All else may succeed: a shutdown, pressure, order, a broken connection
+// (Unavailable, and what proxies make of it), a deadline, and a handler's error that isn't known to be permanent.
+//
+// The kind alone does not say that: see [IsRetryable].
+func RetryAfter(err error) (delay time.Duration, ok bool) {
+	c := newCause(err)
+	switch kind := ClassifyFailure(err); {
+	case kind == FailureNone, c.permanent, isPermanentCode(c.code):
+	case kind == FailureInternal && c.code != codes.Unavailable:
+	case kind == FailureContextCancelled && !c.stated:
+	case c.code == codes.ResourceExhausted && c.kind == FailureNone && !c.asks:
+	case kind == FailureShutdown && !c.stated: // a ShutdownError
+		return retryDelay, true
+	default:
+		return c.delay, true
+	}
+	return 0, false
 }
 
 // kinded are flow's own errors that have a kind. One interface, so that errors.As finds the outermost of them: a panic
@@ -132,21 +173,21 @@ func statedKind(st *status.Status) FailureKind {
 	return FailureNone
 }
 
-// contextCode is Canceled or DeadlineExceeded if err is the end of a context, as a status or as a context error; else
-// OK. A status decides before what it wraps.
-func contextCode(err error) codes.Code {
-	if c, ok := errors.AsType[*contextError](err); ok {
+// contextCode is Canceled or DeadlineExceeded if err, whose status is st if it has one, is the end of a context, as a
+// status or as a context error; else OK. A status decides before what it wraps.
+func contextCode(err error, st *status.Status) codes.Code {
+	if c, ok := findError[*contextError](err); ok {
 		err = c.err // not the cause, which may be a deadline of something else
+		st, _ = statusOf(err)
 	}
-	st, stated := status.FromError(err)
 	switch {
-	case stated && (st.Code() == codes.Canceled || st.Code() == codes.DeadlineExceeded):
+	case st != nil && (st.Code() == codes.Canceled || st.Code() == codes.DeadlineExceeded):
 		return st.Code()
-	case stated:
+	case st != nil:
 		return codes.OK
-	case errors.Is(err, context.DeadlineExceeded):
+	case isError(err, context.DeadlineExceeded):
 		return codes.DeadlineExceeded
-	case errors.Is(err, context.Canceled):
+	case isError(err, context.Canceled):
 		return codes.Canceled
 	}
 	return codes.OK
@@ -154,14 +195,20 @@ func contextCode(err error) codes.Code {
 
 // Failure is what went wrong with a message, or with a stream (Seq is 0 then). errors.Is and errors.As see its cause.
 // Returned from a service method it is a gRPC status. It is not changed after it was handed out, and is safe for
-// concurrent use.
+// concurrent use. What it says is settled when it is made: no method of its cause is called for Error and GRPCStatus.
 type Failure struct {
 	Kind     FailureKind
 	Seq      uint64 // 0: of no one message
 	Key      string // for your eyes: never in Error's text, nor in the status
 	Attempts int    // how often the handler was called
 	Value    any    // the message; never in Error's text, nor in the status
-	Err      error  // the cause; nil only in a Failure that flow did not make
+
+	// Err is the cause; nil only in a Failure that flow did not make. It is the error as it was returned, unless its
+	// Error, Unwrap or GRPCStatus method panics, as those of a typed nil do: then another error stands for it, whose text
+	// says so, and in which errors.Is and errors.As find it.
+	Err error
+
+	cause *cause // nil in a Failure that flow did not make; and where Err is flow's own
 }
 
 // Error names the message by its Seq and says what happened, in 512 bytes at most. gRPC sends it to the client when the
@@ -175,18 +222,20 @@ func (f *Failure) Error() string {
 	if f.Seq > 0 {
 		text += "message " + strconv.FormatUint(f.Seq, 10) + ": "
 	}
-	if f.shownKind() == FailureHandlerError && f.Err != nil {
-		return cutText(text+f.Err.Error(), maxText)
+	c := f.said()
+	if f.shownKind(c) == FailureHandlerError && f.Err != nil {
+		return cutText(text+c.text, maxText)
 	}
-	return cutText(text+f.text(), maxText)
+	return cutText(text+f.constantText(c), maxText)
 }
 
-// Unwrap returns Err.
+// Unwrap returns Err, or, if that has an Is or an As method of its own, an error in which errors.Is and errors.As find the
+// same, and in which a panic of such a method means that nothing was found.
 func (f *Failure) Unwrap() error {
 	if f == nil {
 		return nil
 	}
-	return f.Err
+	return f.said().unwraps
 }
 
 // reason is a cause of flow's own. Its text is constant and quotes nothing, so it may go to a client.
@@ -197,23 +246,34 @@ func (r reason) Error() string { return string(r) }
 // panicError is a recovered panic.
 type panicError struct {
 	value any
+	text  string
 	stack []byte
 }
 
-// newPanicError is to be called by the function that recovered v: the stack is that of the panic only there.
-func newPanicError(v any) *panicError { return &panicError{v, debug.Stack()} }
+// newPanicError is to be called by the function that recovered v: the stack is that of the panic only there. A v of nil is
+// that of a panic(nil), which recover shows as such under GODEBUG=panicnil=1: who calls this knows by other means that
+// there was a panic.
+func newPanicError(v any) *panicError {
+	if v == nil {
+		v = new(runtime.PanicNilError)
+	}
+	return &panicError{v, panicText(v), debug.Stack()}
+}
 
-// Error has the value's text only if that was made to be read: any other value may be the message.
-func (e *panicError) Error() string {
-	switch v := e.value.(type) {
+// panicText has the value's text only if that was made to be read: any other value may be the message.
+func panicText(v any) string {
+	switch v := v.(type) {
 	case error:
-		return "panic: " + v.Error()
+		text, _ := textOf(v)
+		return "panic: " + text
 	case string:
 		return "panic: " + v
 	default:
 		return fmt.Sprintf("panic with a value of type %T", v)
 	}
 }
+
+func (e *panicError) Error() string { return e.text }
 
 func (e *panicError) Unwrap() error {
 	err, _ := e.value.(error)
@@ -227,15 +287,18 @@ func (goexitError) Error() string { return "runtime.Goexit was called" }
 // errGoexit is the cause when a function of the caller's ended its goroutine.
 var errGoexit error = goexitError{}
 
-// panicked says whether err comes of a panic or a runtime.Goexit.
+// panicked reports whether err comes of a panic or a runtime.Goexit.
 func panicked(err error) bool {
-	_, ok := errors.AsType[*panicError](err)
-	return ok || errors.Is(err, errGoexit)
+	if _, ok := findError[*panicError](err); ok {
+		return true
+	}
+	_, ok := findError[goexitError](err)
+	return ok
 }
 
 // stackOf is the stack of a recovered panic in err; nil if there is none.
 func stackOf(err error) []byte {
-	if p, ok := errors.AsType[*panicError](err); ok {
+	if p, ok := findError[*panicError](err); ok {
 		return p.stack
 	}
 	return nil
@@ -244,16 +307,22 @@ func stackOf(err error) []byte {
 // contextError is the end of a context together with its cause.
 type contextError struct{ err, cause error }
 
-func (e *contextError) Error() string   { return e.err.Error() + ": " + e.cause.Error() }
+func (e *contextError) Error() string {
+	why, _ := textOf(e.cause)
+	return e.err.Error() + ": " + why
+}
+
 func (e *contextError) Unwrap() []error { return []error{e.err, e.cause} }
 
 // contextFailure is the failure of what ctx, which has ended, cut short.
 func contextFailure(ctx context.Context) *Failure {
 	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != err {
+	same := false
+	guarded(func() { same = cause == err }) // of a caller's own context they may not be comparable
+	if !same {
 		err = &contextError{err, cause}
 	}
-	return &Failure{Kind: FailureContextCancelled, Err: err}
+	return newFailure(FailureContextCancelled, err)
 }
 
 // errIdle is the cause when a stream was idle for longer than IdleTimeout.
@@ -261,8 +330,9 @@ var errIdle = fmt.Errorf("%w: %w", reason("no message within the idle timeout"),
 
 // recvFailure is the failure of a stream whose recv returned err, which is not io.EOF.
 func recvFailure(err error) *Failure {
-	if !panicked(err) && contextCode(err) != codes.OK {
-		return &Failure{Kind: FailureContextCancelled, Err: err}
+	f := newFailure(FailureInternal, err)
+	if c := f.said(); !c.crashed && c.ended != codes.OK {
+		f.Kind = FailureContextCancelled
 	}
-	return &Failure{Kind: FailureInternal, Err: err}
+	return f
 }

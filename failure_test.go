@@ -214,7 +214,7 @@ func TestFailureTextSaysWhatHappened(t *testing.T) {
 		{Failure{Kind: FailureShutdown, Err: reason("the flow is shutting down")},
 			"flow: the flow is shutting down", "the flow is shutting down"},
 		{Failure{Kind: FailureBackpressure, Seq: 1, Err: wrapped(reason("the queue is full"))},
-			"flow: message 1: refused for pressure: the queue is full", "refused for pressure: the queue is full"},
+			"flow: message 1: rejected: capacity exhausted: the queue is full", "rejected: capacity exhausted: the queue is full"},
 		{Failure{Kind: FailureContextCancelled, Err: context.Canceled}, "flow: context canceled", "context canceled"},
 		{Failure{Kind: FailureContextCancelled, Err: errIdle},
 			"flow: context deadline exceeded: no message within the idle timeout",

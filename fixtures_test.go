@@ -216,3 +216,12 @@ func bubble(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, test)
 }
+
+// nilError is an error that panics when it is asked for anything while it is nil: what a handler returns that hands on a
+// *nilError as an error.
+type nilError struct{ table string }
+
+func (e *nilError) Error() string        { return "table " + e.table }
+func (e *nilError) Unwrap() error        { return errors.New(e.table) }
+func (e *nilError) Is(target error) bool { return target.Error() == e.table }
+func (e *nilError) As(any) bool          { return e.table == "" }

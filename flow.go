@@ -210,7 +210,7 @@ type Summary struct {
 	Received  uint64   // messages that recv returned and that the stream took on
 	Succeeded uint64   // the handler returned nil
 	Failed    uint64   // the handler failed for good
-	Rejected  uint64   // the gate refused it, or its key had been given up
+	Rejected  uint64   // the gate refused it, or an earlier message of its key was skipped with SkipKey
 	Dropped   uint64   // accepted, never run: its stream ended first
 	Retried   uint64   // attempts beyond the first
 	Committed uint64   // every message with Seq <= Committed is settled: succeeded, or skipped by OnFailure

@@ -148,12 +148,14 @@ func orderFailure(ctx context.Context, err error, key string) *Failure {
 		f.Key = key
 		return f
 	}
-	return &Failure{Kind: FailureOrdering, Key: key, Err: fmt.Errorf("%w: %w", reasonOrderError, err)}
+	f := newFailure(FailureOrdering, fmt.Errorf("%w: %w", reasonOrderError, err))
+	f.Key = key
+	return f
 }
 
 // shutdownCause replaces a failure that the coordinator brought about by cancelling the wait.
 func shutdownCause(ctx context.Context, err error) error {
-	if f, ok := context.Cause(ctx).(*Failure); ok && f.Kind == FailureShutdown {
+	if f, ok := context.Cause(ctx).(*Failure); ok && f.failureKind() == FailureShutdown {
 		return f
 	}
 	return err

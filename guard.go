@@ -6,13 +6,22 @@ func isolated(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		err := errGoexit
-		defer func() {
-			if v := recover(); v != nil {
-				err = newPanicError(v)
-			}
-			done <- err
-		}()
-		err = fn()
+		defer func() { done <- err }()
+		err = recovered(fn)
 	}()
 	return <-done
+}
+
+// recovered calls fn and returns what it panics with as its error. Whether it returned is kept by a variable, since
+// recover shows nothing of a panic(nil) under GODEBUG=panicnil=1. A runtime.Goexit goes on to the caller's caller.
+func recovered(fn func() error) (err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			err = newPanicError(recover())
+		}
+	}()
+	err = fn()
+	returned = true
+	return err
 }

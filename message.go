@@ -85,12 +85,14 @@ const (
 
 // failure makes the Failure of m.
 func (m *message[T]) failure(kind FailureKind, err error) *Failure {
-	return &Failure{Kind: kind, Seq: m.seq, Key: m.key, Attempts: m.attempts, Value: m.value, Err: err}
+	f := newFailure(kind, err)
+	f.Seq, f.Key, f.Attempts, f.Value = m.seq, m.key, m.attempts, m.value
+	return f
 }
 
-func (m *message[T]) fail(kind FailureKind, err error) {
-	m.fault, m.outcome, m.step = m.failure(kind, err), failed, stepFailed
-}
+func (m *message[T]) fail(kind FailureKind, err error) { m.failWith(m.failure(kind, err)) }
+
+func (m *message[T]) failWith(f *Failure) { m.fault, m.outcome, m.step = f, failed, stepFailed }
 
 // refuse makes m one that will not run.
 func (m *message[T]) refuse(kind FailureKind, err error) {

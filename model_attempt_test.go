@@ -35,9 +35,9 @@ func (o *oracle) contextEnded(m *modelMessage, why error) {
 // ended says that m's handler has ended so.
 func (o *oracle) ended(m *modelMessage, how ending) {
 	st := m.st
-	o.count(how == endWell)
 	switch {
 	case how == endWell:
+		o.give()
 		o.finish(m, &st.sum.Succeeded, true)
 	case how == endByContext:
 		o.finish(m, &st.sum.Failed, false)
@@ -45,7 +45,7 @@ func (o *oracle) ended(m *modelMessage, how ending) {
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureInternal))
 	case how == endContextError && !st.lives():
 		o.finish(m, &st.sum.Failed, false)
-	case how == endPermanent, m.attempts >= o.Options.Retry.MaxAttempts, o.spent():
+	case how == endPermanent, how == endByCode, !o.retries(m):
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureHandlerError))
 	case st.over:
 		o.finish(m, &st.sum.Failed, false)
@@ -70,20 +70,17 @@ func (o *oracle) delay(n int) time.Duration {
 	return delay
 }
 
-// count has an attempt take a token, or give some back.
-func (o *oracle) count(success bool) {
+// give puts tokens back for a success.
+func (o *oracle) give() {
 	b := o.Options.Retry.Budget
-	if success {
-		o.tokens = min(o.tokens+b.TokenRatio, b.MaxTokens)
-	} else {
-		o.tokens = max(o.tokens-1, 0)
-	}
+	o.tokens = min(o.tokens+b.TokenRatio, b.MaxTokens)
 }
 
-// spent says that nothing is tried again.
-func (o *oracle) spent() bool {
+// retries takes the token of an attempt of m that has failed and is worth retrying, and says whether it will be retried.
+func (o *oracle) retries(m *modelMessage) bool {
+	o.tokens = max(o.tokens-1, 0)
 	most := o.Options.Retry.Budget.MaxTokens
-	return most > 0 && o.tokens <= most/2
+	return m.attempts < o.Options.Retry.MaxAttempts && (most == 0 || o.tokens > most/2)
 }
 
 func (o *oracle) compareRunning() {

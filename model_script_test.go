@@ -58,6 +58,8 @@ const (
 	endPanic
 	endGoexit
 	endContextError // an error of some other context
+	endByCode       // a status whose code is not worth another try
+	endTypedNil     // an error whose methods panic
 	endByContext    // its own context: not drawn
 	endByTimeout    // its attempt's time is over: not drawn
 	endFreed        // the world is over: not drawn
@@ -73,7 +75,7 @@ func (a action) GoString() string {
 }
 
 func (e ending) GoString() string {
-	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByContext", "endByTimeout", "endFreed"}[e]
+	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByCode", "endTypedNil", "endByContext", "endByTimeout", "endFreed"}[e]
 }
 
 // String is the script as Go source.
@@ -172,7 +174,7 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 	if n := max(0, small("AttemptTimeout", 6)-3); n > 0 {
 		o.Retry.AttemptTimeout = time.Duration(n)*tick + 13*time.Millisecond
 	}
-	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 1 {
+	if o.Retry.MaxAttempts = small("MaxAttempts", 3); o.Retry.MaxAttempts > 0 {
 		o.Retry.Backoff = time.Duration(small("Backoff", 3)) * tick
 		o.Retry.Multiplier = float64(small("Multiplier", 2))
 		o.Retry.MaxBackoff = o.Retry.Backoff * time.Duration(small("MaxBackoff", 1))
@@ -190,7 +192,7 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 
 // budgets of which some are soon spent, and those whose successes give much soon have tokens again.
 var budgets = []flow.RetryBudget{
-	{}, {}, {}, {MaxTokens: 4}, {MaxTokens: 3, TokenRatio: 1}, {MaxTokens: 2.5, TokenRatio: 2.5},
+	{}, {}, {}, {MaxTokens: 4, TokenRatio: 0.001}, {MaxTokens: 3, TokenRatio: 1}, {MaxTokens: 2.5, TokenRatio: 2.5},
 	{MaxTokens: 2, TokenRatio: 1}, {MaxTokens: 4, TokenRatio: 0.5}, {MaxTokens: 2.5, TokenRatio: 2.25},
 }
 
@@ -218,9 +220,9 @@ func drawMove(t *rapid.T) move {
 		m.Deaf = rapid.IntRange(0, 3).Draw(t, "Deaf") == 3
 	case doEnd:
 		m.N = rapid.IntRange(0, 4).Draw(t, "N")
-		m.How = rapid.SampledFrom([]ending{endWell, endWell, endFailed, endFailed, endFailed, endPermanent, endPanic, endGoexit, endContextError, endWell, endWell}).Draw(t, "How")
+		m.How = rapid.SampledFrom([]ending{endWell, endWell, endFailed, endFailed, endFailed, endPermanent, endPanic, endGoexit, endContextError, endByCode, endTypedNil, endWell, endWell}).Draw(t, "How")
 	case doBreak:
-		m.How = rapid.SampledFrom([]ending{endFailed, endContextError, endPanic, endGoexit}).Draw(t, "How")
+		m.How = rapid.SampledFrom([]ending{endFailed, endContextError, endPanic, endGoexit, endTypedNil}).Draw(t, "How")
 	case doCancel:
 		m.Deaf = rapid.Bool().Draw(t, "Deaf")
 	case doAdvance:

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"example.com/flow"
 )
 
@@ -82,6 +85,10 @@ func (e ending) carryOut() error {
 		return nil
 	case endPermanent:
 		return flow.Permanent(errModel)
+	case endByCode:
+		return status.Error(codes.InvalidArgument, "malformed")
+	case endTypedNil:
+		return (*nilError)(nil)
 	case endPanic:
 		panic("the handler panics")
 	case endGoexit:
@@ -249,6 +256,8 @@ func (w *world) recv(src *source) (it item, err error) {
 		return it, io.EOF
 	case endContextError:
 		return it, context.Canceled
+	case endTypedNil:
+		return it, (*nilError)(nil)
 	case endPanic:
 		panic("recv panics")
 	case endGoexit:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"time"
+
+	"google.golang.org/grpc/codes"
 )
 
 // Observer sees what happens in a Flow: for metrics and logs. It is called synchronously where the event happens, with
@@ -29,7 +31,7 @@ const (
 	EventSuccess
 	// EventFailure: the message failed for good. It comes after OnFailure.
 	EventFailure
-	// EventReject: the message was refused, or its key had been given up. It comes after OnFailure.
+	// EventReject: the message was refused, or an earlier one of its key was skipped with SkipKey. It comes after OnFailure.
 	EventReject
 	// EventDrop: the message was accepted and will never run: its stream ended first.
 	EventDrop
@@ -67,8 +69,9 @@ type Event struct {
 // refused message and one for each stream that ended or was refused, and nothing for a message that succeeded: all else
 // is at Debug. Levels say what to do about it:
 //
-//   - Error: a bug. A panic (with its stack), or a source that broke.
-//   - Warn: a handler that failed, a refused message, a stream that ended for such a reason.
+//   - Error: a bug, or a fault of the server's. A panic (with its stack), or a source that broke.
+//   - Warn: a handler that failed, a refused message, a stream that ended for such a reason; and a stream that ended
+//     because of what its client sent, such as a message that is too large or can't be decoded.
 //   - Info: what happens in good days too. Streams end, clients go away, the Flow shuts down.
 //
 // A message's Value is never written, and of a key at most 64 bytes.
@@ -93,7 +96,7 @@ func (e *Event) line() (slog.Level, string) {
 	case EventAttempt:
 		return slog.LevelDebug, "flow: message attempted"
 	case EventRetry: // not above Debug: most end in a success, and the others get their line with the count of attempts
-		return slog.LevelDebug, "flow: message will be tried again"
+		return slog.LevelDebug, "flow: message will be retried"
 	case EventSuccess:
 		return slog.LevelDebug, "flow: message succeeded"
 	case EventFailure:
@@ -117,13 +120,33 @@ func (e *Event) line() (slog.Level, string) {
 
 // level is how much a failure is an operator's business.
 func (f *Failure) level() slog.Level {
-	switch f.failureKind() {
+	if f == nil {
+		return slog.LevelInfo
+	}
+	c := f.said()
+	switch f.shownKind(c) {
 	case FailureNone, FailureContextCancelled, FailureShutdown:
 		return slog.LevelInfo
 	case FailureInternal:
+		if f.Seq == 0 && c.blamesClient() {
+			return slog.LevelWarn
+		}
 		return slog.LevelError
 	}
 	return slog.LevelWarn
+}
+
+// blamesClient reports whether the error, which recv returned, is about what the client has sent.
+func (c *cause) blamesClient() bool {
+	if !c.stated || c.crashed {
+		return false
+	}
+	switch c.code {
+	case codes.ResourceExhausted, codes.InvalidArgument, codes.OutOfRange, codes.FailedPrecondition, codes.NotFound,
+		codes.AlreadyExists, codes.Aborted, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
+		return true
+	}
+	return c.garbled
 }
 
 const maxLoggedKey = 64 // bytes: clients choose keys
@@ -151,8 +174,8 @@ func (e *Event) attrs() []slog.Attr {
 	if f := e.Failure; f != nil {
 		add(slog.String("kind", f.Kind.String()))
 		add(slog.String("error", f.Error()))
-		if f.shownKind() == FailureInternal && f.Err != nil { // Error keeps it from the client
-			add(slog.String("cause", cutText(f.Err.Error(), maxText)))
+		if c := f.said(); f.shownKind(c) == FailureInternal && f.Err != nil { // Error keeps it from the client
+			add(slog.String("cause", c.text))
 		}
 	}
 	switch e.Kind {

@@ -98,8 +98,8 @@ const (
 	reasonOrderFull  = reason("too many messages wait for their turn")
 	reasonKeyFull    = reason("too many messages of one key wait for their turn")
 	reasonOrderShut  = reason("the ordering resolver is closed")
-	reasonGivenUp    = reason("an earlier message of the key was given up")
-	reasonGivenMany  = reason("too many keys were given up")
+	reasonGivenUp    = reason("an earlier message of this key was skipped with SkipKey")
+	reasonGivenMany  = reason("too many keys were skipped with SkipKey")
 	reasonOrderError = reason("the ordering resolver refused")
 )
 

@@ -126,45 +126,48 @@ func (c crashSite) make(t *testing.T, how func()) (f *flow.Flow[string], armed *
 func TestCrashOfAnyOfTheCallersFunctionsIsFailureInternalAndWedgesNothing(t *testing.T) {
 	for where, site := range sites {
 		for how, crash := range crashes {
-			t.Run(where+"/"+how, func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					f, armed := site.make(t, crash)
-					armed.Store(true)
-					sum, err := f.Run(t.Context(), given(site.values...))
-					conserved(t, sum)
-					kind := flow.FailureInternal
-					if site.kind != 0 {
-						kind = site.kind
-					}
-					failureOf(t, err, kind)
-					if armed.Load() {
-						t.Fatal("the test is wrong: nothing has crashed")
-					}
-					if sum.Failed != site.failed {
-						t.Errorf("summary is %+v, want %d failed", sum, site.failed)
-					}
-					if kind == flow.FailureInternal {
-						st := status.Convert(err)
-						if st.Code() != codes.Internal || st.Message() != "internal error" || strings.Contains(err.Error(), "secret") {
-							t.Errorf("the client would see %v; Error() is %q", st, err)
-						}
-						if how == "panic with error" && !errors.Is(err, errSecret) {
-							t.Error("errors.Is does not see what was panicked with")
-						}
-					}
-					// Slot, key and stream came back.
-					sum, err = f.Run(t.Context(), given("a1", "a2"))
-					if err != nil || sum.Succeeded+sum.Rejected != 2 {
-						t.Errorf("then: Run() = %+v, %v", sum, err)
-					}
-					st := f.Stats()
-					if st.Streams != 0 || st.InFlight != 0 || st.Waiting != 0 || st.ActiveKeys != 0 {
-						t.Errorf("left behind: %+v", st)
-					}
-				})
-			})
+			t.Run(where+"/"+how, func(t *testing.T) { site.crash(t, how, crash) })
 		}
 	}
+}
+
+// crash has the site crash, and checks what comes of it.
+func (c crashSite) crash(t *testing.T, how string, crash func()) {
+	bubble(t, func(t *testing.T) {
+		f, armed := c.make(t, crash)
+		armed.Store(true)
+		sum, err := f.Run(t.Context(), given(c.values...))
+		conserved(t, sum)
+		kind := flow.FailureInternal
+		if c.kind != 0 {
+			kind = c.kind
+		}
+		failureOf(t, err, kind)
+		if armed.Load() {
+			t.Fatal("the test is wrong: nothing has crashed")
+		}
+		if sum.Failed != c.failed {
+			t.Errorf("summary is %+v, want %d failed", sum, c.failed)
+		}
+		if kind == flow.FailureInternal {
+			st := status.Convert(err)
+			if st.Code() != codes.Internal || st.Message() != "internal error" || strings.Contains(err.Error(), "secret") {
+				t.Errorf("the client would see %v; Error() is %q", st, err)
+			}
+			if how == "panic with error" && !errors.Is(err, errSecret) {
+				t.Error("errors.Is does not see what was panicked with")
+			}
+		}
+		// Slot, key and stream came back.
+		sum, err = f.Run(t.Context(), given("a1", "a2"))
+		if err != nil || sum.Succeeded+sum.Rejected != 2 {
+			t.Errorf("then: Run() = %+v, %v", sum, err)
+		}
+		st := f.Stats()
+		if st.Streams != 0 || st.InFlight != 0 || st.Waiting != 0 || st.ActiveKeys != 0 {
+			t.Errorf("left behind: %+v", st)
+		}
+	})
 }
 
 func TestCrashOfRecvIsABrokenSource(t *testing.T) {

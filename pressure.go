@@ -59,7 +59,7 @@ func (o BackpressureOptions) validate() error {
 }
 
 const (
-	reasonNoCapacity = reason("capacity is exhausted")
+	reasonNoCapacity = reason(textNoCapacity) // there is no more to say than the kind does
 	reasonQueueFull  = reason("too many messages wait for capacity")
 )
 

@@ -4,8 +4,6 @@ import (
 	"context"
 	"io"
 	"time"
-
-	"google.golang.org/grpc/status"
 )
 
 // intake is a stream's receiver goroutine: it reads the source, numbers the messages, names their keys and passes them
@@ -52,6 +50,10 @@ func (in *intake[T]) run() {
 			in.ended(crash)
 			break
 		}
+		if in.in == placeOwn { // a panic between two messages belongs to none
+			s.fail(newFailure(FailureInternal, crash))
+			break
+		}
 		in.in = placeOwn
 		if !in.decide(crash) {
 			break
@@ -63,20 +65,21 @@ func (in *intake[T]) run() {
 // receive is the loop. It returns what the caller's functions panicked with, or nil when nothing more is to be received.
 // One deferred function for all messages, since one for each would cost a fifth of the loop.
 func (in *intake[T]) receive() (crash error) {
-	defer func() {
-		if p := recover(); p != nil {
-			crash = newPanicError(p)
+	returned := false
+	defer func() { // as in recovered
+		if !returned {
+			crash = newPanicError(recover())
 		}
 	}()
 	s, r := in.s, in.s.r
 	for in.awaitRoom() {
 		in.in = placeRecv
 		v, err := in.recv()
-		in.in = placeOwn
 		if err != nil {
 			in.ended(err)
 			break
 		}
+		in.in = placeOwn
 		if s.parent.Err() != nil {
 			s.fail(contextFailure(s.parent))
 			break
@@ -100,12 +103,10 @@ func (in *intake[T]) receive() (crash error) {
 		in.in = placeOwn
 		direct, shut := s.put(&in.at, in.weight)
 		switch {
-		case shut:
+		case shut, direct && !in.decide(nil):
+			returned = true
 			return nil
 		case direct:
-			if !in.decide(nil) {
-				return nil
-			}
 		default:
 			in.seq++
 			if !s.attended.Load() {
@@ -117,23 +118,24 @@ func (in *intake[T]) receive() (crash error) {
 			s.busy.Store(false)
 		}
 	}
+	returned = true
 	return nil
 }
 
 // ended is told recv's first error, which is its last word.
 func (in *intake[T]) ended(err error) {
 	s := in.s
-	f := recvFailure(err)
-	if s.parent.Err() != nil {
-		// Only a status that says something else than the context's end is a better reason than that.
-		if _, stated := status.FromError(err); !stated || f.Kind == FailureContextCancelled {
-			f = contextFailure(s.parent)
-		}
-	} else if err == io.EOF {
+	ended := s.parent.Err() != nil
+	if err == io.EOF && !ended {
 		s.mu.Lock()
 		s.eof = true
 		s.mu.Unlock()
 		return
+	}
+	f := recvFailure(err)
+	// Only a status that says something else than the context's end is a better reason than that.
+	if ended && (!f.said().stated || f.Kind == FailureContextCancelled) {
+		f = contextFailure(s.parent)
 	}
 	s.fail(f)
 }

@@ -62,7 +62,7 @@ var regressions = map[string]script{
 		},
 	},
 	"an attempt that panics takes a token": {
-		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3}}},
+		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3, TokenRatio: 0.5}}},
 		Moves: []move{
 			{Do: doSend}, {Do: doEnd, How: endPanic}, {Do: doOpen}, {Do: doSend, Stream: 1}, {Do: doEnd, How: endFailed},
 		},

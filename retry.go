@@ -8,15 +8,15 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // RetryOptions control the further tries of a message whose handler returned an error. While a message waits for its
 // next try it keeps its key's place and gives up its slot.
 type RetryOptions struct {
 	// MaxAttempts counts all tries of a message, the first included, as in gRPC's retryPolicy. 0 and 1 mean no retry.
+	// With 0 the options of retries (all below but AttemptTimeout) must be zero, since none would have any effect; with 1
+	// they are kept and ignored.
 	MaxAttempts int
 	// Backoff is the delay before the second try. 0 means none.
 	Backoff time.Duration
@@ -29,7 +29,7 @@ type RetryOptions struct {
 	// AttemptTimeout cancels an attempt's context after so long, with cause ErrAttemptTimeout. A handler that ignores
 	// it keeps its slot and its key; nil after it is success. 0 means none.
 	AttemptTimeout time.Duration
-	// Retryable says which errors are worth another try; it must be safe for concurrent use. nil means: all but those
+	// Retryable reports which errors are worth another try; it must be safe for concurrent use. nil means: all but those
 	// marked by Permanent and the codes InvalidArgument, NotFound, AlreadyExists, PermissionDenied, Unauthenticated,
 	// FailedPrecondition, OutOfRange, Unimplemented and DataLoss. Permanent beats it.
 	Retryable func(error) bool
@@ -37,8 +37,10 @@ type RetryOptions struct {
 	Budget RetryBudget
 }
 
-// RetryBudget is gRPC's retryThrottling (gRFC A6) over the Flow: it starts with MaxTokens tokens, a failed attempt takes
-// one, a success gives TokenRatio back, and at or below half of MaxTokens nothing is retried.
+// RetryBudget is gRPC's retryThrottling (gRFC A6) over the Flow: it starts with MaxTokens tokens, a failed attempt that is
+// worth retrying takes one, a success gives TokenRatio back, and at or below half of MaxTokens nothing is retried. An error
+// that is not worth retrying (Permanent, a code that Retryable or its default excludes, a panic) takes none: the mistakes
+// of one client must not end the retries of all. Both fields are set, or neither.
 type RetryBudget struct {
 	MaxTokens  float64 // 0: no budget
 	TokenRatio float64
@@ -67,12 +69,36 @@ func (o RetryOptions) validate() error {
 		return invalid("Retry.Budget.TokenRatio", o.Budget.TokenRatio, "must not be negative, and must be finite")
 	case o.Budget.TokenRatio > 0 && o.Budget.MaxTokens == 0:
 		return invalid("Retry.Budget.TokenRatio", o.Budget.TokenRatio, "needs MaxTokens")
+	case o.Budget.MaxTokens > 0 && o.Budget.TokenRatio == 0:
+		return invalid("Retry.Budget.MaxTokens", o.Budget.MaxTokens, "needs TokenRatio, else the budget never recovers")
+	case o.MaxAttempts == 0:
+		return o.validateUnused()
+	}
+	return nil
+}
+
+// validateUnused refuses options that have no effect while MaxAttempts is 0. (1 says in so many words: no retry.)
+func (o RetryOptions) validateUnused() error {
+	const rule = "needs MaxAttempts: 0 means no retry, and 1 says so explicitly"
+	switch {
+	case o.Backoff != 0:
+		return invalid("Retry.Backoff", o.Backoff, rule)
+	case o.MaxBackoff != 0:
+		return invalid("Retry.MaxBackoff", o.MaxBackoff, rule)
+	case o.Multiplier != 0:
+		return invalid("Retry.Multiplier", o.Multiplier, rule)
+	case o.Jitter != 0:
+		return invalid("Retry.Jitter", o.Jitter, rule)
+	case o.Retryable != nil:
+		return invalid("Retry.Retryable", "a function", rule)
+	case o.Budget != RetryBudget{}:
+		return invalid("Retry.Budget", o.Budget, rule)
 	}
 	return nil
 }
 
 // ErrAttemptTimeout is the context's cause in an attempt that took longer than RetryOptions.AttemptTimeout.
-var ErrAttemptTimeout = errors.New("flow: the attempt's time is over")
+var ErrAttemptTimeout = errors.New("flow: attempt timed out")
 
 type permanentError struct{ err error }
 
@@ -121,7 +147,7 @@ func (e *Engine[T]) Execute(ctx context.Context, m Message[T]) error {
 	}
 	f, ok := err.(*Failure)
 	if !ok {
-		f = &Failure{Kind: FailureInternal, Err: err}
+		f = newFailure(FailureInternal, err)
 	}
 	f.Seq, f.Key, f.Attempts, f.Value = m.Seq, m.Key, m.Attempt, m.Value
 	return f
@@ -138,34 +164,31 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 		if err == nil {
 			return nil
 		}
-		if endedBy(ctx, err) {
-			return &Failure{Kind: FailureContextCancelled, Err: err}
+		f := newFailure(FailureHandlerError, err)
+		if f.endedBy(ctx) {
+			f.Kind = FailureContextCancelled
+			return f
 		}
-		delay, again := e.again(err, m.Attempt)
+		delay, again := e.again(f, m.Attempt)
 		if !again {
-			return &Failure{Kind: FailureHandlerError, Err: err}
+			return f
 		}
 		t := time.NewTimer(delay)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			f := contextFailure(ctx)
-			f.Err = &contextError{f.Err, err}
-			return f
+			return newFailure(FailureContextCancelled, &contextError{contextFailure(ctx).Err, f.Err})
 		}
 	}
 }
 
 // attempt calls the handler once. It lets panics through.
 func (e *Engine[T]) attempt(ctx context.Context, m Message[T]) error {
-	if e.budget == nil {
-		return e.call(ctx, m)
-	}
-	success := false
-	defer func() { e.budget.count(success) }() // also of a panic or a Goexit, which are failed attempts as well
 	err := e.call(ctx, m)
-	success = err == nil
+	if err == nil && e.budget != nil {
+		e.budget.give()
+	}
 	return err
 }
 
@@ -183,44 +206,57 @@ func (e *Engine[T]) timed(ctx context.Context, m Message[T]) error {
 	return e.handler(ctx, m)
 }
 
-// endedBy says whether err, returned under ctx, is ctx's end: only the stream's own context decides that.
-func endedBy(ctx context.Context, err error) bool {
+// endedBy reports whether f, made of an error that was returned under ctx, is ctx's end: only the stream's own context
+// decides that.
+func (f *Failure) endedBy(ctx context.Context) bool {
 	if ctx.Err() == nil {
 		return false
 	}
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, context.Cause(ctx)) ||
-		status.Code(err) == codes.Canceled || status.Code(err) == codes.DeadlineExceeded
+	code := f.said().code
+	return code == codes.Canceled || code == codes.DeadlineExceeded ||
+		isError(f.Err, context.Canceled) || isError(f.Err, context.DeadlineExceeded) ||
+		isError(f.Err, context.Cause(ctx))
 }
 
-// again decides whether a message that failed with err in its n-th attempt is tried again, and after what delay.
-func (e *Engine[T]) again(err error, n int) (time.Duration, bool) {
-	if n >= e.retry.MaxAttempts || !e.retry.worthRetrying(err) || e.budget != nil && e.budget.spent() {
+// again decides whether a message that failed with f in its n-th attempt is tried again, and after what delay. What is
+// worth another try takes a token from the budget, whether or not it gets one: that is how the budget sees trouble.
+func (e *Engine[T]) again(f *Failure, n int) (time.Duration, bool) {
+	last := n >= e.retry.MaxAttempts
+	if last && e.budget == nil || !e.retry.worthRetrying(f) {
 		return 0, false
 	}
-	return e.retry.delay(err, n), true
+	if e.budget != nil && !e.budget.take() || last {
+		return 0, false
+	}
+	return e.retry.delay(f.said().delay, n), true
 }
 
-func (o *RetryOptions) worthRetrying(err error) bool {
-	if _, marked := errors.AsType[*permanentError](err); marked {
+func (o *RetryOptions) worthRetrying(f *Failure) bool {
+	c := f.said()
+	if c.permanent {
 		return false
 	}
 	if o.Retryable != nil {
-		return o.Retryable(err)
+		return o.Retryable(f.Err)
 	}
-	switch status.Code(err) {
-	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated,
-		codes.FailedPrecondition, codes.OutOfRange, codes.Unimplemented, codes.DataLoss:
-		return false
-	}
-	return true
+	return !isPermanentCode(c.code)
 }
 
-// delay is the time before the try after the n-th: exponential, capped, jittered, and not shorter than a RetryInfo in
-// err's status asks for, as far as the cap allows.
-func (o *RetryOptions) delay(err error, n int) time.Duration {
+// isPermanentCode reports whether an error with this code is not worth another try: the same call will fail again.
+func isPermanentCode(code codes.Code) bool {
+	switch code {
+	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated,
+		codes.FailedPrecondition, codes.OutOfRange, codes.Unimplemented, codes.DataLoss:
+		return true
+	}
+	return false
+}
+
+// delay is the time before the try after the n-th: exponential, capped, jittered, and not shorter than the error asked
+// for, as far as the cap allows.
+func (o *RetryOptions) delay(asked time.Duration, n int) time.Duration {
 	d := float64(o.Backoff)
-	if o.Multiplier > 1 {
+	if d > 0 && o.Multiplier > 1 { // the power may be infinite, and zero times infinity is not a number
 		d *= math.Pow(o.Multiplier, float64(n-1))
 	}
 	limit := float64(math.MaxInt64)
@@ -231,24 +267,11 @@ func (o *RetryOptions) delay(err error, n int) time.Duration {
 	if o.Jitter > 0 {
 		d *= 1 - o.Jitter*rand.Float64()
 	}
-	d = min(max(d, float64(askedDelay(err))), limit)
+	d = min(max(d, float64(asked)), limit)
 	if d >= math.MaxInt64 { // as a float it may be one more than an int64 holds
 		return math.MaxInt64
 	}
 	return time.Duration(d)
-}
-
-func askedDelay(err error) time.Duration {
-	st, ok := status.FromError(err)
-	if !ok {
-		return 0
-	}
-	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.RetryInfo); ok && info.GetRetryDelay().CheckValid() == nil {
-			return info.GetRetryDelay().AsDuration()
-		}
-	}
-	return 0
 }
 
 // budget holds tokens as float64 bits.
@@ -263,22 +286,24 @@ func newBudget(o RetryBudget) *budget {
 	return b
 }
 
-func (b *budget) count(success bool) {
-	for {
-		old := b.tokens.Load()
-		t := math.Float64frombits(old)
-		if success {
-			t = min(t+b.opts.TokenRatio, b.opts.MaxTokens)
-		} else {
-			t = max(t-1, 0)
-		}
-		now := math.Float64bits(t)
-		if now == old || b.tokens.CompareAndSwap(old, now) { // full stays full without a write to the shared line
-			return
-		}
-	}
+// give puts back what a success is worth.
+func (b *budget) give() {
+	b.change(func(t float64) float64 { return min(t+b.opts.TokenRatio, b.opts.MaxTokens) })
 }
 
-func (b *budget) spent() bool {
-	return math.Float64frombits(b.tokens.Load()) <= b.opts.MaxTokens/2
+// take takes the token of a failed attempt that is worth retrying, and reports whether enough are left to retry it.
+func (b *budget) take() bool {
+	return b.change(func(t float64) float64 { return max(t-1, 0) }) > b.opts.MaxTokens/2
+}
+
+// change replaces the tokens by what f makes of them, and returns that.
+func (b *budget) change(f func(float64) float64) float64 {
+	for {
+		old := b.tokens.Load()
+		t := f(math.Float64frombits(old))
+		now := math.Float64bits(t)
+		if now == old || b.tokens.CompareAndSwap(old, now) { // full stays full without a write to the shared line
+			return t
+		}
+	}
 }

@@ -90,6 +90,41 @@ func TestUncappedDelayNeverOverflows(t *testing.T) {
 	})
 }
 
+// Two to the 1024th is no float64, and zero times infinity is no number.
+func TestDelayIsNeverNegativeHoweverManyTries(t *testing.T) {
+	for name, c := range map[string]struct {
+		o    flow.RetryOptions
+		last time.Duration
+	}{
+		"no backoff":         {flow.RetryOptions{Multiplier: 2}, 0},
+		"no backoff, jitter": {flow.RetryOptions{Multiplier: 2, Jitter: 0.5}, 0},
+		"large multiplier":   {flow.RetryOptions{Multiplier: 1e300}, 0},
+		"capped":             {flow.RetryOptions{Backoff: 1, Multiplier: 2, MaxBackoff: time.Second}, time.Second},
+	} {
+		bubble(t, func(t *testing.T) {
+			p := new(tape)
+			c.o.MaxAttempts = 1100
+			f := mustNew(t, func(context.Context, flow.Message[string]) error { return errHandler },
+				flow.Options{Retry: c.o, Observer: p.observe})
+			began := time.Now()
+			_, err := f.Run(t.Context(), given("a1"))
+			if fault := failureOf(t, err, flow.FailureHandlerError); fault.Attempts != 1100 {
+				t.Errorf("%s: tried %d times", name, fault.Attempts)
+			}
+			told, last := time.Duration(0), time.Duration(0)
+			for _, e := range p.only(flow.EventRetry) {
+				if last = e.Delay; last < 0 {
+					t.Fatalf("%s: the delay after attempt %d is %v", name, e.Attempt, last)
+				}
+				told += last
+			}
+			if waited := time.Since(began); last != c.last || waited != told {
+				t.Errorf("%s: last delay %v, want %v; told of %v, waited for %v", name, last, c.last, told, waited)
+			}
+		})
+	}
+}
+
 func TestJitterMakesTheDelayRandomWithinItsBounds(t *testing.T) {
 	for _, jitter := range []float64{0.25, 1} {
 		at := tries(t, flow.RetryOptions{MaxAttempts: 300, Backoff: time.Second, Jitter: jitter}, errHandler)

@@ -10,20 +10,17 @@ import "time"
 const yieldTime = 200 * time.Microsecond
 
 // serve runs what c has on lease, until it comes to the end, is called in, or has to look at the stream. If a message is
-// to be gone on with, it is c.m then.
-func (c *carrier[T]) serve() {
+// to be gone on with, it is c.m then. It returns what that one panicked with.
+func (c *carrier[T]) serve() (crash error) {
 	s, k := c.s, c.leased
 	normal := false
 	defer func() {
-		v := recover()
 		if normal {
 			return
 		}
+		crash = newPanicError(recover()) // as in recovered; of a Goexit nothing is returned, and run sees to it
 		if c.leased != nil {
 			c.m = c.callIn()
-		}
-		if v != nil { // else it is a Goexit, which run's own deferred function sees to
-			s.crashed(c.m, newPanicError(v))
 		}
 	}()
 	s.sendHeader()
@@ -66,6 +63,7 @@ func (c *carrier[T]) serve() {
 		}
 	}
 	normal = true
+	return nil
 }
 
 // mustLook says whether the worker must look at the stream before it runs what it has just claimed.

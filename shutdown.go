@@ -28,8 +28,8 @@ func (o ShutdownOptions) validate() error {
 	return nil
 }
 
-// ErrGracePeriod is the Err of a ShutdownError when the grace period was over.
-var ErrGracePeriod = errors.New("flow: the grace period is over")
+// ErrGracePeriod is the Err of a ShutdownError when the grace period had expired.
+var ErrGracePeriod = errors.New("flow: shutdown grace period expired")
 
 // ShutdownError says that Shutdown had to cut messages off.
 type ShutdownError struct {
@@ -44,8 +44,8 @@ func (e *ShutdownError) Error() string {
 	return fmt.Sprintf("flow: shutdown cut off %d unfinished messages, the first with seq %d: %v", e.CutOff, e.Seq, e.Err)
 }
 
-// Unwrap returns Err.
-func (e *ShutdownError) Unwrap() error { return e.Err }
+// Unwrap returns Err, as [Failure.Unwrap] does.
+func (e *ShutdownError) Unwrap() error { return newCause(e.Err).unwraps }
 
 const reasonShutdown = reason("the flow is shutting down")
 
@@ -224,7 +224,7 @@ func (c *ShutdownCoordinator) cut(why error) error {
 		return why
 	}
 	under, _ := c.begin()
-	off := &ShutdownError{Err: why}
+	off := &ShutdownError{Err: newCause(why).err}
 	for _, m := range under {
 		n, seq, key := m.cut()
 		if off.CutOff == 0 {

@@ -111,7 +111,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	}
 	for _, sc := range c.streams.take() {
 		if p, ok := peer.FromContext(sc.s.parent); ok && p.Addr != nil {
-			sc.state.Peer = p.Addr.String()
+			guarded(func() { sc.state.Peer = p.Addr.String() })
 		}
 		sc.state.Method, _ = grpc.Method(sc.s.parent)
 		snap.Streams = append(snap.Streams, sc.state)

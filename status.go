@@ -2,7 +2,7 @@ package flow
 
 import (
 	"context"
-	"errors"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -28,58 +28,60 @@ const (
 )
 
 // GRPCStatus is what the client gets. A handler's error keeps its own status, other kinds have their own code. An
-// ErrorInfo names the kind, unless the handler's error brings one, and a RetryInfo says that pressure and shutdown pass.
+// ErrorInfo names the kind, unless the handler's error brings one of another Domain (one of flow's, of a service behind
+// this one, speaks of another stream and is replaced), and a RetryInfo says that pressure and shutdown pass.
 func (f *Failure) GRPCStatus() *status.Status {
 	if f == nil {
 		return nil
 	}
-	kind := f.shownKind()
-	st := &spb.Status{Code: int32(kind.row().code), Message: f.text()}
+	c := f.said()
+	kind := f.shownKind(c)
+	st := &spb.Status{Code: int32(kind.row().code), Message: f.constantText(c)}
+	var details []*anypb.Any
 	switch kind {
 	case FailureNone:
 		return status.New(codes.OK, "")
 	case FailureHandlerError:
 		if f.Err != nil {
-			st = status.Convert(unmarked(f.Err)).Proto()
+			st.Code, st.Message, details = int32(c.code), c.message, c.details
 		}
 	case FailureContextCancelled:
-		if code := contextCode(f.Err); code != codes.OK {
-			st.Code = int32(code)
+		if c.ended != codes.OK {
+			st.Code = int32(c.ended)
 		}
 	case FailureInternal:
-		if own, ok := status.FromError(f.Err); ok && !panicked(f.Err) {
-			st.Code = int32(own.Code())
+		if c.stated && !c.crashed {
+			st.Code = int32(c.code)
 		}
 	}
 	if st.Code == int32(codes.OK) { // an error whose status is OK is still an error
 		st.Code = int32(kind.row().code)
 	}
-	st.Message = cutText(st.Message, maxText)
-	st.Details = f.details(kind, st.Details)
+	st.Details = f.details(kind, details)
 	return status.FromProto(st)
 }
 
 // shownKind is the kind that texts and the status show. A panic is internal wherever it comes to light: its value may be
 // a status error, or quote anything.
-func (f *Failure) shownKind() FailureKind {
-	if f.Kind == FailureHandlerError && panicked(f.Err) {
+func (f *Failure) shownKind(c *cause) FailureKind {
+	if f.Kind == FailureHandlerError && c.crashed {
 		return FailureInternal
 	}
 	return f.Kind
 }
 
-// text is constant but for a reason of flow's own.
-func (f *Failure) text() string {
-	kind := f.shownKind()
+// constantText is what is shown of a failure that is not the handler's: constant but for a reason of flow's own.
+func (f *Failure) constantText(c *cause) string {
+	kind := f.shownKind(c)
 	text := kind.row().text
 	if kind == FailureInternal {
 		return text
 	}
-	if kind == FailureContextCancelled && contextCode(f.Err) == codes.DeadlineExceeded {
+	if kind == FailureContextCancelled && c.ended == codes.DeadlineExceeded {
 		text = context.DeadlineExceeded.Error()
 	}
-	if why, ok := errors.AsType[reason](f.Err); ok && string(why) != text {
-		text += ": " + string(why)
+	if c.why != "" && string(c.why) != text {
+		text += ": " + string(c.why)
 	}
 	return text
 }
@@ -96,7 +98,7 @@ func (f *Failure) details(kind FailureKind, handlers []*anypb.Any) []*anypb.Any 
 		ours = append(ours, newDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)}))
 	}
 	for _, d := range handlers { // a status has one ErrorInfo, and the handler's says more than ours
-		if d.MessageIs(own) && detailSize(d) <= maxDetails {
+		if d.MessageIs(own) {
 			info, ours = d, nil
 			break
 		}
@@ -113,6 +115,29 @@ func (f *Failure) details(kind FailureKind, handlers []*anypb.Any) []*anypb.Any 
 		}
 	}
 	return append(all, ours...)
+}
+
+// contradicts reports whether d is an ErrorInfo that can't stand beside flow's own or for it: one of flow's, which a service
+// behind this one has made and which speaks of a message of that one's stream, or one that can't be read.
+func contradicts(d *anypb.Any) bool {
+	var info errdetails.ErrorInfo
+	return d.MessageIs(&info) && (d.UnmarshalTo(&info) != nil || info.GetDomain() == errorDomain)
+}
+
+// retryInfoDelay is the delay that d asks for if it is a RetryInfo.
+func retryInfoDelay(d *anypb.Any) (delay time.Duration, ok bool) {
+	var info errdetails.RetryInfo
+	if !d.MessageIs(&info) || d.UnmarshalTo(&info) != nil || info.GetRetryDelay().CheckValid() != nil {
+		return 0, false
+	}
+	return max(0, info.GetRetryDelay().AsDuration()), true
+}
+
+// isGarbled reports whether st is what gRPC's Recv returns for a message, or a part of one, that it can't decode. There is
+// nothing but the text to tell it from an error of the server's: both have the code Internal.
+func isGarbled(st *status.Status) bool {
+	return st.Code() == codes.Internal &&
+		(strings.HasPrefix(st.Message(), "grpc: ") || st.Message() == io.ErrUnexpectedEOF.Error())
 }
 
 func newDetail(m proto.Message) *anypb.Any {
@@ -139,15 +164,4 @@ func cutText(s string, n int) string {
 		n--
 	}
 	return s[:n]
-}
-
-// unmarked takes Permanent's mark off, so that a status error below it counts as itself and not as wrapped.
-func unmarked(err error) error {
-	for {
-		p, ok := err.(*permanentError)
-		if !ok {
-			return err
-		}
-		err = p.err
-	}
 }

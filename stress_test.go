@@ -93,12 +93,13 @@ func newLife(seed uint64) *life {
 			o.Backpressure.QueueCapacity = n(2) * n(10)
 		}
 	}
-	o.Retry.MaxAttempts = n(4)
-	o.Retry.Backoff = time.Duration(n(2)*n(500)) * time.Microsecond
+	if o.Retry.MaxAttempts = n(4); o.Retry.MaxAttempts > 0 {
+		o.Retry.Backoff = time.Duration(n(2)*n(500)) * time.Microsecond
+	}
 	if n(3) == 0 {
 		o.Retry.AttemptTimeout = time.Duration(1+n(300)) * time.Microsecond
 	}
-	if n(3) == 0 {
+	if o.Retry.MaxAttempts > 0 && n(3) == 0 {
 		o.Retry.Budget = flow.RetryBudget{MaxTokens: 10, TokenRatio: 0.5}
 	}
 	o.Shutdown = flow.ShutdownOptions{GracePeriod: time.Duration(n(3)) * time.Millisecond, DrainOnClose: n(2) == 0}

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,6 +31,17 @@ func (s *stream[T]) tell(m *message[T], kind EventKind) {
 	s.r.observer(s.ctx, e)
 }
 
+// call makes an attempt of m. For an Observer it notes when it began, as journey.began says, and what it took: also if it
+// panicked or exited its goroutine.
+func (s *stream[T]) call(m Message[T], began *atomic.Int64, took *time.Duration) error {
+	if s.r.observer != nil {
+		from := s.clock()
+		began.Store(int64(from) + 1)
+		defer func() { *took = s.clock() - from }()
+	}
+	return s.r.engine.attempt(s.ctx, m)
+}
+
 // observed is what came of a message under lease so far: it is no message[T] yet, of which the rest could be told.
 type observed struct {
 	waited, took time.Duration
@@ -43,11 +55,8 @@ func (c *carrier[T]) attemptObserved(a *arrival[T], w weight) error {
 	*o = observed{waited: s.clock() - w.received}
 	e := Event{Kind: EventAttempt, Stream: s.id, Seq: a.seq, Key: a.key, Attempt: 1, Waited: o.waited}
 	s.r.observer(s.ctx, e)
-	began := s.clock()
-	c.leased.began.Store(int64(began) + 1)
 	o.tried = true
-	err := s.r.engine.attempt(s.ctx, Message[T]{Seq: a.seq, Key: a.key, Value: a.value, Attempt: 1})
-	o.took = s.clock() - began
+	err := s.call(Message[T]{Seq: a.seq, Key: a.key, Value: a.value, Attempt: 1}, &c.leased.began, &o.took)
 	if err == nil {
 		o.step = stepSuccess
 		e.Kind, e.Took = EventSuccess, o.took
@@ -77,7 +86,7 @@ func (s *stream[T]) tellStart() {
 	})
 	if err != nil {
 		s.mu.Lock()
-		s.failure = &Failure{Kind: FailureInternal, Err: err}
+		s.failure = newFailure(FailureInternal, err)
 		s.mu.Unlock()
 	}
 }

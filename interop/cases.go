@@ -92,7 +92,7 @@ func hardReject(ctx context.Context, t *trial) error {
 		return err
 	}
 	return errors.Join(
-		expectation{code: codes.ResourceExhausted, message: "refused for pressure", reason: "BACKPRESSURE", seq: "2",
+		expectation{code: codes.ResourceExhausted, message: "rejected: capacity exhausted", reason: "BACKPRESSURE", seq: "2",
 			retry: true, committed: "0"}.differs(*saw),
 		e.ended(flow.FailureBackpressure, codes.ResourceExhausted))
 }
