@@ -11,8 +11,8 @@ import (
 	"example.com/flow"
 )
 
-// metrics are the instruments that the Observer feeds. The attributes of all that it may record are made beforehand: to
-// record allocates nothing.
+// metrics are the instruments that the Observer feeds. All sets of attributes are made beforehand, so that recording
+// allocates nothing.
 type metrics struct {
 	messages metric.Int64Counter
 	retries  metric.Int64Counter
@@ -22,11 +22,12 @@ type metrics struct {
 
 	plain    []metric.AddOption
 	plainRec []metric.RecordOption
-	counted  [outcomes][kinds][]metric.AddOption    // flow.outcome and error.type
-	ended    [kinds][]metric.RecordOption           // error.type
-	attempt  [outcomes][kinds][]metric.RecordOption // of the handler: succeeded, failed, retried
+	ended    [errorTypes][]metric.RecordOption           // error.type
+	counted  [outcomes][otherKind + 1][]metric.AddOption // flow.outcome and error.type, which is a kind
+	attempt  [outcomes][otherKind + 1][]metric.RecordOption
 }
 
+// outcome is what became of a message, or of one attempt. Its names are the values of flow.outcome.
 type outcome int
 
 const (
@@ -40,11 +41,8 @@ const (
 
 var outcomeNames = [outcomes]string{"succeeded", "failed", "rejected", "dropped", "retried"}
 
-const kinds = int(flow.FailureInternal) + 1
-
-// The boundaries of a handler's time are those that the semantic conventions advise for durations, and three below
-// them: a handler may be much faster than a request. A message may wait for as long as a key is stuck, and a stream may
-// last for a day.
+// The boundaries for handlers are those that the semantic conventions advise for durations, and three below them: a handler
+// may be much faster than a request. A message may wait for as long as a key is stuck, and a stream may last for a day.
 var (
 	handlerSeconds = []float64{
 		0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
@@ -78,22 +76,26 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 		return metric.WithAttributeSet(attribute.NewSet(append(name.ToSlice(), attrs...)...))
 	}
 	m.plain, m.plainRec = []metric.AddOption{set()}, []metric.RecordOption{set()}
-	for k := range kinds {
-		var kind []attribute.KeyValue
-		if flow.FailureKind(k) != flow.FailureNone {
-			kind = []attribute.KeyValue{attribute.String("error.type", flow.FailureKind(k).String())}
+	for t := range errorTypes {
+		var failure []attribute.KeyValue
+		if t != errorType(flow.FailureNone) {
+			failure = []attribute.KeyValue{attribute.String("error.type", t.String())}
 		}
-		m.ended[k] = []metric.RecordOption{set(kind...)}
+		m.ended[t] = []metric.RecordOption{set(failure...)}
+		if t > otherKind {
+			continue
+		}
 		for o := range outcomes {
-			both := set(append(kind, attribute.String("flow.outcome", outcomeNames[o]))...)
-			m.counted[o][k] = []metric.AddOption{both}
-			m.attempt[o][k] = []metric.RecordOption{both}
+			both := set(append(failure, attribute.String("flow.outcome", outcomeNames[o]))...)
+			m.counted[o][t] = []metric.AddOption{both}
+			m.attempt[o][t] = []metric.RecordOption{both}
 		}
 	}
 	return m
 }
 
-// Observer returns what Options.Observer takes.
+// Observer returns the Observer that records the metrics: set it as Options.Observer. Each event takes a few atomic operations
+// and allocates nothing. With another Observer beside it, call both.
 func (t *Telemetry) Observer() flow.Observer { return t.metrics.observe }
 
 func (m *metrics) observe(ctx context.Context, e flow.Event) {
@@ -114,60 +116,20 @@ func (m *metrics) observe(ctx context.Context, e flow.Event) {
 	case flow.EventDrop:
 		m.finished(ctx, dropped, &e)
 	case flow.EventStreamEnd:
-		m.stream.Record(ctx, e.Took.Seconds(), m.ended[kindOf(e.Failure)]...)
+		m.stream.Record(ctx, e.Took.Seconds(), m.ended[streamType(&e)]...)
 	}
 }
 
 // finished counts a message, and its last attempt if it had one.
 func (m *metrics) finished(ctx context.Context, o outcome, e *flow.Event) {
-	m.messages.Add(ctx, 1, m.counted[o][kindOf(e.Failure)]...)
+	m.messages.Add(ctx, 1, m.counted[o][typeOf(e.Failure)]...)
 	m.tried(ctx, o, e)
 }
 
+// tried records the attempt that ended with e. Its time is 0 where none did: of a message that was refused, or that was cut
+// short while it waited for its next attempt.
 func (m *metrics) tried(ctx context.Context, o outcome, e *flow.Event) {
 	if e.Attempt > 0 && e.Took > 0 {
-		m.handler.Record(ctx, e.Took.Seconds(), m.attempt[o][kindOf(e.Failure)]...)
+		m.handler.Record(ctx, e.Took.Seconds(), m.attempt[o][typeOf(e.Failure)]...)
 	}
-}
-
-func kindOf(f *flow.Failure) int {
-	if f == nil || f.Kind < 0 || int(f.Kind) >= kinds {
-		return int(flow.FailureNone)
-	}
-	return int(f.Kind)
-}
-
-// Watch has each collection of metrics look at f's Stats: what runs, what waits, how many keys and streams are active, and
-// capacity, which is Options.Backpressure.Capacity (0: unlimited, and not shown). It holds f until it is unregistered.
-func (t *Telemetry) Watch(f interface{ Stats() flow.Stats }, capacity int) (metric.Registration, error) {
-	type gauge struct {
-		name, unit, text string
-		value            func(flow.Stats) int
-	}
-	gauges := []gauge{
-		{"flow.messages.in_flight", "{message}", "Messages whose handler runs.", func(s flow.Stats) int { return s.InFlight }},
-		{"flow.messages.waiting", "{message}", "Messages accepted that neither run nor are finished.", func(s flow.Stats) int { return s.Waiting }},
-		{"flow.keys.active", "{key}", "Keys that have messages running or waiting.", func(s flow.Stats) int { return s.ActiveKeys }},
-		{"flow.streams.active", "{stream}", "Streams under way.", func(s flow.Stats) int { return s.Streams }},
-	}
-	if capacity > 0 {
-		gauges = append(gauges, gauge{"flow.capacity", "{message}", "Messages that may run at once.", func(flow.Stats) int { return capacity }})
-	}
-	instruments := make([]metric.Int64ObservableUpDownCounter, len(gauges))
-	observables := make([]metric.Observable, len(gauges))
-	for i, g := range gauges {
-		c, err := t.meter.Int64ObservableUpDownCounter(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.text))
-		if err != nil {
-			return nil, err
-		}
-		instruments[i], observables[i] = c, c
-	}
-	name := metric.WithAttributeSet(t.name)
-	return t.meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		stats := f.Stats()
-		for i, g := range gauges {
-			o.ObserveInt64(instruments[i], int64(g.value(stats)), name)
-		}
-		return nil
-	}, observables...)
 }

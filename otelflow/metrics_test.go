@@ -81,7 +81,7 @@ func observed(t *testing.T, o flow.Options, handle flow.Handler[string], values 
 	return points
 }
 
-func TestMessagesAreCountedByOutcomeAndFailureKind(t *testing.T) {
+func TestMetricsCountMessagesByOutcomeAndErrorType(t *testing.T) {
 	skip := func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
 	handle := func(_ context.Context, m flow.Message[string]) error {
 		switch {
@@ -113,7 +113,7 @@ func TestMessagesAreCountedByOutcomeAndFailureKind(t *testing.T) {
 	}
 }
 
-func TestRefusedAndDroppedMessagesAreCounted(t *testing.T) {
+func TestMetricsCountRefusedAndDroppedMessages(t *testing.T) {
 	o := flow.Options{
 		Ordering:     flow.OrderingOptions{Mode: flow.OrderingNone},
 		Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1},
@@ -137,7 +137,7 @@ func TestRefusedAndDroppedMessagesAreCounted(t *testing.T) {
 	}
 }
 
-func TestNoMetricHasAKeyOrASequenceNumber(t *testing.T) {
+func TestMetricsHaveNoKeysAndNoSequenceNumbers(t *testing.T) {
 	handle := func(context.Context, flow.Message[string]) error { return errHandler }
 	for point := range observed(t, flow.Options{}, handle, "device-4711") {
 		if strings.Contains(point, "4711") || strings.Contains(point, "seq") || strings.Contains(point, "key=") {
@@ -146,13 +146,13 @@ func TestNoMetricHasAKeyOrASequenceNumber(t *testing.T) {
 	}
 }
 
-func TestUnitsAreThoseOfTheConventions(t *testing.T) {
+func TestMetricsHaveTheUnitsOfTheConventions(t *testing.T) {
 	reader := sdk.NewManualReader()
 	tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
 	for _, kind := range []flow.EventKind{flow.EventAttempt, flow.EventRetry, flow.EventSuccess, flow.EventStreamEnd} {
 		tel.Observer()(t.Context(), flow.Event{Kind: kind, Attempt: 1, Took: time.Second})
 	}
-	reg, err := tel.Watch(stats{}, 3)
+	reg, err := tel.Watch(busy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,60 +173,7 @@ func TestUnitsAreThoseOfTheConventions(t *testing.T) {
 	}
 }
 
-type stats struct{}
-
-func (stats) Stats() flow.Stats {
-	return flow.Stats{Streams: 1, InFlight: 2, Waiting: 3, ActiveKeys: 4}
-}
-
-func TestWatchShowsStatsAndCapacityUntilItIsUnregistered(t *testing.T) {
-	reader := sdk.NewManualReader()
-	tel := otelflow.New(otelflow.WithName("x"), otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
-	reg, err := tel.Watch(stats{}, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, _ := collect(t, reader)
-	want := map[string]float64{
-		"flow.streams.active{flow.name=x}": 1, "flow.messages.in_flight{flow.name=x}": 2,
-		"flow.messages.waiting{flow.name=x}": 3, "flow.keys.active{flow.name=x}": 4, "flow.capacity{flow.name=x}": 64,
-	}
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("collected %v, want %v", got, want)
-	}
-	if err := reg.Unregister(); err != nil {
-		t.Fatal(err)
-	}
-	if got, _ := collect(t, reader); len(got) > 0 {
-		t.Errorf("collected %v after Unregister", got)
-	}
-}
-
-func TestSeveralFlowsOfAProcessAreToldApart(t *testing.T) {
-	reader := sdk.NewManualReader()
-	provider := otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader)))
-	for i, name := range []string{"x", "y"} {
-		tel := otelflow.New(otelflow.WithName(name), provider)
-		tel.Observer()(t.Context(), flow.Event{Kind: flow.EventSuccess, Attempt: 1, Took: time.Second})
-		reg, err := tel.Watch(stats{}, 10+i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = reg.Unregister() }()
-	}
-	got, _ := collect(t, reader)
-	for point, want := range map[string]float64{
-		"flow.capacity{flow.name=x}": 10, "flow.capacity{flow.name=y}": 11,
-		"flow.messages.in_flight{flow.name=x}": 2, "flow.messages.in_flight{flow.name=y}": 2,
-		"flow.messages{flow.name=x,flow.outcome=succeeded}": 1, "flow.messages{flow.name=y,flow.outcome=succeeded}": 1,
-	} {
-		if got[point] != want {
-			t.Errorf("%s is %v, want %v", point, got[point], want)
-		}
-	}
-}
-
-func TestLongWaitsAndStreamsAreMeasured(t *testing.T) {
+func TestMetricsMeasureLongWaitsAndLongStreams(t *testing.T) {
 	reader := sdk.NewManualReader()
 	tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
 	tel.Observer()(t.Context(), flow.Event{Kind: flow.EventAttempt, Attempt: 1, Waited: 10 * time.Minute})
@@ -247,7 +194,7 @@ func TestLongWaitsAndStreamsAreMeasured(t *testing.T) {
 	}
 }
 
-func TestPrometheusScrapesWhatWasRecorded(t *testing.T) {
+func TestMetricsAreScrapedByPrometheus(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	exporter, err := promexporter.New(promexporter.WithRegisterer(registry))
 	if err != nil {
@@ -274,7 +221,7 @@ func TestPrometheusScrapesWhatWasRecorded(t *testing.T) {
 	}
 }
 
-func TestRecordingAMessageAllocatesNothing(t *testing.T) {
+func TestMetricsOfAMessageAllocateNothing(t *testing.T) {
 	tel := otelflow.New(otelflow.WithName("x"), otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(sdk.NewManualReader()))))
 	observe, ctx := tel.Observer(), t.Context()
 	allocs := testing.AllocsPerRun(1000, func() {

@@ -10,11 +10,12 @@ import (
 	"example.com/flow"
 )
 
-// Handler wraps h so that each time it is called has a span, "flow.process", as a child of the stream's RPC span, with the
-// message's number and attempt, and its outcome. (It is a function because Go's methods have no type parameters.)
+// Handler wraps h so that each attempt has a span, "flow.process", as a child of the stream's RPC span. It carries the
+// message's number, the attempt, the outcome and, of a failure, error.type and the error's text, cut to 512 bytes of valid
+// UTF-8. (Handler is a function because methods have no type parameters of their own.)
 //
-// Where there is no RPC span that records (it was not sampled, or nothing made one) there is none of a message, and
-// nothing is allocated. A panic, or a runtime.Goexit, ends the span and goes on its way.
+// Where no RPC span records (the call was not sampled, or nothing instruments it), no span is made and nothing is
+// allocated. What h returns is returned as it is; a panic and a runtime.Goexit end the span and go on their way.
 func Handler[T any](t *Telemetry, h flow.Handler[T]) flow.Handler[T] {
 	return func(ctx context.Context, m flow.Message[T]) error {
 		if !trace.SpanFromContext(ctx).IsRecording() {
@@ -25,7 +26,7 @@ func Handler[T any](t *Telemetry, h flow.Handler[T]) flow.Handler[T] {
 			attribute.Int("flow.message.attempt", m.Attempt),
 		))
 		if t.keys {
-			span.SetAttributes(attribute.String("flow.message.key", m.Key))
+			span.SetAttributes(attribute.String("flow.message.key", exportable(m.Key, maxKey)))
 		}
 		if m.Pressured {
 			span.SetAttributes(attribute.Bool("flow.message.pressured", true))
@@ -33,23 +34,25 @@ func Handler[T any](t *Telemetry, h flow.Handler[T]) flow.Handler[T] {
 		returned := false
 		defer func() {
 			if !returned {
-				end(span, failed, flow.FailureInternal.String(), "panic or runtime.Goexit")
+				setFailed(span, flow.FailureInternal, "panic or runtime.Goexit")
 			}
+			span.End()
 		}()
 		err := h(ctx, m)
 		returned = true
 		if err != nil {
-			end(span, failed, flow.ClassifyFailure(err).String(), err.Error())
+			setFailed(span, handlerKind(ctx, err), errorText(err))
 		} else {
 			span.SetAttributes(attribute.String("flow.outcome", outcomeNames[succeeded]))
-			span.End()
 		}
 		return err
 	}
 }
 
-func end(span trace.Span, o outcome, kind, text string) {
-	span.SetAttributes(attribute.String("flow.outcome", outcomeNames[o]), attribute.String("error.type", kind))
+func setFailed(span trace.Span, kind flow.FailureKind, text string) {
+	span.SetAttributes(
+		attribute.String("flow.outcome", outcomeNames[failed]),
+		attribute.String("error.type", kind.String()),
+	)
 	span.SetStatus(codes.Error, text)
-	span.End()
 }

@@ -32,7 +32,7 @@ func attributes(s tracetest.SpanStub) []string {
 	return all
 }
 
-// spansOf calls a wrapped handler once under a recording span, with m, and returns the message's span.
+// spanOf calls a wrapped handler once under a recording span, with m, and returns the message's span.
 func spanOf(t *testing.T, handle flow.Handler[string], m flow.Message[string], opts ...otelflow.Option) tracetest.SpanStub {
 	t.Helper()
 	exporter := tracetest.NewInMemoryExporter()
@@ -56,7 +56,7 @@ func spanOf(t *testing.T, handle flow.Handler[string], m flow.Message[string], o
 	return spans[0]
 }
 
-func TestEachAttemptHasASpanWithItsNumberAndOutcome(t *testing.T) {
+func TestSpanHasTheAttemptsNumberAndOutcome(t *testing.T) {
 	m := flow.Message[string]{Seq: 7, Key: "device", Attempt: 2, Pressured: true}
 	for name, c := range map[string]struct {
 		handle flow.Handler[string]
@@ -92,7 +92,7 @@ func TestEachAttemptHasASpanWithItsNumberAndOutcome(t *testing.T) {
 	}
 }
 
-func TestKeyIsToldOnlyWhenAsked(t *testing.T) {
+func TestSpanTellsTheKeyOnlyWithWithKeys(t *testing.T) {
 	handle := func(context.Context, flow.Message[string]) error { return nil }
 	m := flow.Message[string]{Seq: 1, Key: "device", Attempt: 1}
 	if got := attributes(spanOf(t, handle, m)); slices.Contains(got, "flow.message.key=device") {
@@ -103,7 +103,7 @@ func TestKeyIsToldOnlyWhenAsked(t *testing.T) {
 	}
 }
 
-func TestAPanicGoesOnItsWay(t *testing.T) {
+func TestHandlerLetsAPanicGoOnItsWay(t *testing.T) {
 	tel := otelflow.New(otelflow.WithTracerProvider(trace.NewTracerProvider()))
 	ctx, _ := trace.NewTracerProvider().Tracer("test").Start(t.Context(), "rpc")
 	defer func() {
@@ -114,7 +114,7 @@ func TestAPanicGoesOnItsWay(t *testing.T) {
 	_ = otelflow.Handler(tel, func(context.Context, flow.Message[string]) error { panic("boom") })(ctx, flow.Message[string]{})
 }
 
-func TestAnUnsampledMessageAllocatesNothingAndHasNoSpan(t *testing.T) {
+func TestHandlerWithoutARecordingSpanAllocatesNothingAndMakesNone(t *testing.T) {
 	exporter := tracetest.NewInMemoryExporter()
 	provider := trace.NewTracerProvider(trace.WithSyncer(exporter), trace.WithSampler(trace.NeverSample()))
 	sampledOut, _ := provider.Tracer("test").Start(t.Context(), "rpc")
@@ -142,7 +142,7 @@ func (s *service) StreamingInputCall(stream grpc.ClientStreamingServer[pb.Stream
 	return stream.SendAndClose(&pb.StreamingInputCallResponse{})
 }
 
-func TestMessagesOfARealCallAreChildrenOfItsSpan(t *testing.T) {
+func TestSpansOfARealCallAreChildrenOfItsSpan(t *testing.T) {
 	exporter := tracetest.NewInMemoryExporter()
 	provider := trace.NewTracerProvider(trace.WithSyncer(exporter))
 	tel := otelflow.New(otelflow.WithTracerProvider(provider))

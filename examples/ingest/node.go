@@ -46,7 +46,7 @@ func (n *node) start(addr string) error {
 	if err != nil {
 		return err
 	}
-	if err := n.watch.show(s.flow, n.cfg.capacity); err != nil {
+	if err := n.watch.show(s.flow); err != nil {
 		return errors.Join(err, s.stop())
 	}
 	n.mu.Lock()

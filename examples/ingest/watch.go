@@ -70,7 +70,7 @@ func (w *watch) see(ctx context.Context, e flow.Event) {
 }
 
 // show has f be what is watched, instead of the one before.
-func (w *watch) show(f watched, capacity int) (err error) {
+func (w *watch) show(f watched) (err error) {
 	if w.page != nil {
 		w.page.Add(shownAs, f)
 	}
@@ -80,7 +80,7 @@ func (w *watch) show(f watched, capacity int) (err error) {
 	if w.gauges != nil {
 		err = w.gauges.Unregister()
 	}
-	gauges, e := w.telemetry.Watch(f, capacity)
+	gauges, e := w.telemetry.Watch(f)
 	w.gauges = gauges
 	return errors.Join(err, e)
 }
