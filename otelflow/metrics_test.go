@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -134,6 +135,37 @@ func TestMetricsCountRefusedAndDroppedMessages(t *testing.T) {
 	})
 	if n := got["flow.messages{flow.name=test,flow.outcome=dropped}"]; n != 1 {
 		t.Errorf("%v dropped, want 1: %v", n, got)
+	}
+}
+
+func TestMetricsMeasureAnAttemptThatPanicked(t *testing.T) {
+	for name, leave := range map[string]func(){"panic": func() { panic("boom") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reader := sdk.NewManualReader()
+				tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+				f, err := flow.New(func(context.Context, flow.Message[string]) error {
+					time.Sleep(7 * time.Second)
+					leave()
+					return nil
+				}, nil, flow.Options{Observer: tel.Observer()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = f.Run(t.Context(), flowtest.NewSource(t, "a").Recv)
+				_, all := collect(t, reader)
+				for _, m := range all.ScopeMetrics[0].Metrics {
+					if m.Name != "flow.handler.duration" {
+						continue
+					}
+					if p := m.Data.(metricdata.Histogram[float64]).DataPoints; len(p) != 1 || p[0].Count != 1 || p[0].Sum != 7 {
+						t.Errorf("attempts are %+v, want one of 7 s", p)
+					}
+					return
+				}
+				t.Error("no attempt was measured")
+			})
+		})
 	}
 }
 
