@@ -23,7 +23,7 @@ const (
 func TestStalledHandlerBlocksItsClientsSendAndNoSibling(t *testing.T) {
 	const maxPending = 4
 	pinned := func(window int32) []grpc.ServerOption {
-		return []grpc.ServerOption{grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(1 << 20)}
+		return []grpc.ServerOption{grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(1 << 20)}
 	}
 	for _, c := range []struct {
 		name    string
@@ -35,7 +35,7 @@ func TestStalledHandlerBlocksItsClientsSendAndNoSibling(t *testing.T) {
 		{"64 KiB, messages of 1 kB", pinned(64 << 10), 64 << 10, 1000},
 		{"64 KiB, messages larger than the window", pinned(64 << 10), 64 << 10, 100 << 10},
 		{"1 MiB, messages of 1 kB", pinned(1 << 20), 1 << 20, 1000},
-		{"1 MiB for streams, nothing said of the connection", []grpc.ServerOption{grpc.StaticStreamWindowSize(1 << 20)}, 1 << 20, 1000},
+		{"1 MiB for streams, nothing said of the connection", []grpc.ServerOption{grpc.InitialWindowSize(1 << 20)}, 1 << 20, 1000},
 		{"not pinned: gRPC lets it grow up to here", nil, 16 << 20, 32 << 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
