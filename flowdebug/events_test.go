@@ -17,15 +17,15 @@ import (
 	"example.com/flow/flowdebug"
 )
 
-// counting is a Source that counts who looks.
-type counting struct{ looks int }
+// counting is a Source that counts its Snapshots.
+type counting struct{ snapshots int }
 
 func (c *counting) Snapshot(int) flow.Snapshot {
-	c.looks++
+	c.snapshots++
 	return flow.Snapshot{}
 }
 
-func TestManyWhoLookAtOnceTakeOneSnapshot(t *testing.T) {
+func TestSnapshotIsSharedByReadersOfOneMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		page, c := flowdebug.New(), new(counting)
 		page.Add("f", c)
@@ -34,8 +34,8 @@ func TestManyWhoLookAtOnceTakeOneSnapshot(t *testing.T) {
 		}
 		time.Sleep(250 * time.Millisecond)
 		read(t, page, "?format=json")
-		if c.looks != 2 {
-			t.Errorf("%d snapshots were taken, want 2", c.looks)
+		if c.snapshots != 2 {
+			t.Errorf("%d snapshots were taken, want 2", c.snapshots)
 		}
 	})
 }
@@ -53,8 +53,8 @@ func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
 		}()
 		time.Sleep(2200 * time.Millisecond)
 		synctest.Wait()
-		if c.looks != 5 {
-			t.Errorf("%d snapshots in 2.2 s, want 5", c.looks)
+		if c.snapshots != 5 {
+			t.Errorf("%d snapshots in 2.2 s, want 5", c.snapshots)
 		}
 		cancel()
 		<-done
@@ -76,7 +76,7 @@ func TestEventsComeTwiceASecondUntilTheContextEnds(t *testing.T) {
 	})
 }
 
-// In real time, over a real connection: TestMain sees to it that nothing stays.
+// In real time, over a real connection: TestMain checks that no goroutine is left.
 func TestEventsEndWhenTheClientGoesAndWhenTheServerShutsDown(t *testing.T) {
 	page := flowdebug.New()
 	page.Add("f", fake{})
@@ -115,8 +115,8 @@ func TestEventsEndWhenTheClientGoesAndWhenTheServerShutsDown(t *testing.T) {
 	}
 }
 
-// A server's timeouts are for requests that end: the stream of events is none of them.
-func TestServersTimeoutsDoNotEndTheEvents(t *testing.T) {
+// A server's timeouts are for requests that end, which a stream of events does not.
+func TestEventsOutliveTheServersTimeouts(t *testing.T) {
 	page := flowdebug.New()
 	page.Add("f", fake{})
 	server := httptest.NewUnstartedServer(page)
@@ -151,7 +151,7 @@ func (l pipeListener) Accept() (net.Conn, error) {
 func (l pipeListener) Close() error   { return nil }
 func (l pipeListener) Addr() net.Addr { return new(net.UnixAddr) }
 
-func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
+func TestEventsEndForAClientThatDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		page := flowdebug.New()
 		page.Add("f", fake{})

@@ -5,12 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/parser"
+	"go/token"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"example.com/flow"
 	"example.com/flow/flowdebug"
@@ -19,7 +23,7 @@ import (
 
 const hostile = `<img src=x onerror="alert(1)">`
 
-// document is of the JSON form what is looked at here.
+// document is the part of the JSON form that the tests read.
 type document struct {
 	Flows []struct {
 		Flow     string
@@ -73,9 +77,9 @@ func read(t testing.TB, page http.Handler, target string) document {
 	return d
 }
 
-// shown is a page with the Flow "uploads" of capacity 2, whose messages "a: …" run for a second and whose others for
+// pageOf returns a page with the Flow "uploads" of capacity 2, whose messages "a: …" run for a second and whose others for
 // none. "bad" fails and is skipped. The key is what stands before the colon.
-func shown(t testing.TB, values ...string) (*flowdebug.Page, *flowtest.Source[string]) {
+func pageOf(t testing.TB, values ...string) (*flowdebug.Page, *flowtest.Source[string]) {
 	t.Helper()
 	page := flowdebug.New()
 	f, err := flow.New(func(ctx context.Context, m flow.Message[string]) error {
@@ -109,7 +113,7 @@ func shown(t testing.TB, values ...string) (*flowdebug.Page, *flowtest.Source[st
 
 func TestJSONSaysWhatIsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		page, _ := shown(t, "a:1", "a:2", "a:3", "b:1")
+		page, _ := pageOf(t, "a:1", "a:2", "a:3", "b:1")
 		time.Sleep(700 * time.Millisecond)
 		d := read(t, page, "?format=json")
 		if len(d.Flows) != 1 {
@@ -131,7 +135,7 @@ func TestJSONSaysWhatIsUnderWay(t *testing.T) {
 
 func TestHistoryHasASlotForEachSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		page, source := shown(t, "a:1", "b:1", "b:2", "bad:1")
+		page, source := pageOf(t, "a:1", "b:1", "b:2", "bad:1")
 		time.Sleep(1100 * time.Millisecond)
 		h := read(t, page, "?format=json").Flows[0].History
 		at := len(h.Finished) - 1
@@ -158,7 +162,7 @@ func TestHistoryHasASlotForEachSecond(t *testing.T) {
 
 func TestFailuresAreListedLatestFirstAndBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		page, source := shown(t)
+		page, source := pageOf(t)
 		for i := range 60 {
 			source.Send(fmt.Sprintf("bad:%d", i))
 			time.Sleep(time.Second)
@@ -176,7 +180,7 @@ func TestFailuresAreListedLatestFirstAndBounded(t *testing.T) {
 	})
 }
 
-func TestTextsAreCutAndHiddenCharactersAreWritten(t *testing.T) {
+func TestTextsAreCutAndInvisibleCharactersAreWritten(t *testing.T) {
 	long := strings.Repeat("ü", 100)
 	for key, want := range map[string]string{
 		"plain ü":       "plain ü",
@@ -199,12 +203,12 @@ type fake flow.Snapshot
 
 func (f fake) Snapshot(int) flow.Snapshot { return flow.Snapshot(f) }
 
-func TestSeveralFlowsAreOneDocumentAndEachAPage(t *testing.T) {
+func TestPageOfSeveralFlowsIsOneDocumentAndAPageForEach(t *testing.T) {
 	page := flowdebug.New()
 	page.Observer("never added")
-	page.Add("one", fake{Capacity: 1})
-	page.Add("two & more", fake{Capacity: 2})
-	page.Add("one", fake{Capacity: 3}) // in its place
+	page.Add("one", fake{Stats: flow.Stats{Capacity: 1}})
+	page.Add("two & more", fake{Stats: flow.Stats{Capacity: 2}})
+	page.Add("one", fake{Stats: flow.Stats{Capacity: 3}}) // in its place
 	d := read(t, page, "?format=json")
 	if len(d.Flows) != 2 || d.Flows[0].Capacity != 3 || d.Flows[1].Flow != "two & more" || d.Flows[0].Observed {
 		t.Errorf("document is %+v", d)
@@ -223,7 +227,7 @@ func TestSeveralFlowsAreOneDocumentAndEachAPage(t *testing.T) {
 	}
 }
 
-func TestPageOfNoFlowIsAPage(t *testing.T) {
+func TestPageWithoutAFlowSaysSo(t *testing.T) {
 	if w := ask(flowdebug.New(), http.MethodGet, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "No Flow is added") {
 		t.Errorf("it answers %d:\n%s", w.Code, w.Body)
 	}
@@ -241,20 +245,108 @@ func (e anError) Error() string {
 	return "at last"
 }
 
-func TestAnErrorWhoseTextTakesAWhileHoldsNobodyUp(t *testing.T) {
+func TestObserverWithASlowErrorHoldsUpNoOther(t *testing.T) {
 	page := flowdebug.New()
 	page.Add("f", fake{})
-	see, slow := page.Observer("f"), anError{make(chan struct{}), make(chan struct{})}
+	observe, slow := page.Observer("f"), anError{make(chan struct{}), make(chan struct{})}
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
-		see(t.Context(), flow.Event{Kind: flow.EventFailure, Seq: 1, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: slow}})
+		observe(t.Context(), flow.Event{Kind: flow.EventFailure, Seq: 1, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: slow}})
 	}()
 	<-slow.asked
-	see(t.Context(), flow.Event{Kind: flow.EventSuccess, Seq: 2})
+	observe(t.Context(), flow.Event{Kind: flow.EventSuccess, Seq: 2})
 	if n := len(read(t, page, "?format=json").Flows[0].Failures); n != 0 {
 		t.Errorf("%d failures are shown before their text is known", n)
 	}
 	close(slow.answer)
 	<-told
+}
+
+// nilError is an error whose methods panic on nil, as a decoder's typed nil does.
+type nilError struct{ text string }
+
+func (e *nilError) Error() string { return e.text }
+
+func TestObserverSurvivesAnErrorWhoseErrorMethodPanics(t *testing.T) {
+	page := flowdebug.New()
+	page.Add("f", fake{})
+	page.Observer("f")(t.Context(), flow.Event{
+		Kind: flow.EventFailure, Seq: 1, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: (*nilError)(nil)},
+	})
+	got := read(t, page, "?format=json").Flows[0].Failures
+	if len(got) != 1 || got[0].Error != "no text: the error's Error method panicked" {
+		t.Errorf("failures are %+v", got)
+	}
+}
+
+// Everything that the page says is UTF-8, and no longer than it must be, whatever a client, a handler or an operator calls things.
+func TestPageIsValidUTF8AndBounded(t *testing.T) {
+	bad := "\xff" + strings.Repeat("\U000e0001", 1<<18) // a byte that is not UTF-8, then a mebibyte of invisible runes
+	page := flowdebug.New()
+	page.Add("flow \xff", fake{
+		Keys: []flow.KeyState{{Key: bad}}, Running: []flow.RunningMessage{{Key: bad}},
+		Streams: []flow.StreamState{{Peer: bad, Method: bad}},
+	})
+	page.Observer("flow \xff")(t.Context(), flow.Event{
+		Kind: flow.EventFailure, Seq: 1, Key: bad, Failure: &flow.Failure{Kind: flow.FailureHandlerError, Err: errors.New(bad)},
+	})
+	for _, target := range []string{"", "?flow=flow+%EF%BF%BD", "?flow=flow+%FF", "?format=json", "?format=json&flow=flow+%EF%BF%BD"} {
+		w := ask(page, http.MethodGet, target)
+		if body := w.Body.String(); w.Code != http.StatusOK || !utf8.ValidString(body) || len(body) > 64<<10 {
+			t.Errorf("%q answers %d with %d bytes, UTF-8: %v", target, w.Code, len(body), utf8.ValidString(body))
+		}
+	}
+	f := read(t, page, "?format=json").Flows[0]
+	for _, text := range []string{f.Keys[0].Key, f.Running[0].Key, f.Failures[0].Key, f.Failures[0].Error} {
+		if !strings.HasPrefix(text, `\xff\U000e0001`) || len(text) > 2048 {
+			t.Errorf("%d bytes are shown: %.40q", len(text), text)
+		}
+	}
+}
+
+// The package comment is where scripts' authors look: it names every field, and no other.
+func TestJSONFieldsAreDocumented(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, source := pageOf(t, "a:1", "a:2", "bad:1")
+		source.Send("a:3")
+		synctest.Wait()
+		var d struct{ Flows []map[string]any }
+		if err := json.Unmarshal(ask(page, http.MethodGet, "?format=json").Body.Bytes(), &d); err != nil {
+			t.Fatal(err)
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), "page.go", nil, parser.ParseComments|parser.PackageClauseOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, section, _ := strings.Cut(file.Doc.Text(), "# JSON")
+		section, _, _ = strings.Cut(section, "# What it costs")
+		fields := regexp.MustCompile(`(?m)^\t(\w+) +((?:.|\n\t +)+)`).FindAllStringSubmatch(section, -1)
+		documented := map[string]string{}
+		for _, f := range fields {
+			documented[f[1]] = f[2]
+		}
+		for name, value := range d.Flows[0] {
+			text, ok := documented[name]
+			if !ok {
+				t.Errorf("%s is not documented", name)
+			}
+			delete(documented, name)
+			inner, _ := value.(map[string]any)
+			if list, ok := value.([]any); ok {
+				if len(list) == 0 {
+					t.Fatalf("%s is empty: the test sees none of its fields", name)
+				}
+				inner = list[0].(map[string]any)
+			}
+			for field := range inner {
+				if !regexp.MustCompile(`\b` + field + `\b`).MatchString(text) {
+					t.Errorf("%s.%s is not documented in %q", name, field, text)
+				}
+			}
+		}
+		for name := range documented {
+			t.Errorf("%s is documented, and there is none", name)
+		}
+	})
 }

@@ -11,35 +11,36 @@ import (
 const (
 	seconds     = 180 // of history
 	maxFailures = 50
-	maxText     = 512 // bytes of an error
-	maxKey      = 128 // bytes of a key
 )
 
-// record is what an Observer keeps: a ring of seconds and a ring of failures. It keeps no message and no error, only
-// texts cut to size.
+// record is what an Observer keeps: a ring of seconds and a ring of failures. It keeps no message and no error, only texts
+// cut to size.
+//
+// Seconds are counted from start. They are negative on a clock that is behind, as in a synctest bubble when the page was made
+// outside. Several clocks share the ring: each reader finds the seconds of its own that no other clock has overwritten.
 type record struct {
 	start time.Time
 
 	mu       sync.Mutex
-	slots    [seconds + 1]slot // the one under way, and the whole ones before
+	slots    [seconds + 1]slot // the second under way, and the whole ones before it
 	failures []failure         // a ring once it is full
 	failed   uint64            // failures so far
 }
 
-// slot is one second.
+// slot is one second. The zero value is second 0, in which nothing happened.
 type slot struct {
-	second                 int64 // since start: a slot of another one is empty
+	second                 int64 // which it is: a slot that has another is empty
 	finished, failed       int
 	waits, tries           int
 	waitSum, waitMax       time.Duration
 	handlerSum, handlerMax time.Duration
 }
 
-// failure is a message that failed or was refused, or a stream that ended for no message's sake.
+// failure is a message that failed or was refused, or a stream that failed by itself.
 type failure struct {
 	at      time.Time
 	stream  uint64
-	seq     uint64
+	seq     uint64 // 0: the stream's
 	key     string
 	attempt int
 	kind    string
@@ -47,22 +48,22 @@ type failure struct {
 	settled bool
 }
 
-func newRecord() *record { return &record{start: time.Now()} }
+func newRecord(start time.Time) *record { return &record{start: start} }
 
-// see is the Observer.
-func (r *record) see(_ context.Context, e flow.Event) {
+// observe is the Observer.
+func (r *record) observe(_ context.Context, e flow.Event) {
 	now := time.Now()
 	listed := isListed(&e)
 	var f failure
 	if listed {
-		f = failureOf(now, &e) // not under the lock: it asks the caller's error for its text
+		f = failureOf(now, &e) // not under the lock: it calls Error of the caller's error
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if listed {
 		r.failLocked(f)
 	}
-	s := r.slotLocked(now)
+	s := r.slotLocked(r.secondOf(now))
 	switch e.Kind {
 	case flow.EventAttempt:
 		if e.Attempt == 1 {
@@ -89,7 +90,7 @@ func (r *record) see(_ context.Context, e flow.Event) {
 	}
 }
 
-// isListed says whether e is a failure to list: a message's, or a stream's if no message's has been told of instead.
+// isListed reports whether e is a failure to list: that of a message, or of a stream unless a message's has ended it.
 func isListed(e *flow.Event) bool {
 	switch e.Kind {
 	case flow.EventFailure, flow.EventReject:
@@ -100,30 +101,42 @@ func isListed(e *flow.Event) bool {
 	return false
 }
 
+// handled counts an attempt.
 func (s *slot) handled(took time.Duration) {
 	s.tries++
 	s.handlerSum += took
 	s.handlerMax = max(s.handlerMax, took)
 }
 
-func (r *record) slotLocked(now time.Time) *slot {
-	second := int64(now.Sub(r.start) / time.Second)
-	s := &r.slots[second%int64(len(r.slots))]
+// secondOf returns the number of the second that t is in.
+func (r *record) secondOf(t time.Time) int64 {
+	since := t.Sub(r.start)
+	second := int64(since / time.Second)
+	if since%time.Second < 0 {
+		second--
+	}
+	return second
+}
+
+// slotLocked returns the slot of a second, emptied if it was another's.
+func (r *record) slotLocked(second int64) *slot {
+	s := &r.slots[slotIndex(second)]
 	if s.second != second {
 		*s = slot{second: second}
 	}
 	return s
 }
 
+func slotIndex(second int64) int64 {
+	const n = seconds + 1
+	return (second%n + n) % n
+}
+
 func failureOf(now time.Time, e *flow.Event) failure {
-	f := failure{
-		at: now, stream: e.Stream, seq: e.Seq, key: shownText(e.Key, maxKey), attempt: e.Attempt,
-		kind: e.Failure.Kind.String(), settled: e.Settled,
+	return failure{
+		at: now, stream: e.Stream, seq: e.Seq, key: displayText(e.Key, maxKey), attempt: e.Attempt,
+		kind: e.Failure.Kind.String(), text: errorText(e.Failure.Err), settled: e.Settled,
 	}
-	if e.Failure.Err != nil {
-		f.text = shownText(e.Failure.Err.Error(), maxText)
-	}
-	return f
 }
 
 func (r *record) failLocked(f failure) {
@@ -135,7 +148,7 @@ func (r *record) failLocked(f failure) {
 	r.failed++
 }
 
-// recent are the failures, the latest first.
+// recent returns the failures, the latest first, and how many there have been.
 func (r *record) recent() ([]failure, uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -146,18 +159,15 @@ func (r *record) recent() ([]failure, uint64) {
 	return list, r.failed
 }
 
-// history are the whole seconds before now, the oldest first.
+// history returns the whole seconds before now, the oldest first.
 func (r *record) history(now time.Time) []slot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	list := make([]slot, seconds)
-	last := int64(now.Sub(r.start)/time.Second) - 1
+	first := r.secondOf(now) - seconds
 	for i := range list {
-		second := last - seconds + 1 + int64(i)
-		if second < 0 {
-			continue
-		}
-		if s := r.slots[second%int64(len(r.slots))]; s.second == second {
+		second := first + int64(i)
+		if s := r.slots[slotIndex(second)]; s.second == second {
 			list[i] = s
 		}
 	}

@@ -23,7 +23,7 @@ var (
 
 	pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 
-	// policy lets the page run what is its own, by hash, and talk to where it came from; and nothing else.
+	// policy allows the page its own script and style, by hash, and requests to where it came from; and nothing else.
 	policy = fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; connect-src 'self'; "+
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'", hashOf(pageJS), hashOf(pageCSS))
 )
@@ -33,7 +33,7 @@ func hashOf(s string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// ServeHTTP implements http.Handler for whatever path the page is mounted at. Only GET and HEAD are allowed.
+// ServeHTTP implements http.Handler, for whatever path the page is mounted at. Only GET and HEAD are allowed.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", policy)
@@ -61,7 +61,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(append(encode(flows), '\n'))
 	case "events":
 		h.Set("Content-Type", "text/event-stream")
-		h.Set("X-Accel-Buffering", "no") // or nginx, and those that heed its word, would save events up
+		h.Set("X-Accel-Buffering", "no") // or nginx and its like would collect events before they pass them on
 		if r.Method == http.MethodGet {
 			serveEvents(r.Context(), w, flows)
 		}
@@ -70,7 +70,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// format is what the request asks for: by name, or else by the first type in Accept that there is.
+// format returns the format that the request asks for: by name, or else by the first known type in Accept.
 func format(r *http.Request) string {
 	if f := r.URL.Query().Get("format"); f != "" {
 		return f
@@ -88,19 +88,19 @@ func format(r *http.Request) string {
 	return "html"
 }
 
-// serveHTML serves the page of the first of flows, with the way to the others.
-func (p *Page) serveHTML(w http.ResponseWriter, flows []*shown) {
+// serveHTML serves the page of the first of flows, with links to the others.
+func (p *Page) serveHTML(w http.ResponseWriter, flows []*entry) {
 	data := struct {
 		Flow  string
 		Flows []string
 		CSS   template.CSS
 		JS    template.JS
-	}{CSS: template.CSS(pageCSS), JS: template.JS(pageJS)} // ours, and nobody else's
+	}{CSS: template.CSS(pageCSS), JS: template.JS(pageJS)} // trusted: they are embedded
 	if len(flows) > 0 {
 		data.Flow = flows[0].name
 	}
-	for _, s := range p.added("") {
-		data.Flows = append(data.Flows, s.name)
+	for _, e := range p.added("") {
+		data.Flows = append(data.Flows, e.name)
 	}
 	var b bytes.Buffer
 	if err := pageTemplate.Execute(&b, data); err != nil {
@@ -111,33 +111,33 @@ func (p *Page) serveHTML(w http.ResponseWriter, flows []*shown) {
 	_, _ = w.Write(b.Bytes())
 }
 
-// encode is the JSON document of flows.
-func encode(flows []*shown) []byte {
+// encode returns the JSON document of flows.
+func encode(flows []*entry) []byte {
 	b := []byte(`{"flows":[`)
-	for i, s := range flows {
+	for i, e := range flows {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, s.look()...)
+		b = append(b, e.snapshot()...)
 	}
 	return append(b, "]}"...)
 }
 
 const (
-	interval = 500 * time.Millisecond
-	again    = time.Second      // after which a client that lost its connection makes another
-	patience = 10 * time.Second // for a client that doesn't read
+	interval     = 500 * time.Millisecond
+	retryAfter   = time.Second      // until a client that lost its connection makes another
+	writeTimeout = 10 * time.Second // of an event: its client does not read
 )
 
-// serveEvents sends a document at each interval until ctx ends or the client is gone.
-func serveEvents(ctx context.Context, w http.ResponseWriter, flows []*shown) {
+// serveEvents sends a document at each interval until ctx ends, or the client has gone away or does not read.
+func serveEvents(ctx context.Context, w http.ResponseWriter, flows []*entry) {
 	c := http.NewResponseController(w)
 	defer func() { _ = c.SetWriteDeadline(time.Time{}) }()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	prefix := fmt.Sprintf("retry: %d\n", again.Milliseconds()) // of the first event only
+	prefix := fmt.Sprintf("retry: %d\n", retryAfter.Milliseconds()) // of the first event only
 	for ctx.Err() == nil {
-		_ = c.SetWriteDeadline(time.Now().Add(patience)) // a ResponseWriter that can't has its own
+		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout)) // a ResponseWriter that can't has its own
 		if _, err := fmt.Fprintf(w, "%sdata: %s\n\n", prefix, encode(flows)); err != nil {
 			return
 		}

@@ -12,7 +12,7 @@ import (
 	"example.com/flow/flowdebug"
 )
 
-func TestNothingButGETAndHEADIsAllowed(t *testing.T) {
+func TestMethodsOtherThanGETAndHEADAreRefused(t *testing.T) {
 	page := flowdebug.New()
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions} {
 		if w := ask(page, method, ""); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
@@ -43,7 +43,7 @@ func TestAcceptPicksTheForm(t *testing.T) {
 	}
 }
 
-func TestNamesAreEscapedAndTheirPageAllowsOnlyItsOwnScript(t *testing.T) {
+func TestPageEscapesNamesAndAllowsOnlyItsOwnScript(t *testing.T) {
 	page := flowdebug.New()
 	page.Add(hostile, fake{})
 	page.Add("other", fake{})

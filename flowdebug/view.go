@@ -1,27 +1,17 @@
 package flowdebug
 
 import (
-	"encoding/json"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"example.com/flow"
 )
 
-const (
-	rows  = 20                     // of each table of what is under way
-	fresh = 250 * time.Millisecond // how old a look may be that is shown to somebody else
-)
-
-// The JSON form of a Flow. Times are in seconds; lists are never null.
+// The JSON form of a Flow, as the package comment documents it. Times are in seconds; lists are never null.
 type (
 	flowView struct {
 		Flow     string        `json:"flow"`
 		Time     time.Time     `json:"time"`
-		Observed bool          `json:"observed"` // by the page's Observer: else no ages of messages, failures, history
+		Observed bool          `json:"observed"`
 		InFlight int           `json:"inFlight"`
 		Capacity int           `json:"capacity"` // 0: unlimited
 		Waiting  int           `json:"waiting"`
@@ -85,42 +75,27 @@ type (
 	}
 )
 
-// look is the JSON of what there is to see now, or was a moment ago. It is not to be changed.
-func (s *shown) look() []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if !s.looked.IsZero() && now.Sub(s.looked) < fresh {
-		return s.view
-	}
-	view, err := json.Marshal(newView(s.name, s.source.Snapshot(rows), s.record, now))
-	if err != nil {
-		panic("bug: flowdebug: " + err.Error())
-	}
-	s.view, s.looked = view, now
-	return view
-}
-
+// newView returns what snap and r, which may be nil, have to show.
 func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView {
 	st, sum := snap.Stats, snap.Stats.Total
 	v := flowView{
 		Flow: name, Time: now, Observed: r != nil,
-		InFlight: st.InFlight, Capacity: snap.Capacity, Waiting: st.Waiting, Active: st.ActiveKeys, Open: st.Streams,
+		InFlight: st.InFlight, Capacity: st.Capacity, Waiting: st.Waiting, Active: st.ActiveKeys, Open: st.Streams,
 		Total:   totalView{sum.Received, sum.Succeeded, sum.Failed, sum.Rejected, sum.Dropped, sum.Retried},
 		Streams: make([]streamView, 0, len(snap.Streams)), Keys: make([]keyView, 0, len(snap.Keys)),
 		Running: make([]runningView, 0, len(snap.Running)), Failures: []failureView{},
 	}
 	for _, s := range snap.Streams {
 		v.Streams = append(v.Streams, streamView{
-			s.ID, shownText(s.Peer, maxKey), shownText(s.Method, maxKey), s.Age.Seconds(), s.Received, s.Pending, s.Committed,
+			s.ID, displayText(s.Peer, maxKey), displayText(s.Method, maxKey), s.Age.Seconds(), s.Received, s.Pending, s.Committed,
 		})
 	}
 	for _, k := range snap.Keys {
-		v.Keys = append(v.Keys, keyView{shownText(k.Key, maxKey), k.Waiting, k.Running, k.Age.Seconds()})
+		v.Keys = append(v.Keys, keyView{displayText(k.Key, maxKey), k.Waiting, k.Running, k.Age.Seconds()})
 	}
 	for _, m := range snap.Running {
 		v.Running = append(v.Running, runningView{
-			m.Stream, m.Seq, shownText(m.Key, maxKey), m.Attempt, m.Age.Seconds(),
+			m.Stream, m.Seq, displayText(m.Key, maxKey), m.Attempt, m.Age.Seconds(),
 		})
 	}
 	if r == nil {
@@ -128,9 +103,9 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 	}
 	var recent []failure
 	recent, v.Failed = r.recent()
-	for _, f := range recent {
+	for _, f := range recent { // one of another clock may be later than now
 		v.Failures = append(v.Failures, failureView{
-			now.Sub(f.at).Seconds(), f.stream, f.seq, f.key, f.attempt, f.kind, f.text, f.settled,
+			max(0, now.Sub(f.at)).Seconds(), f.stream, f.seq, f.key, f.attempt, f.kind, f.text, f.settled,
 		})
 	}
 	h := new(historyView)
@@ -151,26 +126,4 @@ func mean(sum time.Duration, n int) float64 {
 		return 0
 	}
 	return (sum / time.Duration(n)).Seconds()
-}
-
-// shownText is s cut to size, with what can't be seen, or would change how its surroundings are read, written as in Go.
-func shownText(s string, limit int) string {
-	cut := len(s) > limit
-	if cut {
-		s = s[:limit]
-		for i := 0; i < utf8.UTFMax && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) && len(s) > 0; i++ {
-			s = s[:len(s)-1]
-		}
-	}
-	hidden := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
-	if strings.ContainsFunc(s, hidden) {
-		s = strconv.Quote(s)
-		s = s[1 : len(s)-1]
-	} else {
-		s = strings.Clone(s) // not to keep what it was cut from
-	}
-	if cut {
-		s += "…"
-	}
-	return s
 }
