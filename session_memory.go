@@ -1,0 +1,287 @@
+package flow
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	defaultMemorySessions = 100_000
+	defaultMemoryIdle     = 24 * time.Hour
+)
+
+// NewSessionMemory returns a SessionStore in this process's memory: sessions survive their connections, and not the
+// process. It holds no goroutine and no timer.
+//
+// It keeps at most so many sessions; 0 means 100,000. When one more is saved, the owner that has most of them loses the
+// one that was idle longest, so that a client that invents names displaces its own. A session that was idle for longer
+// than idle is forgotten too, at the next use of the store; 0 means 24 hours. A session that a stream of a Flow has taken
+// is not idle and not forgotten, even if there are more than most of them; for that the Flow must have been given the
+// store as it is, not wrapped.
+//
+// It panics if most or idle is negative.
+func NewSessionMemory(most int, idle time.Duration) SessionStore {
+	switch {
+	case most < 0:
+		panic(fmt.Sprintf("flow: NewSessionMemory: most must not be negative (got %d)", most))
+	case idle < 0:
+		panic(fmt.Sprintf("flow: NewSessionMemory: idle must not be negative (got %v)", idle))
+	}
+	if most == 0 {
+		most = defaultMemorySessions
+	}
+	if idle == 0 {
+		idle = defaultMemoryIdle
+	}
+	return &sessionMemory{
+		most: most, idle: idle, start: time.Now(),
+		sessions: map[SessionID]*rememberedSession{}, owners: map[string]*sessionOwner{}, inUse: map[SessionID]int{},
+	}
+}
+
+// sessionMemory keeps a session in one of two conditions: in use, when it is in the map alone, or idle, when it is in two
+// lists as well, by the time since when it is idle: in that of all, for the age, and in that of its owner, for the number.
+type sessionMemory struct {
+	most  int
+	idle  time.Duration
+	start time.Time
+
+	mu       sync.Mutex
+	sessions map[SessionID]*rememberedSession
+	owners   map[string]*sessionOwner // those who have a session
+	eldest   ownerHeap                // those of them who have an idle one, who has most first
+	all      idleList                 // the idle ones of all owners
+	inUse    map[SessionID]int        // by how many streams; also of sessions that are yet to be saved
+	version  uint64                   // the last one given: none comes again, even if its session was forgotten
+}
+
+// rememberedSession is as small as it can be: there are many, and most are idle and without holes.
+type rememberedSession struct {
+	name     string
+	owner    *sessionOwner
+	epoch    uint64
+	fence    uint64
+	version  uint64
+	progress Progress
+	givenUp  []string
+	since    time.Duration // idle since, from the start of the store
+	links    [2]idleLinks  // of listAll and listOwner; zero while in use
+}
+
+// sessionOwner is who has sessions.
+type sessionOwner struct {
+	name string
+	n    int // of sessions, whether idle or in use
+	idle idleList
+	at   int // in the heap; -1: not there, since none is idle
+}
+
+// Load implements SessionStore.
+func (m *sessionMemory) Load(_ context.Context, id SessionID) (SessionState, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.expireLocked()
+	s := m.sessions[id]
+	if s == nil {
+		return SessionState{}, 0, nil
+	}
+	m.touchLocked(id, s)
+	return SessionState{Epoch: s.epoch, Fence: s.fence, Progress: s.progress, GivenUp: slices.Clone(s.givenUp)}, s.version, nil
+}
+
+// Save implements SessionStore.
+func (m *sessionMemory) Save(_ context.Context, id SessionID, state SessionState, version uint64) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.expireLocked()
+	s := m.sessions[id]
+	switch {
+	case s == nil && version != 0, s != nil && s.version != version:
+		return 0, ErrSessionMoved
+	case s == nil:
+		s = m.addLocked(id)
+	}
+	m.version++
+	s.version = m.version
+	s.epoch, s.fence = state.Epoch, state.Fence
+	s.progress = Progress{received: state.Progress.received, unsettled: fitted(state.Progress.unsettled)}
+	s.givenUp = fitted(state.GivenUp)
+	m.touchLocked(id, s)
+	return s.version, nil
+}
+
+// fitted is a copy of list that takes no more memory than it must, for it may be kept for a day.
+func fitted[E any](list []E) []E {
+	if len(list) == 0 {
+		return nil
+	}
+	return slices.Clone(list)
+}
+
+// use keeps the session from being forgotten until unuse.
+func (m *sessionMemory) use(id SessionID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.expireLocked()
+	m.inUse[id]++
+	if s := m.sessions[id]; s != nil {
+		m.restLocked(s, false)
+	}
+}
+
+func (m *sessionMemory) unuse(id SessionID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.inUse[id]--; m.inUse[id] > 0 {
+		return
+	}
+	delete(m.inUse, id)
+	if s := m.sessions[id]; s != nil {
+		m.touchLocked(id, s)
+	}
+	m.expireLocked()
+	m.evictLocked()
+}
+
+// addLocked makes a session of id, at the cost of another if there are too many.
+func (m *sessionMemory) addLocked(id SessionID) *rememberedSession {
+	owner := m.owners[id.Owner]
+	if owner == nil {
+		owner = &sessionOwner{name: strings.Clone(id.Owner), at: -1}
+		m.owners[owner.name] = owner
+	}
+	s := &rememberedSession{name: strings.Clone(id.Name), owner: owner}
+	m.sessions[SessionID{Owner: owner.name, Name: s.name}] = s
+	owner.n++
+	m.placeLocked(owner)
+	m.evictLocked() // s itself is in no list yet: a newcomer never displaces itself
+	return s
+}
+
+// touchLocked has s be idle from now on, unless it is in use.
+func (m *sessionMemory) touchLocked(id SessionID, s *rememberedSession) {
+	m.restLocked(s, m.inUse[id] == 0)
+}
+
+// restLocked takes s out of the lists and, if idle, appends it again.
+func (m *sessionMemory) restLocked(s *rememberedSession, idle bool) {
+	m.all.remove(s, listAll)
+	s.owner.idle.remove(s, listOwner)
+	if idle {
+		s.since = time.Since(m.start)
+		m.all.push(s, listAll)
+		s.owner.idle.push(s, listOwner)
+	}
+	m.placeLocked(s.owner)
+}
+
+// placeLocked puts the owner where it belongs in the heap, after any change of its count or of its list.
+func (m *sessionMemory) placeLocked(o *sessionOwner) {
+	switch {
+	case o.idle.first == nil && o.at >= 0:
+		heap.Remove(&m.eldest, o.at)
+	case o.idle.first != nil && o.at >= 0:
+		heap.Fix(&m.eldest, o.at)
+	case o.idle.first != nil:
+		heap.Push(&m.eldest, o)
+	}
+}
+
+// expireLocked forgets those that were idle for too long.
+func (m *sessionMemory) expireLocked() {
+	for s := m.all.first; s != nil && time.Since(m.start)-s.since > m.idle; s = m.all.first {
+		m.forgetLocked(s)
+	}
+}
+
+// evictLocked forgets until there are no more than most, or none is idle.
+func (m *sessionMemory) evictLocked() {
+	for len(m.sessions) > m.most && len(m.eldest) > 0 {
+		m.forgetLocked(m.eldest[0].idle.first)
+	}
+}
+
+func (m *sessionMemory) forgetLocked(s *rememberedSession) {
+	delete(m.sessions, SessionID{Owner: s.owner.name, Name: s.name})
+	s.owner.n--
+	m.restLocked(s, false)
+	if s.owner.n == 0 {
+		delete(m.owners, s.owner.name)
+	}
+}
+
+// idleList is a list of idle sessions through the links of one kind, who is idle longest first.
+type idleList struct{ first, last *rememberedSession }
+
+type idleLinks struct{ prev, next *rememberedSession }
+
+const (
+	listAll = iota
+	listOwner
+)
+
+func (l *idleList) push(s *rememberedSession, kind int) {
+	s.links[kind] = idleLinks{prev: l.last}
+	if l.last == nil {
+		l.first = s
+	} else {
+		l.last.links[kind].next = s
+	}
+	l.last = s
+}
+
+// remove takes s out if it is there.
+func (l *idleList) remove(s *rememberedSession, kind int) {
+	at := s.links[kind]
+	if l.first != s && at.prev == nil {
+		return
+	}
+	if at.prev == nil {
+		l.first = at.next
+	} else {
+		at.prev.links[kind].next = at.next
+	}
+	if at.next == nil {
+		l.last = at.prev
+	} else {
+		at.next.links[kind].prev = at.prev
+	}
+	s.links[kind] = idleLinks{}
+}
+
+// ownerHeap has first the owner who has most sessions and, of several who have as many, the one with the longest idle.
+type ownerHeap []*sessionOwner
+
+func (h ownerHeap) Len() int { return len(h) }
+
+func (h ownerHeap) Less(i, j int) bool {
+	if h[i].n != h[j].n {
+		return h[i].n > h[j].n
+	}
+	return h[i].idle.first.since < h[j].idle.first.since
+}
+
+func (h ownerHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].at, h[j].at = i, j
+}
+
+func (h *ownerHeap) Push(o any) {
+	owner := o.(*sessionOwner)
+	owner.at = len(*h)
+	*h = append(*h, owner)
+}
+
+func (h *ownerHeap) Pop() any {
+	last := len(*h) - 1
+	owner := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	owner.at = -1
+	return owner
+}
