@@ -164,6 +164,9 @@ func statedKind(st *status.Status) FailureKind {
 		if !d.MessageIs(&info) || d.UnmarshalTo(&info) != nil || info.GetDomain() != errorDomain {
 			continue
 		}
+		if info.GetReason() == reasonSessionMoved {
+			return FailureContextCancelled
+		}
 		for k := FailureHandlerError; int(k) < len(kindRows); k++ {
 			if kindRows[k].reason == info.GetReason() {
 				return k

@@ -123,6 +123,9 @@ func (f *Failure) level() slog.Level {
 	if f == nil {
 		return slog.LevelInfo
 	}
+	if sessionErrorOf(f) != nil && f.Kind != FailureContextCancelled {
+		return slog.LevelWarn // the store, a session that is busy, or what a client says of its session
+	}
 	c := f.said()
 	switch f.shownKind(c) {
 	case FailureNone, FailureContextCancelled, FailureShutdown:

@@ -65,20 +65,23 @@ func (p Progress) Settled(seq uint64) bool {
 // speaks of, then for each unsettled one, ascending, its distance to the one before (the first: to 0) as a uvarint.
 // What does not fit is left out from the end, so that a reader takes some settled messages for unsettled, and never the
 // other way round. The error is always nil.
-func (p Progress) MarshalBinary() ([]byte, error) {
-	n, top := p.fit()
+func (p Progress) MarshalBinary() ([]byte, error) { return p.marshal(maxProgress), nil }
+
+// marshal is MarshalBinary for so many bytes.
+func (p Progress) marshal(limit int) []byte {
+	n, top := p.fit(limit)
 	b := binary.AppendUvarint(nil, top)
 	last := uint64(0)
 	for _, seq := range p.unsettled[:n] {
 		b = binary.AppendUvarint(b, seq-last)
 		last = seq
 	}
-	return b, nil
+	return b
 }
 
-// fit is how many unsettled ones fit into maxProgress bytes and the highest Seq to speak of then. Both grow together,
-// and with them the size, so the first that doesn't fit ends the search.
-func (p Progress) fit() (n int, top uint64) {
+// fit is how many unsettled ones fit into so many bytes and the highest Seq to speak of then. Both grow together, and
+// with them the size, so the first that doesn't fit ends the search.
+func (p Progress) fit(limit int) (n int, top uint64) {
 	size, last := 0, uint64(0)
 	topAt := func(n int) uint64 {
 		if n < len(p.unsettled) {
@@ -88,7 +91,7 @@ func (p Progress) fit() (n int, top uint64) {
 	}
 	for i, seq := range p.unsettled {
 		size += uvarintLen(seq - last)
-		if uvarintLen(topAt(i+1))+size > maxProgress {
+		if uvarintLen(topAt(i+1))+size > limit {
 			return i, topAt(i)
 		}
 		last = seq
@@ -136,12 +139,13 @@ func cutUvarint(b []byte) (v uint64, rest []byte, ok bool) {
 }
 
 // trailer is how far the stream got, for the client.
-func (s Summary) trailer() metadata.MD {
-	p := s.Progress()
+func (s Summary) trailer() metadata.MD { return s.Progress().metadata(maxProgress) }
+
+// metadata is p as a client reads it, with so many bytes of the binary form at most.
+func (p Progress) metadata(limit int) metadata.MD {
 	md := metadata.Pairs(trailerCommitted, strconv.FormatUint(p.Committed(), 10))
 	if len(p.unsettled) > 0 {
-		b, _ := p.MarshalBinary() // never fails
-		md.Set(trailerProgress, string(b))
+		md.Set(trailerProgress, string(p.marshal(limit)))
 	}
 	return md
 }

@@ -54,6 +54,9 @@ func (f *Failure) GRPCStatus() *status.Status {
 			st.Code = int32(c.code)
 		}
 	}
+	if e := sessionErrorOf(f); e != nil {
+		st.Code = int32(e.code)
+	}
 	if st.Code == int32(codes.OK) { // an error whose status is OK is still an error
 		st.Code = int32(kind.row().code)
 	}
@@ -74,6 +77,9 @@ func (f *Failure) shownKind(c *cause) FailureKind {
 func (f *Failure) constantText(c *cause) string {
 	kind := f.shownKind(c)
 	text := kind.row().text
+	if e := sessionErrorOf(f); e != nil {
+		return e.text
+	}
 	if kind == FailureInternal {
 		return text
 	}
@@ -91,6 +97,10 @@ func (f *Failure) details(kind FailureKind, handlers []*anypb.Any) []*anypb.Any 
 	own := &errdetails.ErrorInfo{Reason: kind.row().reason, Domain: errorDomain}
 	if f.Seq > 0 {
 		own.Metadata = map[string]string{"seq": strconv.FormatUint(f.Seq, 10)}
+	}
+	if e := sessionErrorOf(f); e != nil && e.epoch > 0 {
+		own.Reason = reasonSessionMoved
+		own.Metadata = map[string]string{"epoch": strconv.FormatUint(e.epoch, 10)}
 	}
 	info := newDetail(own)
 	ours := []*anypb.Any{info}
