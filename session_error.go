@@ -2,7 +2,6 @@ package flow
 
 import (
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // reasonSessionMoved is the Reason in the ErrorInfo of a stream whose session is somebody else's.
@@ -32,7 +31,7 @@ func sessionErrorOf(f *Failure) *sessionError {
 	if f == nil {
 		return nil
 	}
-	e, _ := f.Err.(*sessionError)
+	e, _ := f.Err.(*sessionError) // it never needs guarding: what it wraps is guarded
 	return e
 }
 
@@ -43,35 +42,42 @@ func movedFailure(own, next uint64) *Failure {
 	if next == own {
 		code = codes.Aborted
 	}
-	return &Failure{Kind: FailureContextCancelled, Err: &sessionError{
+	return newFailure(FailureContextCancelled, &sessionError{
 		code: code, text: "the session has moved to another stream", epoch: next, cause: ErrSessionMoved,
-	}}
+	})
 }
 
 // malformedFailure refuses what a client's headers say.
 func malformedFailure(err error) *Failure {
-	return &Failure{Kind: FailureInternal, Err: &sessionError{code: codes.InvalidArgument, text: err.Error()}}
+	return newFailure(FailureInternal, &sessionError{code: codes.InvalidArgument, text: err.Error()})
 }
 
-// ownerError is the refusal of a stream whose Owner returned err. It asks err what it has to say, which may panic.
-func ownerError(err error) *sessionError {
-	e := &sessionError{code: codes.PermissionDenied, text: "it can't be told whose session it is", cause: err, why: err.Error()}
-	if st, ok := status.FromError(err); ok && st.Code() != codes.OK {
-		e.code, e.text = st.Code(), st.Message()
+// ownerFailure refuses a stream whose Owner returned err.
+func ownerFailure(err error) *Failure {
+	c := newCause(err)
+	if c.crashed {
+		return newFailure(FailureInternal, err)
 	}
-	return e
+	e := &sessionError{
+		code: codes.PermissionDenied, text: "it can't be told whose session it is", cause: c.unwraps, why: c.text,
+	}
+	if c.stated && c.code != codes.OK {
+		e.code, e.text, e.why = c.code, c.message, ""
+	}
+	return newFailure(FailureInternal, e)
 }
 
 // busyFailure refuses a stream whose session's earlier stream has not ended in time.
 func busyFailure() *Failure {
-	return &Failure{Kind: FailureBackpressure, Err: &sessionError{
+	return newFailure(FailureBackpressure, &sessionError{
 		code: codes.Unavailable, text: "the session's earlier stream is still busy",
-	}}
+	})
 }
 
 // storeFailure refuses a stream for a store that failed.
 func storeFailure(err error) *Failure {
-	return &Failure{Kind: FailureBackpressure, Err: &sessionError{
-		code: codes.Unavailable, text: "the session store failed", cause: err, why: err.Error(),
-	}}
+	c := newCause(err)
+	return newFailure(FailureBackpressure, &sessionError{
+		code: codes.Unavailable, text: "the session store failed", cause: c.unwraps, why: c.text,
+	})
 }
