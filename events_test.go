@@ -432,3 +432,48 @@ func TestObserverMayCallStatsAndClose(t *testing.T) {
 		})
 	}
 }
+
+func TestObserversTellsAllInOrder(t *testing.T) {
+	var heard []string
+	as := func(name string) flow.Observer {
+		return func(_ context.Context, e flow.Event) { heard = append(heard, name+":"+e.Kind.String()) }
+	}
+	all := []flow.Observer{as("first"), nil, as("second"), as("third")}
+	o := flow.Observers(all...)
+	all[0] = nil // the list is copied
+	f := mustNew(t, takes(0), flow.Options{Observer: o})
+	if _, err := f.Run(t.Context(), given("a1")); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, kind := range []string{"EventStreamStart", "EventAttempt", "EventSuccess", "EventStreamEnd"} {
+		want = append(want, "first:"+kind, "second:"+kind, "third:"+kind)
+	}
+	if !slices.Equal(heard, want) {
+		t.Errorf("heard %q, want %q", heard, want)
+	}
+}
+
+func TestObserversOfNoneIsNone(t *testing.T) {
+	if flow.Observers() != nil || flow.Observers(nil, nil) != nil {
+		t.Error("an Observer of none is not nil, and costs clock readings")
+	}
+}
+
+func TestObserversPanicOfOneIsThePanicOfAll(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ran, toldBehind := false, false
+		f := mustNew(t, func(context.Context, flow.Message[string]) error { ran = true; return nil }, flow.Options{
+			Observer: flow.Observers(func(_ context.Context, e flow.Event) {
+				if e.Kind == flow.EventAttempt {
+					panic("the first Observer")
+				}
+			}, func(_ context.Context, e flow.Event) { toldBehind = toldBehind || e.Kind == flow.EventAttempt }),
+		})
+		_, err := f.Run(t.Context(), given("a1"))
+		failureOf(t, err, flow.FailureInternal)
+		if ran || toldBehind {
+			t.Errorf("the handler ran: %v; the Observer behind was told: %v", ran, toldBehind)
+		}
+	})
+}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 )
@@ -219,33 +218,6 @@ func TestEveryEndOfALeaseLeavesTheCountsExact(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestNothingOfAClosedResolverRunsUnderLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ordering := NewKeyedFIFO(OrderingOptions{})
-		r := NewReceiver(NewGate(ordering, nil, nil), NewEngine(func(_ context.Context, m Message[string]) error {
-			if m.Seq == 3 {
-				ordering.Close()
-			}
-			return nil
-		}, RetryOptions{}))
-		keys := strings.Split("abcde", "")
-		release := make(chan struct{}) // they come all at once
-		sum, err := r.Receive(t.Context(), func() (string, error) {
-			if len(keys) == 0 {
-				<-release
-				return "", io.EOF
-			}
-			key := keys[0]
-			keys = keys[1:]
-			return key, nil
-		}, func(s string) string { return s })
-		close(release)
-		if sum.Succeeded != 3 || sum.Rejected == 0 || ClassifyFailure(err) != FailureOrdering {
-			t.Errorf("%+v, %v; want those from the fourth on rejected", sum, err)
-		}
-	})
 }
 
 // The worker looks at the stream under lease as soon as the receiver has to be woken.

@@ -3,6 +3,7 @@ package flow
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -14,6 +15,23 @@ import (
 // was told of with FailureInternal (on EventAttempt the handler does not run); in EventStreamEnd and EventShutdown it is
 // discarded.
 type Observer func(ctx context.Context, e Event)
+
+// Observers returns one Observer that tells each of all, one after the other in their order. nil ones are left out; if
+// none is left, it is nil, which costs nothing. A panic of one is the panic of all: those behind it are not told.
+func Observers(all ...Observer) Observer {
+	all = slices.DeleteFunc(slices.Clone(all), func(o Observer) bool { return o == nil })
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return func(ctx context.Context, e Event) {
+		for _, o := range all {
+			o(ctx, e)
+		}
+	}
+}
 
 // EventKind says what happened. Kinds may be added: unknown ones are to be ignored.
 type EventKind int

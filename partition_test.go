@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -326,46 +327,48 @@ func lookOften(s *stream[string], looks int, between func(i int)) (come bool) {
 // A message of a key whose lane is being worked off is left for a lease, but not if that takes long: what lies behind it
 // is of other keys.
 func TestPartitionWaitsForALaneThatGetsOnAndNotForOneThatIsStuck(t *testing.T) {
-	s := spreadOver(t, 2)
-	keys := keysOf(s, 1, 2)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	busyLane(s, keys[0])
-	s.slots++
-	for range 2 * lookOutStuck {
-		receiveAll(s, keys[0])
-		s.lineUpLocked(s.arriveLocked())
-	}
-	for range chunkSize { // a stranger among them is not left there
-		receiveAll(s, keys[0])
-	}
-	receiveAll(s, keys[1])
-	receiveAll(s, keysOf(s, 0, chunkSize)...)
-	other := workerOn(t, s)
-	if other.part != 0 {
-		t.Fatal("the partition of the lane is on lease")
-	}
-	l := s.laneLocked(keys[0])
-	goOn := func(i int) { other.leased.at.Store(int64(i + 1)) }
-	if lookOften(s, lookOutStuck+5, func(i int) {
-		s.lanes.leave(l.head)
-		goOn(i)
-	}) || l.stuck {
-		t.Error("a lane that gets on is taken for one that is stuck")
-	}
-	if c := (&carrier[string]{s: s}); c.leaseLocked() {
-		t.Error("a message is sorted into a lane that gets on")
-	}
-	other.leased.at.Store(0)
-	if !lookOften(s, lookOutStuck+5, goOn) || !l.stuck {
-		t.Fatal("nobody comes for what is behind a lane that is stuck")
-	}
-	if c := workerOn(t, s); c.leased.list[c.leased.start].key != keys[1] {
-		t.Error("the lease begins with a key that has a lane")
-	}
-	if s.lanes.leave(l.head); l.stuck {
-		t.Error("a lane that goes on is still taken for one that is stuck")
-	}
+	synctest.Test(t, func(t *testing.T) { // where time stands still: it measures how fast the lane gets on
+		s := spreadOver(t, 2)
+		keys := keysOf(s, 1, 2)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		busyLane(s, keys[0])
+		s.slots++
+		for range 2 * lookOutStuck {
+			receiveAll(s, keys[0])
+			s.lineUpLocked(s.arriveLocked())
+		}
+		for range chunkSize { // a stranger among them is not left there
+			receiveAll(s, keys[0])
+		}
+		receiveAll(s, keys[1])
+		receiveAll(s, keysOf(s, 0, chunkSize)...)
+		other := workerOn(t, s)
+		if other.part != 0 {
+			t.Fatal("the partition of the lane is on lease")
+		}
+		l := s.laneLocked(keys[0])
+		goOn := func(i int) { other.leased.at.Store(int64(i + 1)) }
+		if lookOften(s, lookOutStuck+5, func(i int) {
+			s.lanes.leave(l.head)
+			goOn(i)
+		}) || l.stuck {
+			t.Error("a lane that gets on is taken for one that is stuck")
+		}
+		if c := (&carrier[string]{s: s}); c.leaseLocked() {
+			t.Error("a message is sorted into a lane that gets on")
+		}
+		other.leased.at.Store(0)
+		if !lookOften(s, lookOutStuck+5, goOn) || !l.stuck {
+			t.Fatal("nobody comes for what is behind a lane that is stuck")
+		}
+		if c := workerOn(t, s); c.leased.list[c.leased.start].key != keys[1] {
+			t.Error("the lease begins with a key that has a lane")
+		}
+		if s.lanes.leave(l.head); l.stuck {
+			t.Error("a lane that goes on is still taken for one that is stuck")
+		}
+	})
 }
 
 // Once it may be that the core was taken away from the worker, twice its messages take long.

@@ -3,6 +3,7 @@ package flow_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"testing"
 	"testing/synctest"
 
@@ -33,7 +34,7 @@ func many(n int) []string {
 
 func TestStreamIsReadUpToMaxPendingAhead(t *testing.T) {
 	for _, c := range []struct{ maxPending, want int }{
-		{0, 1024}, {1, 1}, {3, 3}, {1024, 1024}, {2000, 2000}, {-1, 5000}, {-1 << 62, 5000},
+		{0, 1024}, {1, 1}, {3, 3}, {1024, 1024}, {2000, 2000}, {-1, 5000}, {math.MinInt, 5000},
 	} {
 		for _, ordering := range []flow.OrderingOptions{{}, keyed, {Mode: flow.OrderingNone}} {
 			t.Run(fmt.Sprint(c.maxPending, ordering.Mode), func(t *testing.T) {
