@@ -194,7 +194,11 @@ func TestEventsOfMessagesUnderALease(t *testing.T) {
 				})
 				sum, err := f.Run(ctx, given("a1", "a2", "a3", "a4", "a5"))
 				got := strings.TrimSuffix(strings.TrimPrefix(p.kinds(), "StreamStart "), " StreamEnd")
-				if got != c.want {
+				either := c.want
+				if name == "the stream ends under it" { // what is dropped need not wait for the handler to return
+					either = before + "Drop5 Failure4"
+				}
+				if got != c.want && got != either {
 					t.Errorf("events are %s\nwant       %s", got, c.want)
 				}
 				conserved(t, sum)
