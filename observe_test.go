@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // logged returns the lines that SlogObserver writes of events at a level.
@@ -111,6 +112,46 @@ func TestSlogObserverNeverWritesAValueAndLittleOfAKey(t *testing.T) {
 	if got := cutText(strings.Repeat("€", 30), maxLoggedKey); len(got) != 63 {
 		t.Errorf("%d bytes of a key in three-byte runes", len(got))
 	}
+}
+
+// Clients choose keys, and errors quote what clients send: neither may break the lines, or whoever reads them.
+func TestSlogObserverWritesValidUTF8OfLimitedLength(t *testing.T) {
+	garbage := strings.Repeat("k\xff\xfe€"[:4], 1<<18)
+	for kind := EventStreamStart; kind <= EventShutdown; kind++ {
+		for _, fk := range []FailureKind{FailureHandlerError, FailureInternal, FailureOrdering, FailureContextCancelled} {
+			f := newFailure(fk, errors.New(garbage))
+			f.Seq, f.Key = 1, garbage
+			check := &checkingHandler{t: t}
+			SlogObserver(slog.New(check))(t.Context(), Event{Kind: kind, Stream: 1, Seq: 1, Key: garbage, Failure: f})
+			if check.lines != 1 {
+				t.Errorf("%v: %d lines", kind, check.lines)
+			}
+		}
+	}
+}
+
+// checkingHandler checks what it is given to write.
+type checkingHandler struct {
+	slog.Handler
+	t     *testing.T
+	lines int
+}
+
+func (h *checkingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h *checkingHandler) Handle(_ context.Context, r slog.Record) error {
+	h.lines++
+	r.Attrs(func(a slog.Attr) bool {
+		limit := maxText
+		if a.Key == "key" {
+			limit = 64
+		}
+		if text := a.Value.String(); !utf8.ValidString(text) || len(text) > limit {
+			h.t.Errorf("%s: %s has %d bytes, valid: %v", r.Message, a.Key, len(text), utf8.ValidString(text))
+		}
+		return true
+	})
+	return nil
 }
 
 func TestSlogObserverQuotesKeysThatWouldForgeLines(t *testing.T) {

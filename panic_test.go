@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"example.com/flow"
@@ -289,4 +291,64 @@ func TestEverythingMayExitItsGoroutineAndRunReturns(t *testing.T) {
 			_ = f.Close()
 		}
 	})
+}
+
+// brittleTransport is a caller's own transport stream, one of whose methods panics.
+type brittleTransport struct{ panics string }
+
+func (b brittleTransport) may(what string) {
+	if b.panics == what {
+		panic("secret")
+	}
+}
+func (b brittleTransport) Method() string              { b.may("Method"); return "/service/Method" }
+func (b brittleTransport) SetHeader(metadata.MD) error { return nil }
+func (b brittleTransport) SendHeader(metadata.MD) error {
+	b.may("SendHeader")
+	return nil
+}
+func (b brittleTransport) SetTrailer(metadata.MD) error { b.may("SetTrailer"); return nil }
+
+func TestCrashOfATransportStreamEndsItsStreamAndWedgesNothing(t *testing.T) {
+	for _, what := range []string{"Method", "SendHeader", "SetTrailer"} {
+		for observed, observer := range map[string]flow.Observer{"": nil, ", observed": logging} {
+			t.Run(what+observed, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					s := newStage()
+					f := mustNew(t, s.handle, flow.Options{Observer: observer})
+					ctx := grpc.NewContextWithServerTransportStream(t.Context(), brittleTransport{what})
+					run := begin(t, func(_ context.Context, recv func() (string, error)) (flow.Summary, error) {
+						return f.Run(ctx, recv)
+					}, "a1", "a2")
+					if snap := f.Snapshot(1); len(snap.Streams) > 1 {
+						t.Errorf("snapshot %+v", snap)
+					}
+					s.finishAll(t)
+					run.End()
+					sum, err := run.result(t)
+					switch what {
+					case "Method":
+						if err != nil || sum.Succeeded != 2 {
+							t.Errorf("Run() = %+v, %v", sum, err)
+						}
+					case "SendHeader":
+						if f := failureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Dropped != 2 || s.history() != "" {
+							t.Errorf("Run() = %+v, %+v, want the stream's failure before anything ran", sum, *f)
+						}
+					case "SetTrailer":
+						if f := failureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Succeeded != 2 {
+							t.Errorf("Run() = %+v, %+v, want the stream's failure after all had run", sum, *f)
+						}
+					}
+					conserved(t, sum)
+					if st := f.Stats(); st.Streams != 0 {
+						t.Errorf("left behind: %+v", st)
+					}
+					if err := f.Shutdown(t.Context()); err != nil {
+						t.Errorf("Shutdown() = %v", err)
+					}
+				})
+			})
+		}
+	}
 }

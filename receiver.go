@@ -84,7 +84,11 @@ func (s *stream[T]) begin() bool {
 func (s *stream[T]) end(entered bool) (Summary, error) {
 	s.cancel(nil)
 	sum, f := s.summary(), s.result()
-	_ = grpc.SetTrailer(s.parent, sum.trailer()) // fails outside of gRPC, where there is nobody to tell
+	// Its error says that this is not gRPC, where there is no client to tell. A panic is of the caller's own transport stream.
+	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, sum.trailer()); return nil })
+	if crash != nil && f == nil {
+		f = newFailure(FailureInternal, crash)
+	}
 	s.tellEnd(sum, f)
 	s.r.mu.Lock()
 	delete(s.r.streams, s)

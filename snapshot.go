@@ -113,7 +113,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		if p, ok := peer.FromContext(sc.s.parent); ok && p.Addr != nil {
 			guarded(func() { sc.state.Peer = p.Addr.String() })
 		}
-		sc.state.Method, _ = grpc.Method(sc.s.parent)
+		guarded(func() { sc.state.Method, _ = grpc.Method(sc.s.parent) })
 		snap.Streams = append(snap.Streams, sc.state)
 	}
 	return snap

@@ -100,7 +100,12 @@ const (
 // there to get it.
 func (s *stream[T]) sendHeader() {
 	if s.inCall && s.ctx.Err() == nil {
-		s.header.Do(func() { _ = grpc.SendHeader(s.parent, nil) })
+		s.header.Do(func() {
+			crash := recovered(func() error { _ = grpc.SendHeader(s.parent, nil); return nil })
+			if crash != nil { // it is the stream's and not that of the message that is about to run
+				s.fail(newFailure(FailureInternal, crash))
+			}
+		})
 	}
 }
 
