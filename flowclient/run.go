@@ -1,0 +1,383 @@
+package flowclient
+
+import (
+	"errors"
+	"math"
+	"time"
+
+	"example.com/flow"
+)
+
+// settledAhead is how many bytes may be sent again although the response header has said that they are settled, before
+// another stream that starts behind them is worth its round trip.
+const settledAhead = 64 << 10
+
+// run is the Sender's goroutine: one stream after the other, as long as there is something to send.
+func (s *Sender[Req, Resp]) run() {
+	defer close(s.finished)
+	defer s.end(errors.New("flowclient: runtime.Goexit in a function of the caller's")) // unless it has ended
+	for s.awaitWork() {
+		st := s.beginStream()
+		s.endStream(st, st.run())
+	}
+	s.end(ErrClosed)
+}
+
+// awaitWork blocks until a stream is to be opened, and returns false when none will be any more.
+func (s *Sender[Req, Resp]) awaitWork() bool {
+	for {
+		s.mu.Lock()
+		work := s.buffer.pending() || s.resuming
+		over := s.err != nil || s.closed && !work
+		delay := time.Until(s.notBefore)
+		s.parked = !work
+		s.mu.Unlock()
+		switch {
+		case over:
+			return false
+		case !work:
+			select {
+			case <-s.wake:
+			case <-s.ctx.Done():
+			}
+		case delay > 0:
+			t := time.NewTimer(delay)
+			select {
+			case <-t.C:
+			case <-s.wake:
+			case <-s.ctx.Done():
+			}
+			t.Stop()
+		default:
+			return true
+		}
+	}
+}
+
+func (s *Sender[Req, Resp]) beginStream() *stream[Req, Resp] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parked = false
+	s.streams++
+	if s.epoch == 0 {
+		s.claims++
+	}
+	r := request{session: s.options.Session, start: s.buffer.committed + 1, epoch: s.epoch}
+	r.skips = append(r.skips, s.buffer.skips...)
+	st := newStream(s, r)
+	st.blank = s.resuming
+	st.sentBefore = s.sent
+	s.abandon = st.cancel
+	return st
+}
+
+// move is what a stream does next.
+type move int
+
+const (
+	moveSend      move = iota // what is in its batch
+	moveWait                  // for something to send
+	moveHalfClose             // its answer is wanted
+	moveStop                  // the Sender has ended
+)
+
+// nextMove notes that st has sent so many of its batch, and decides what it does next; overdue reports that it has
+// reached MaxStreamAge.
+func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int, overdue bool) move {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noteSentLocked(st, sent)
+	b := &s.buffer
+	flush := s.flushTo > b.committed
+	count, bytes := b.maxCount-b.maxCount/2-st.carried, b.maxBytes-b.maxBytes/2-st.carriedBytes // up to half of a bound
+	switch {
+	case s.err != nil:
+		return moveStop
+	case st.blank, !b.pending(), overdue, count == 0, bytes <= 0, flush && st.cursor > s.flushTo:
+		return moveHalfClose
+	case st.cursor < b.first: // its header has settled all there was, and more came since, which is behind a gap
+		return moveHalfClose
+	}
+	to := b.last
+	if flush {
+		to = min(to, s.flushTo)
+	}
+	st.batch = st.batch[:0]
+	for n := st.cursor; n <= to && uint64(len(st.batch)) < min(count, batchSize) && bytes > 0; n++ {
+		e := b.at(n)
+		st.batch = append(st.batch, e.message)
+		bytes -= int64(e.size)
+		s.handed = max(s.handed, n)
+	}
+	switch {
+	case len(st.batch) > 0:
+		return moveSend
+	case s.blocked, s.closed: // there won't be more before this is answered
+		return moveHalfClose
+	}
+	s.parked = true
+	return moveWait
+}
+
+func (s *Sender[Req, Resp]) noteSent(st *stream[Req, Resp], sent int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noteSentLocked(st, sent)
+}
+
+func (s *Sender[Req, Resp]) noteSentLocked(st *stream[Req, Resp], sent int) {
+	if sent == 0 {
+		return
+	}
+	from := st.cursor
+	st.cursor += uint64(sent)
+	st.carried += uint64(sent)
+	st.carriedBytes += s.buffer.size(from, st.cursor-1)
+	s.sent = max(s.sent, st.cursor-1)
+	if again := min(st.cursor-1, st.sentBefore); again >= from {
+		s.resent += again - from + 1
+	}
+	s.releaseLocked(st)
+}
+
+// releaseLocked lets go of what is committed and not needed to go on with st.
+func (s *Sender[Req, Resp]) releaseLocked(st *stream[Req, Resp]) {
+	if s.err != nil {
+		return
+	}
+	before := s.buffer.first
+	if s.buffer.pending() {
+		s.buffer.release(st.cursor - 1)
+	} else {
+		s.buffer.release(s.buffer.last)
+	}
+	if s.buffer.first != before {
+		s.changeLocked()
+	}
+}
+
+// believe takes over what the server says in a header or in trailers, if it can be true. An error is why st can't go on;
+// all but errSettledAhead end the Sender.
+func (s *Sender[Req, Resp]) believe(st *stream[Req, Resp], a answer) error {
+	lost, err := s.takeAnswer(st, a)
+	if lost {
+		s.options.Logger.Warn("flowclient: the server has lost what it had said before of the session",
+			"session", s.shownName(), "from", st.start)
+	}
+	return err
+}
+
+func (s *Sender[Req, Resp]) takeAnswer(st *stream[Req, Resp], a answer) (lost bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := &s.buffer
+	if s.err != nil || st.blank && !s.resuming {
+		return false, nil
+	}
+	if a.epoch > 0 {
+		if st.epoch > 0 && a.epoch != st.epoch {
+			return false, senseless("%s is %d, the stream's is %d", keyEpoch, a.epoch, st.epoch)
+		}
+		st.epoch = a.epoch
+	}
+	if st.claim && s.named && !s.resumed && !st.blank && a.found == foundKnown && !(s.claims > 1 && a.top == 0) {
+		return false, ErrSessionKnown // an earlier claim of this Sender has settled nothing
+	}
+	committed, limit := a.progress.Committed(), max(s.handed, s.limit)
+	switch {
+	case a.told && committed < st.start-1:
+		return false, senseless("%s is %d, below %s - 1, which is %d", keyCommitted, committed, keyStart, st.start-1)
+	case a.told && !st.blank && committed > limit:
+		return false, senseless("%s is %d, above what was sent, which is %d", keyCommitted, committed, limit)
+	}
+	s.epoch = st.epoch
+	if a.found == foundLost {
+		lost = true
+		s.lost++
+	}
+	if st.blank {
+		if !a.told { // the trailers may
+			return lost, nil
+		}
+		s.resuming, s.resumed = false, true
+		s.limit = max(a.top, committed)
+		b.resume(committed, a.progress)
+		s.changeLocked()
+		return lost, nil
+	}
+	if !a.told {
+		return lost, nil
+	}
+	before := b.progress
+	b.settle(a.progress)
+	if b.progress != before {
+		s.watchLocked()
+		s.changeLocked()
+	}
+	s.releaseLocked(st)
+	if !st.halfClosed && b.pending() && b.size(st.cursor, committed) > settledAhead {
+		return lost, errSettledAhead
+	}
+	return lost, nil
+}
+
+// endStream takes over what st was answered with, and decides when the next stream is opened, or ends the Sender.
+func (s *Sender[Req, Resp]) endStream(st *stream[Req, Resp], e ending[Resp]) {
+	s.mu.Lock()
+	over := s.err != nil
+	s.abandon = nil
+	s.mu.Unlock()
+	if over {
+		return
+	}
+	if e.fatal != nil {
+		s.end(e.fatal)
+		return
+	}
+	v, a, err := s.judge(st, e)
+	if err != nil {
+		s.end(err)
+		return
+	}
+	if e.err == nil && s.options.OnReply != nil {
+		if err := guarded("Options.OnReply", func() error { s.options.OnReply(e.reply); return nil }); err != nil {
+			s.end(err)
+			return
+		}
+	}
+	if e.own == errAnswerTimeout {
+		s.lateAnswers++
+	} else if e.err == nil {
+		s.lateAnswers = 0
+	}
+	if v.step == stepAsk {
+		v = s.ask(st, e, a)
+	}
+	s.pause(st, e, v)
+}
+
+// judge takes over what the trailers say, and returns what the end of st means. An error ends the Sender.
+func (s *Sender[Req, Resp]) judge(st *stream[Req, Resp], e ending[Resp]) (verdict, answer, error) {
+	a, malformed := readAnswer(e.trailer)
+	if !st.headerCame && a.epoch > 0 {
+		st.epochTold = true
+	}
+	v := judge(outcome{
+		own: e.own, status: statusOf(e.err), unsent: e.unsent,
+		header: st.headerCame, epoch: st.epochTold, held: st.epoch, failed: a.failed,
+	})
+	if errors.Is(v.err, ErrNoSessions) {
+		return v, a, v.err
+	}
+	if malformed != nil {
+		return v, a, malformed
+	}
+	if foreign := a.epoch > 0 && st.epoch > 0 && a.epoch != st.epoch; st.epochTold && !(foreign && movedBy(e.err)) {
+		if err := s.believe(st, a); err != nil && err != errSettledAhead {
+			return v, a, err
+		}
+	}
+	s.mu.Lock()
+	if s.err == nil {
+		s.buffer.release(math.MaxUint64)
+		s.changeLocked()
+	}
+	s.mu.Unlock()
+	return v, a, nil
+}
+
+// movedBy reports whether err is SESSION_MOVED, which may come with another's epoch.
+func movedBy(err error) bool { return readDetails(statusOf(err)).moved }
+
+// ask decides what becomes of a message that the server could not do.
+func (s *Sender[Req, Resp]) ask(st *stream[Req, Resp], e ending[Resp], a answer) verdict {
+	n := a.failed
+	s.mu.Lock()
+	if n < st.start || n > s.handed {
+		s.mu.Unlock()
+		return verdict{err: senseless("%s is %d, which was not sent", keyFailed, n)}
+	}
+	if n <= s.buffer.committed || a.progress.Settled(n) { // the server has skipped it, or has no need of it any more
+		s.mu.Unlock()
+		return verdict{step: stepRestart}
+	}
+	entry := *s.buffer.at(n)
+	s.mu.Unlock()
+
+	f := &flow.Failure{Kind: flow.ClassifyFailure(e.err), Seq: n, Value: entry.message, Err: e.err}
+	action := failedActionOf(statusOf(e.err).Code())
+	if entry.done { // it was settled, but the server has forgotten that
+		action = Skip
+	} else if s.options.OnFailure != nil {
+		err := guarded("Options.OnFailure", func() error { action = s.options.OnFailure(f); return nil })
+		if err != nil {
+			return verdict{err: err}
+		}
+	}
+	switch action {
+	case Retry:
+		return verdict{step: stepBackOff}
+	case Skip:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.err != nil || s.buffer.skip(n) {
+			s.watchLocked()
+			return verdict{step: stepRestart}
+		}
+	}
+	return verdict{err: f}
+}
+
+// pause sets when the next stream is opened, or ends the Sender.
+func (s *Sender[Req, Resp]) pause(st *stream[Req, Resp], e ending[Resp], v verdict) {
+	s.mu.Lock()
+	s.pacing.look(s.buffer.progress)
+	s.mu.Unlock()
+	var delay time.Duration
+	switch v.step {
+	case stepEnd:
+		s.end(v.err)
+		return
+	case stepRestart:
+		delay = s.pacing.restart()
+	case stepWait:
+		delay = s.pacing.wait(v.delay)
+	case stepBackOff:
+		delay = s.pacing.backoff.next()
+	case stepUnauthenticated:
+		var again bool
+		if delay, again = s.pacing.unauthenticated(); !again {
+			s.end(v.err)
+			return
+		}
+	}
+	err := e.err
+	if e.own != nil {
+		err = e.own
+	}
+	s.mu.Lock()
+	s.notBefore = time.Now().Add(delay)
+	if err != nil {
+		s.lastErr = err
+	}
+	s.mu.Unlock()
+	if err == errHeaderTimeout {
+		s.options.Logger.Warn("flowclient: no response header; if a proxy holds it back, set Options.NoHeader",
+			"session", s.shownName(), "after", s.options.HeaderTimeout, "delay", delay)
+		return
+	}
+	s.options.Logger.Debug("flowclient: a stream has ended",
+		"session", s.shownName(), "carried", st.String(), "error", err, "delay", delay)
+}
+
+// answerTimeout is AnswerTimeout, doubled for each one in a row that was not enough.
+func (s *Sender[Req, Resp]) answerTimeout() time.Duration {
+	d := s.options.AnswerTimeout
+	for range s.lateAnswers {
+		if d > math.MaxInt64/4 {
+			break
+		}
+		d *= 2
+	}
+	return d
+}
