@@ -174,6 +174,64 @@ func ExampleRest() {
 	// stored fourth
 }
 
+// The trailer says how far the server got, also when the call failed: what is not settled is what to send again.
+func ExampleProgressFromTrailer() {
+	store := func(_ context.Context, m flow.Message[*request]) error {
+		if valueOf(m.Value) == "poison" {
+			return status.Error(codes.InvalidArgument, "no such value")
+		}
+		return nil
+	}
+	f, err := flow.New(store, nil, flow.Options{})
+	if err != nil {
+		panic(err)
+	}
+	client, stop := exampleServer(&readings{flow: f})
+	defer stop()
+
+	stream, err := client.StreamingInputCall(context.Background())
+	if err != nil {
+		panic(err)
+	}
+	for _, v := range []string{"21.5", "poison", "21.7"} {
+		if stream.Send(requestOf(v)) != nil {
+			break // CloseAndRecv says why
+		}
+	}
+	_, err = stream.CloseAndRecv()
+	fmt.Println(status.Convert(err).Message())
+	if progress, ok := flow.ProgressFromTrailer(stream.Trailer()); ok { // false when the connection broke: nothing is known then
+		fmt.Println("up to", progress.Committed(), "all is settled; message 2:", progress.Settled(2))
+	}
+	// Output:
+	// no such value
+	// up to 1 all is settled; message 2: false
+}
+
+// RetryAfter tells a client whether sending the rest again may help, and how long the server asks to wait.
+func ExampleRetryAfter() {
+	f, err := flow.New(func(_ context.Context, m flow.Message[*request]) error {
+		return status.Error(codes.InvalidArgument, "no such value")
+	}, nil, flow.Options{})
+	if err != nil {
+		panic(err)
+	}
+	client, stop := exampleServer(&readings{flow: f})
+	defer stop()
+
+	_, err = uploadAll(client, "poison")
+	_, again := flow.RetryAfter(err)
+	fmt.Println(status.Code(err), "- send again:", again)
+
+	_ = f.Shutdown(context.Background()) // as at a deploy
+	_, err = uploadAll(client, "21.5")
+	delay, again := flow.RetryAfter(err)
+	fmt.Println(status.Code(err), "- send again:", again, "after", delay)
+	// Output:
+	// InvalidArgument - send again: false
+	// Unavailable - send again: true after 1s
+}
+
 // exampleServer serves s over a connection in memory.
 func exampleServer(s testpb.TestServiceServer, opts ...grpc.ServerOption) (testpb.TestServiceClient, func()) {
 	lis := bufconn.Listen(1 << 16)

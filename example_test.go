@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +32,74 @@ type reading struct {
 }
 
 func device(r reading) string { return r.Device }
+
+// One device's readings run in order, different devices' concurrently, sixteen at a time at most. In a service method recv
+// is stream.Recv: see the example of Flow.Run.
+func Example() {
+	var stored [2]int // by device: a key's messages never run two at once, so each needs no lock
+	store := func(_ context.Context, m flow.Message[reading]) error {
+		switch m.Key {
+		case "oven":
+			stored[0] += m.Value.Value
+		case "fridge":
+			stored[1] += m.Value.Value
+		}
+		return nil
+	}
+	f, err := flow.New(store, func(r reading) string { return r.Device }, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		Backpressure: flow.BackpressureOptions{Capacity: 16},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	recv := from(reading{"oven", 180}, reading{"fridge", 4}, reading{"oven", 20})
+	sum, err := f.Run(context.Background(), recv)
+	fmt.Println(sum, err)
+	fmt.Println("oven:", stored[0], "fridge:", stored[1])
+	// Output:
+	// 3 received: 3 succeeded; settled up to 3 <nil>
+	// oven: 200 fridge: 4
+}
+
+// Retry tries a message again that may succeed later; OnFailure gets what failed for good, as a dead letter, and says that
+// the stream goes on without it. Without OnFailure the stream would end there, and its client would be told.
+func ExampleNew() {
+	store := func(_ context.Context, m flow.Message[reading]) error {
+		switch {
+		case m.Value.Value < 0:
+			return flow.Permanent(errors.New("no such temperature")) // trying it again is no use
+		case m.Attempt == 1 && m.Value.Device == "fridge":
+			return errors.New("the database is busy")
+		}
+		fmt.Println("stored", m.Value, "at attempt", m.Attempt)
+		return nil
+	}
+	f, err := flow.New(store, nil, flow.Options{ // without a key: a stream's messages run one after the other
+		Retry: flow.RetryOptions{
+			MaxAttempts: 5, // the first included
+			Backoff:     time.Millisecond,
+			Multiplier:  2,
+			MaxBackoff:  time.Second,
+			Jitter:      0.5,
+		},
+		OnFailure: func(_ context.Context, f *flow.Failure) flow.FailureAction {
+			letter := f.Value.(reading) // the Message's Value
+			fmt.Println("dead letter:", letter, "-", f)
+			return flow.SkipMessage
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	sum, err := f.Run(context.Background(), from(reading{"oven", 180}, reading{"oven", -400}, reading{"fridge", 4}))
+	fmt.Println(sum, err)
+	// Output:
+	// stored {oven 180} at attempt 1
+	// dead letter: {oven -400} - flow: message 2: no such temperature
+	// stored {fridge 4} at attempt 2
+	// 3 received: 2 succeeded, 1 failed; 1 retried; settled up to 3 <nil>
+}
 
 // Readings of one device are handled in order, those of different devices side by side.
 func ExampleOrderingKeyFunc() {
@@ -248,4 +319,75 @@ func ExampleObserver() {
 	// message 2 failed at attempt 1 and is tried again
 	// message 2 succeeded at attempt 2
 	// stream 1 ended with 2 of 2
+}
+
+// Snapshot names what is under way: here a key whose message hangs, and how much waits behind it.
+func ExampleFlow_Snapshot() {
+	hangs, goOn := make(chan struct{}), make(chan struct{})
+	f, err := flow.New(func(_ context.Context, m flow.Message[reading]) error {
+		if m.Value == (reading{"oven", 1}) {
+			close(hangs)
+			<-goOn
+		}
+		return nil
+	}, device, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		Backpressure: flow.BackpressureOptions{Capacity: 8},
+	})
+	if err != nil {
+		panic(err)
+	}
+	ctx, ch, done := context.Background(), make(chan reading), make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = f.Run(ctx, flow.FromChan(ctx, ch))
+	}()
+	ch <- reading{"oven", 1}
+	<-hangs
+	for n := range 3 {
+		ch <- reading{"oven", n + 2}
+	}
+	close(ch)
+	s := f.Snapshot(1)
+	for s.Stats.Waiting < 3 { // the last of them may still be on its way
+		time.Sleep(time.Millisecond)
+		s = f.Snapshot(1)
+	}
+	hottest, longest := s.Keys[0], s.Running[0]
+	fmt.Printf("%s: %d waiting; message %d is at attempt %d\n", hottest.Key, hottest.Waiting, longest.Seq, longest.Attempt)
+	close(goOn)
+	<-done
+	fmt.Println("afterwards:", f.Stats().InFlight, "in flight,", f.Stats().Total)
+	// Output:
+	// oven: 3 waiting; message 1 is at attempt 1
+	// afterwards: 0 in flight, 4 received: 4 succeeded
+}
+
+// SlogObserver writes a line for what failed and for each stream that ended, and none for a message that succeeded.
+func ExampleSlogObserver() {
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { // times differ from run to run
+			if a.Value.Kind() == slog.KindDuration || a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	f, err := flow.New(func(_ context.Context, m flow.Message[reading]) error {
+		if m.Value.Value < 0 {
+			return errors.New("no such temperature")
+		}
+		return nil
+	}, device, flow.Options{
+		Ordering:  flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+		Observer:  flow.SlogObserver(logger),
+	})
+	if err != nil {
+		panic(err)
+	}
+	_, _ = f.Run(context.Background(), from(reading{"oven", 180}, reading{"oven", -400}))
+	// Output:
+	// level=WARN msg="flow: message failed" stream=1 seq=2 key=oven attempt=1 kind=FailureHandlerError error="flow: message 2: no such temperature" settled=true
+	// level=INFO msg="flow: stream ended" stream=1 received=2 succeeded=1 failed=1 rejected=0 dropped=0 retried=0 committed=2 unsettled=0
 }

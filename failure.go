@@ -204,7 +204,7 @@ type Failure struct {
 	Seq      uint64 // 0: of no one message
 	Key      string // for your eyes: never in Error's text, nor in the status
 	Attempts int    // how often the handler was called
-	Value    any    // the message; never in Error's text, nor in the status
+	Value    any    // the Message's Value: of type T in a Flow[T]; nil when Seq is 0. Never in Error's text, nor in the status
 
 	// Err is the cause; nil only in a Failure that flow did not make. It is the error as it was returned, unless its
 	// Error, Unwrap or GRPCStatus method panics, as those of a typed nil do: then another error stands for it, whose text

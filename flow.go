@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -215,6 +216,39 @@ type Summary struct {
 	Retried   uint64   // attempts beyond the first
 	Committed uint64   // every message with Seq <= Committed is settled: succeeded, or skipped by OnFailure
 	Unsettled []uint64 // the others of 1..Received, ascending; nil when there are none
+}
+
+// String returns the counts that are not zero and what is settled, on one line:
+// "5 received: 3 succeeded, 1 failed, 1 dropped; 2 retried; settled up to 3".
+func (s Summary) String() string {
+	if s.Received == 0 {
+		return "nothing received"
+	}
+	b := strconv.AppendUint(nil, s.Received, 10)
+	b = append(b, " received"...)
+	separator := ": "
+	for _, c := range [...]struct {
+		n    uint64
+		name string
+	}{
+		{s.Succeeded, "succeeded"}, {s.Failed, "failed"}, {s.Rejected, "rejected"}, {s.Dropped, "dropped"},
+	} {
+		if c.n > 0 {
+			b = append(b, separator...)
+			b = strconv.AppendUint(b, c.n, 10)
+			b = append(append(b, ' '), c.name...)
+			separator = ", "
+		}
+	}
+	if s.Retried > 0 {
+		b = append(b, "; "...)
+		b = strconv.AppendUint(b, s.Retried, 10)
+		b = append(b, " retried"...)
+	}
+	if s.Committed > 0 || len(s.Unsettled) > 0 { // neither is counted over streams, in Stats.Total
+		b = append(append(b, "; "...), s.Progress().String()...)
+	}
+	return string(b)
 }
 
 // Stats is a snapshot of a Flow.

@@ -61,6 +61,32 @@ func (p Progress) Settled(seq uint64) bool {
 	return !open
 }
 
+// shownUnsettled is how many unsettled messages String names.
+const shownUnsettled = 8
+
+// String says what is settled, on one line: "settled up to 9 except 4, 6". Of many exceptions it names the first and
+// counts the others.
+func (p Progress) String() string {
+	if p.received == uint64(len(p.unsettled)) { // all that it speaks of is unsettled
+		return "nothing settled"
+	}
+	last := p.received // the highest settled one: what is unsettled at the end is no exception
+	open := p.unsettled
+	for len(open) > 0 && open[len(open)-1] == last {
+		open, last = open[:len(open)-1], last-1
+	}
+	b := strconv.AppendUint([]byte("settled up to "), last, 10)
+	separator := " except "
+	for _, seq := range open[:min(len(open), shownUnsettled)] {
+		b = strconv.AppendUint(append(b, separator...), seq, 10)
+		separator = ", "
+	}
+	if more := len(open) - shownUnsettled; more > 0 {
+		b = append(strconv.AppendInt(append(b, " and "...), int64(more), 10), " more"...)
+	}
+	return string(b)
+}
+
 // MarshalBinary writes the form of the flow-progress-bin trailer, at most 2 KiB: the uvarint of the highest Seq that it
 // speaks of, then for each unsettled one, ascending, its distance to the one before (the first: to 0) as a uvarint.
 // What does not fit is left out from the end, so that a reader takes some settled messages for unsettled, and never the

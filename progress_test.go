@@ -270,3 +270,43 @@ func TestRestIsWhatIsNotSettled(t *testing.T) {
 		break
 	}
 }
+
+func TestProgressStringSaysWhatIsSettled(t *testing.T) {
+	for _, c := range []struct {
+		p    Progress
+		want string
+	}{
+		{Progress{}, "nothing settled"},
+		{Progress{received: 2, unsettled: []uint64{1, 2}}, "nothing settled"},
+		{Progress{received: 7}, "settled up to 7"},
+		{Progress{received: 9, unsettled: []uint64{4, 6}}, "settled up to 9 except 4, 6"},
+		{Progress{received: 9, unsettled: []uint64{4, 8, 9}}, "settled up to 7 except 4"},
+		{Progress{received: 9, unsettled: []uint64{8, 9}}, "settled up to 7"},
+		{Progress{received: 99, unsettled: []uint64{1, 3, 5, 7, 9, 11, 13, 15}}, "settled up to 99 except 1, 3, 5, 7, 9, 11, 13, 15"},
+		{Progress{received: 99, unsettled: []uint64{1, 3, 5, 7, 9, 11, 13, 15, 17, 19}}, "settled up to 99 except 1, 3, 5, 7, 9, 11, 13, 15 and 2 more"},
+	} {
+		if got := c.p.String(); got != c.want {
+			t.Errorf("%v.String() = %q, want %q", c.p.unsettled, got, c.want)
+		}
+	}
+}
+
+func TestSummaryStringIsOneLineOfWhatIsNotZero(t *testing.T) {
+	for _, c := range []struct {
+		s    Summary
+		want string
+	}{
+		{Summary{}, "nothing received"},
+		{Summary{Received: 3, Succeeded: 3, Committed: 3}, "3 received: 3 succeeded; settled up to 3"},
+		{
+			Summary{Received: 6, Succeeded: 2, Failed: 1, Rejected: 1, Dropped: 2, Retried: 4, Committed: 1, Unsettled: []uint64{2, 5, 6}},
+			"6 received: 2 succeeded, 1 failed, 1 rejected, 2 dropped; 4 retried; settled up to 4 except 2",
+		},
+		{Summary{Received: 1, Dropped: 1, Unsettled: []uint64{1}}, "1 received: 1 dropped; nothing settled"},
+		{Summary{Received: 9, Succeeded: 9}, "9 received: 9 succeeded"}, // as in Stats.Total
+	} {
+		if got := c.s.String(); got != c.want {
+			t.Errorf("String() = %q, want %q", got, c.want)
+		}
+	}
+}
