@@ -1,0 +1,111 @@
+// Command minimal is a gRPC service on flow and its client, in one process. One call brings readings: those of a device
+// are stored in order, devices concurrently. What can't be stored is a dead letter, and a call that fails is resumed.
+package main
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"example.com/flow"
+	pb "example.com/flow/examples/minimal/readingspb"
+)
+
+var outage atomic.Int32 // calls of the handler that still fail
+
+func store(_ context.Context, m flow.Message[*pb.Reading]) error {
+	if m.Value.Celsius < -273.15 {
+		return flow.Permanent(errors.New("colder than absolute zero"))
+	}
+	if m.Key == "fridge" && outage.Add(-1) >= 0 {
+		return errors.New("the database is down")
+	}
+	log.Println("stored:", m.Key, m.Value.Celsius, "at attempt", m.Attempt)
+	return nil
+}
+
+func deadLetter(_ context.Context, f *flow.Failure) flow.FailureAction {
+	if _, ok := flow.RetryAfter(f.Err); ok {
+		return flow.FailStream // it may succeed later: the client sends it again
+	}
+	log.Println("dead letter:", f.Key, f.Value.(*pb.Reading).Celsius, "-", f)
+	return flow.SkipMessage
+}
+
+type server struct {
+	pb.UnimplementedReadingsServer
+	readings *flow.Flow[*pb.Reading]
+}
+
+func (s *server) Upload(stream grpc.ClientStreamingServer[pb.Reading, pb.Ack]) error {
+	sum, err := s.readings.Run(stream.Context(), stream.Recv)
+	if err != nil {
+		return err // a *Failure is a gRPC status already
+	}
+	return stream.SendAndClose(&pb.Ack{Stored: sum.Succeeded})
+}
+
+// upload sends all readings, over as many calls as it takes.
+func upload(client pb.ReadingsClient, readings ...*pb.Reading) (*pb.Ack, error) {
+	for {
+		stream, err := client.Upload(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range readings {
+			if stream.Send(r) != nil {
+				break // CloseAndRecv says why
+			}
+		}
+		ack, err := stream.CloseAndRecv()
+		delay, again := flow.RetryAfter(err)
+		progress, known := flow.ProgressFromTrailer(stream.Trailer())
+		if !again || !known {
+			return ack, err
+		}
+		readings = slices.Collect(flow.Rest(progress, slices.Values(readings)))
+		log.Printf("resuming with %d: %v", len(readings), err)
+		time.Sleep(max(delay, 100*time.Millisecond))
+	}
+}
+
+func main() {
+	log.SetFlags(0)
+	readings, err := flow.New(store, (*pb.Reading).GetDevice, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}, // a device in order, devices concurrently
+		Backpressure: flow.BackpressureOptions{Capacity: 64},             // handlers at once, over all calls
+		Retry:        flow.RetryOptions{MaxAttempts: 3, Backoff: 50 * time.Millisecond, Multiplier: 2},
+		OnFailure:    deadLetter,
+	})
+	check(err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(err)
+	srv := grpc.NewServer()
+	pb.RegisterReadingsServer(srv, &server{readings: readings})
+	go func() { check(srv.Serve(listener)) }()
+
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(err)
+	outage.Store(4) // one more than a call of the server tries
+	ack, err := upload(pb.NewReadingsClient(conn),
+		&pb.Reading{Device: "oven", Celsius: 180}, &pb.Reading{Device: "oven", Celsius: -400},
+		&pb.Reading{Device: "fridge", Celsius: 5}, &pb.Reading{Device: "oven", Celsius: 190},
+		&pb.Reading{Device: "fridge", Celsius: 4}, &pb.Reading{Device: "oven", Celsius: 200})
+	check(err)
+	log.Println("the last call stored", ack.GetStored())
+	check(readings.Shutdown(context.Background())) // then nothing is left for GracefulStop to wait for
+	srv.GracefulStop()
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
