@@ -225,3 +225,11 @@ func (e *nilError) Error() string        { return "table " + e.table }
 func (e *nilError) Unwrap() error        { return errors.New(e.table) }
 func (e *nilError) Is(target error) bool { return target.Error() == e.table }
 func (e *nilError) As(any) bool          { return e.table == "" }
+
+// skipIfShort skips a test that takes long, when -short asks for that.
+func skipIfShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
+}

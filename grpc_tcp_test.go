@@ -42,6 +42,7 @@ func await(t testing.TB, what string, ok func() bool) {
 // A client with a retry policy keeps what it has sent and sends it again when the call fails with UNAVAILABLE: that is
 // what the plain loop sees. With a Flow, messages that have had effects are not replayed.
 func TestRetryingClientOverTCPHasNoMessageRunTwice(t *testing.T) {
+	skipIfShort(t)
 	var ran atomic.Pointer[[]string]
 	handle := func(_ context.Context, m flow.Message[string]) error {
 		seen := append(slices.Clone(*ran.Load()), m.Value)

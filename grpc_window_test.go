@@ -21,6 +21,7 @@ const (
 // client could send is what the README says: the window, what its own gRPC holds, MaxPending messages, and the one that
 // was let through last.
 func TestStalledHandlerBlocksItsClientsSendAndNoSibling(t *testing.T) {
+	skipIfShort(t)
 	const maxPending = 4
 	pinned := func(window int32) []grpc.ServerOption {
 		return []grpc.ServerOption{grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(1 << 20)}

@@ -20,6 +20,7 @@ import (
 //	go test -run Mix -rapid.checks=10000
 
 func TestMixOfFastSlowAndFailingMessagesKeepsSlotsBusyAndCountsExact(t *testing.T) {
+	skipIfShort(t)
 	rapid.Check(t, holds(t, drawMixture, playMixture))
 }
 

@@ -23,6 +23,7 @@ import (
 // cancelled, that change the way their messages go, and that start while Shutdown and Close run. Whatever happens, order,
 // capacity and conservation hold, and nothing is left.
 func TestStress(t *testing.T) {
+	skipIfShort(t)
 	live(t, func(seed uint64) error { return newLife(seed).live() })
 	if p := pprof.Lookup("goroutineleak"); p == nil {
 		t.Log("goroutines that nothing can wake are not looked for: GOEXPERIMENT=goroutineleakprofile builds that in")

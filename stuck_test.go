@@ -16,6 +16,7 @@ import (
 // TestStressStuckOnesDelayNobody has some keys stuck for good, in their handlers or before their next try, among others
 // that take any time up to ten microseconds. Every message of those runs, in whatever way they go.
 func TestStressStuckOnesDelayNobody(t *testing.T) {
+	skipIfShort(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	live(t, func(seed uint64) error { return newStuckLife(seed).live() })
 }
