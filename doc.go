@@ -1,5 +1,5 @@
-// Package flow does something with every message of a client-streaming gRPC call: in order where order matters, side by
-// side where it doesn't, within bounds, with retries, and with a word to the client about how far it got.
+// Package flow processes the messages of gRPC client-streaming calls: concurrently, but in order for each key, with bounded
+// memory, retries, dead letters, graceful shutdown, and a report to the client of how far it got.
 //
 //	f, err := flow.New(handle, func(r *pb.Reading) string { return r.Device }, flow.Options{
 //		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
@@ -14,22 +14,39 @@
 //		return stream.SendAndClose(&pb.Ack{Stored: sum.Succeeded})
 //	}
 //
-// # Concepts
+// # Order
 //
-// Order. With [OrderingFIFO] one message of a stream runs at a time. With [OrderingKeyedFIFO] one message of a key does:
-// each key has a lane of its own, so a slow key delays no other, and an idle key costs nothing. [OrderingNone] keeps none.
+// With [OrderingFIFO], the default, one message of a stream runs at a time. With [OrderingKeyedFIFO] one message of a key
+// does, all its attempts before the next: each key has a lane of its own, so a slow key delays no other, and a key that is
+// idle costs nothing. [OrderingNone] keeps no order. An order holds within a stream, or with [ScopeFlow] over all of them.
 //
-// Capacity. A slot belongs to a running handler: a message that waits for its turn, or for its next try, holds none.
-// What becomes of a message that finds all slots taken is the [BackpressurePolicy]; streams share the slots fairly.
+// # Capacity
 //
-// Windows. What is received and not finished is bounded for each stream (MaxPending) and over the Flow
-// (MaxPendingBytes). At the bound the stream is not read, HTTP/2 flow control stops its client, and nothing is lost.
+// A slot belongs to a running handler: a message that waits for its turn, or for its next try, holds none. Slots are the
+// Flow's, and its streams share them fairly. What becomes of a message that finds all slots taken is the
+// [BackpressurePolicy]: it waits, it is refused, or it runs all the same. A message is refused on receipt or never.
 //
-// Failure. Each has a [FailureKind] and is a gRPC status. The first that ends a stream is what Run returns; OnFailure
-// may say that a message, or a key, is to be skipped instead. No handler outlives its Run.
+// # Windows
 //
-// Progress. Every [Summary] adds up, whatever happened, and says exactly which messages are settled. Under gRPC it
-// reaches the client in trailers: see [ProgressFromTrailer] and [Rest].
+// What is received and not finished is bounded for each stream (MaxPending) and over the Flow (MaxPendingBytes). At the
+// bound the stream is not read, HTTP/2 flow control stops its client, and nothing is lost.
+//
+// # Retry
+//
+// An attempt that failed is repeated as [RetryOptions] say, in its message's place in the order, unless the error is marked
+// by [Permanent] or has a code that another try will not change.
+//
+// # Failure
+//
+// Each failure has a [FailureKind] and is a gRPC status. The first that ends a stream is what Run returns and what its
+// client gets. Options.OnFailure may say that a message, or its key, is to be skipped instead: it is the place for dead
+// letters. A panic of the caller's code ends its stream and never the process. No handler outlives its Run.
+//
+// # Progress
+//
+// Every [Summary] adds up, whatever happened, and says exactly which messages are settled: succeeded, or skipped. Under gRPC
+// that reaches the client in trailers: [ProgressFromTrailer] reads them, [RetryAfter] says whether to go on, and [Rest] is
+// what to send then.
 //
 // # How it is built
 //

@@ -41,22 +41,29 @@ func (m Message[T]) Session() Session {
 	return m.origin.session
 }
 
-// Handler does what there is to do with one message. It is called from goroutines of the stream's Run, side by side
-// as far as the ordering and the capacity allow. ctx carries Run's values and deadline, and is cancelled with the
-// reason as its cause when the stream ends early: a handler that heeds it lets Run return. The error is classified by
-// [ClassifyFailure]; a panic or runtime.Goexit becomes a [FailureInternal].
+// Handler does what there is to do with one message. It is called from goroutines of the stream's Run, concurrently
+// as far as the ordering and the capacity allow. The goroutines are shared between messages. ctx carries Run's values and
+// deadline, and is cancelled with the reason as its cause when the stream ends early: a handler that heeds it lets Run
+// return. It lives as long as the stream (with AttemptTimeout, the attempt), not as long as the call: what is registered
+// with it by context.AfterFunc is not released when the handler returns. The error is classified by [ClassifyFailure],
+// and its text, status and details go to the client, if it is what ends the stream; a panic or runtime.Goexit becomes
+// a [FailureInternal], whose text is constant.
 //
 // A handler must not call Shutdown, or Run, of its own Flow: both wait for it.
 type Handler[T any] func(ctx context.Context, m Message[T]) error
 
 // OrderingKeyFunc names the key of a message: what must stay in order among themselves. It is called once for each
 // message, in order of receipt, on the goroutine that receives; it should be fast and must not change the message.
+//
+// The key must stay as it is until the last message that has it is finished. One that is an unsafe string over a buffer
+// that is used again changes under way, and breaks the order in silence. The same holds of the message: it is read
+// ahead, so it needs a codec that copies, as gRPC's does.
 type OrderingKeyFunc[T any] func(T) string
 
 // Options configure a Flow. The zero value is a strict and safe loop: one message of a stream at a time, in order,
 // at most 1024 read ahead, no retry, and the first failure ends its stream.
 type Options struct {
-	// Ordering controls which messages of a stream may run side by side.
+	// Ordering controls which messages of a stream may run concurrently.
 	Ordering OrderingOptions
 	// Backpressure controls admission under load.
 	Backpressure BackpressureOptions
@@ -66,7 +73,8 @@ type Options struct {
 	Shutdown ShutdownOptions
 
 	// MaxPending bounds the messages of one stream that are received and not finished. At the bound the stream is not
-	// read: HTTP/2 flow control slows its client and nothing is lost. 0 means 1024, negative means unbounded.
+	// read: HTTP/2 flow control slows its client and nothing is lost. (Not behind grpc.Server.ServeHTTP, whose transport
+	// reads the request's body whether or not anybody receives.) 0 means 1024, negative means unbounded.
 	MaxPending int
 	// MaxPendingBytes bounds the bytes of all messages of the Flow that are received and not finished, measured by
 	// proto.Size, by a method Size() int, or as the length of a string or []byte; New refuses it for other types.
@@ -74,14 +82,16 @@ type Options struct {
 	// pending always is, so nothing deadlocks and the excess is at most one message a stream. 0 means unbounded.
 	MaxPendingBytes int64
 	// IdleTimeout ends a stream from which nothing came for so long, counted from its last receipt or the finish of
-	// its last message, whichever is later, while a read is blocked and nothing is pending. The stream ends with
+	// its last message, whichever is later, while a read is blocked and nothing is pending. A message counts when it has
+	// arrived whole: a large one that takes longer than that to arrive ends its stream. The stream ends with
 	// FailureContextCancelled and the code DeadlineExceeded. 0 means never.
 	IdleTimeout time.Duration
 
 	// OnFailure decides what a message that could not be done means for its stream; nil means FailStream. It is called
 	// once for each message that failed for good or was refused, while its stream lives: in the message's turn, before
 	// the next of its key starts; for a message refused on receipt, at once and on the receiving side. Different keys
-	// call it concurrently. FailureContextCancelled and FailureShutdown never come to it.
+	// call it concurrently. FailureContextCancelled and FailureShutdown never come to it. It must not call Shutdown of its
+	// own Flow, which waits for it.
 	OnFailure func(ctx context.Context, f *Failure) FailureAction
 	// Observer sees what happens. nil costs nothing, not even a clock reading.
 	Observer Observer
@@ -107,7 +117,7 @@ func (a FailureAction) String() string {
 }
 
 // Flow brings the messages of client-streaming calls to a handler. It is safe for concurrent use; it holds no goroutine
-// and nothing to close while no stream runs.
+// and nothing to close while no stream runs. A Flow that is used in a testing/synctest bubble belongs to that bubble.
 type Flow[T any] struct {
 	receiver *Receiver[T]
 	shutdown *ShutdownCoordinator
@@ -179,10 +189,14 @@ func (o *Options) validate() error {
 //
 // recv is called from one other goroutine, never again after its first error, and not while MaxPending messages are
 // pending. One Run per gRPC stream, and a recv belongs to one Run: after a failure it may still be blocked, and what it
-// then returns is lost. (gRPC's ends when the service method returns.)
+// then returns is lost. (gRPC's ends when the service method returns.) A message that is dropped, because its stream
+// ended before it could run, comes to no function of the caller's: what recv acquires for a message must be released by
+// other means. Seq counts what recv has returned: if the method receives a message by itself first, the numbers that the
+// client is told are one too low for it.
 //
 // Under gRPC, Run sends the response header before the first message executes, so that a client's automatic retry can't
-// replay messages that have had effects: set your own headers before. When it ends, it sets trailers that say how far
+// replay messages that have had effects: set your own headers before, and call grpc.SetSendCompressor before, if at all.
+// When it ends, it sets trailers that say how far
 // it got: see [ProgressFromTrailer].
 func (f *Flow[T]) Run(ctx context.Context, recv func() (T, error)) (Summary, error) {
 	return f.receiver.Receive(ctx, recv, f.key)

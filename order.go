@@ -13,12 +13,10 @@ const (
 	// OrderingFIFO runs one message of the stream at a time, in Seq order.
 	OrderingFIFO OrderingMode = iota
 	// OrderingKeyedFIFO runs, for each key, one message at a time, in Seq order, all attempts of one before the next
-	// starts. Different keys run side by side, and a key never waits for another except for capacity: keys take turns.
-	// As long as messages take less than about ten microseconds each, as many run side by side as there are processors,
-	// those of some keys in Seq order among them; and as long as they take less than about half a microsecond, less than
-	// it takes to wake somebody to run another beside them, all run in Seq order.
+	// starts. Different keys run concurrently, and a key never waits for another except for capacity: keys take turns.
+	// Short handlers may run on fewer goroutines than the capacity allows.
 	OrderingKeyedFIFO
-	// OrderingNone keeps no order: up to Capacity messages run side by side.
+	// OrderingNone keeps no order: up to Capacity messages run concurrently, and they need not start in order of receipt.
 	OrderingNone
 )
 
@@ -52,7 +50,8 @@ type OrderingOptions struct {
 	// Capacity bounds how many messages of the scope wait behind an earlier one; one more is refused on receipt with
 	// FailureOrdering. 0 means unbounded.
 	Capacity int
-	// KeyCapacity is the same for each key, so that a hot key can't fill its stream's window. 0 means unbounded.
+	// KeyCapacity is the same for each key, so that a hot key can't fill its stream's window. 0 means unbounded. Any burst
+	// of one key is beyond it, however healthy its handler: to slow clients down instead of refusing, use MaxPending.
 	KeyCapacity int
 	// UnorderedEmptyKey leaves messages whose key is "" without an order among them. Off, "" is a key like any other.
 	UnorderedEmptyKey bool

@@ -197,7 +197,8 @@ func ProgressFromTrailer(md metadata.MD) (Progress, bool) {
 	return p, true
 }
 
-// Rest yields of what was sent, in order, that which is not settled. The first that sent yields has Seq 1. A stream of
+// Rest yields of what was sent, in order, that which is not settled. The first that sent yields has Seq 1, so it must be
+// the first that the server's Run received: where the service method receives one by itself before, skip that. A stream of
 // the rest counts from 1 again: should that break too, Rest of the rest says what is left then.
 func Rest[T any](p Progress, sent iter.Seq[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {

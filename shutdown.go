@@ -156,7 +156,8 @@ func (c *ShutdownCoordinator) end(ctx context.Context, do func(member)) {
 // When the grace period is over or ctx ends, the rest is cancelled. It returns nil if all messages finished by
 // themselves (or were ended by Close), else a *ShutdownError. For handlers that don't heed their cancelled context it
 // waits one second more at most. It may be called again and from many goroutines: each call waits, each returns the
-// same, and any ctx may cut. A handler must not call it: it would wait for itself.
+// same, and any ctx may cut. A handler, OnFailure or an Observer must not call it, but by a goroutine: it would wait for
+// itself.
 func (c *ShutdownCoordinator) Shutdown(ctx context.Context) error {
 	c.end(ctx, func(m member) { m.stop(c.opts.DrainOnClose) })
 
