@@ -19,7 +19,7 @@ import (
 // end. It runs in real time, so that it fits resolvers that keep their locks elsewhere, and gives each answer ten seconds
 // to come.
 //
-// It does not check that the callers of a key get their turns in the order of their coming, since a Receiver asks for
+// It does not check that the callers of a key get their turns in the order in which they called, since a Receiver asks for
 // one message of a key and stream at a time; nor that different keys run side by side.
 func TestOrderingResolver(t *testing.T, newResolver func() flow.OrderingResolver) {
 	for _, p := range properties {
@@ -31,39 +31,39 @@ func TestOrderingResolver(t *testing.T, newResolver func() flow.OrderingResolver
 	}
 }
 
-// property is one thing that a resolver must do. The check returns what it did instead.
+// property is one thing that a resolver must do. Its test returns what the resolver did instead.
 type property struct {
 	name string
-	test func(*exam) error
+	test func(*suite) error
 }
 
-func (p property) check(newResolver func() flow.OrderingResolver, patience time.Duration) error {
+func (p property) check(newResolver func() flow.OrderingResolver, timeout time.Duration) error {
 	r := newResolver()
 	if r == nil {
 		return errors.New("the constructor returned nil")
 	}
 	defer r.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel() // whoever still waits when the check has failed
-	return p.test(&exam{ctx: ctx, r: r, patience: patience})
+	defer cancel() // ends the calls of Wait that are still blocked when the test has failed
+	return p.test(&suite{ctx: ctx, resolver: r, timeout: timeout})
 }
 
 var properties = []property{
-	{"one holder of a key at a time", (*exam).oneHolder},
-	{"release passes the turn on", (*exam).passesOn},
-	{"release twice is harmless", (*exam).releaseTwice},
-	{"a wait ends with its context", (*exam).cancelledWait},
-	{"a cancelled wait leaves nothing taken", (*exam).nothingTaken},
-	{"close refuses those who wait and those who come", (*exam).refusesAfterClose},
-	{"close twice and release after close are harmless", (*exam).closeTwice},
-	{"a receiver runs its stream through it", (*exam).receives},
+	{"one holder of a key at a time", (*suite).oneHolder},
+	{"release passes the turn on", (*suite).passesOn},
+	{"release twice is harmless", (*suite).releaseTwice},
+	{"a wait ends with its context", (*suite).cancelledWait},
+	{"a cancelled wait leaves nothing taken", (*suite).nothingTaken},
+	{"close refuses waiting and later callers", (*suite).refusesAfterClose},
+	{"close twice and release after close are harmless", (*suite).closeTwice},
+	{"a receiver runs its stream through it", (*suite).receives},
 }
 
-// exam is one property's try of one resolver.
-type exam struct {
+// suite is what the test of one property has: a resolver of its own, and how long each answer may take.
+type suite struct {
 	ctx      context.Context
-	r        flow.OrderingResolver
-	patience time.Duration
+	resolver flow.OrderingResolver
+	timeout  time.Duration
 }
 
 // answer is what Wait returned.
@@ -72,20 +72,20 @@ type answer struct {
 	err     error
 }
 
-// ask calls Wait in the background.
-func (e *exam) ask(ctx context.Context, key string) <-chan answer {
-	came := make(chan answer, 1)
+// wait calls Wait in the background.
+func (s *suite) wait(ctx context.Context, key string) <-chan answer {
+	answers := make(chan answer, 1)
 	go func() {
-		release, err := e.r.Wait(ctx, key)
-		came <- answer{release, err}
+		release, err := s.resolver.Wait(ctx, key)
+		answers <- answer{release, err}
 	}()
-	return came
+	return answers
 }
 
-// turn is the answer to an ask that must succeed.
-func (e *exam) turn(came <-chan answer, what string) (flow.ReleaseFunc, error) {
+// acquire returns the ReleaseFunc of a Wait that must succeed.
+func (s *suite) acquire(answers <-chan answer, what string) (flow.ReleaseFunc, error) {
 	select {
-	case a := <-came:
+	case a := <-answers:
 		switch {
 		case a.err != nil:
 			return nil, fmt.Errorf("%s: Wait returned %w, want a turn", what, a.err)
@@ -93,35 +93,35 @@ func (e *exam) turn(came <-chan answer, what string) (flow.ReleaseFunc, error) {
 			return nil, fmt.Errorf("%s: Wait returned neither an error nor a ReleaseFunc", what)
 		}
 		return a.release, nil
-	case <-time.After(e.patience):
-		return nil, fmt.Errorf("%s: Wait has not returned after %v", what, e.patience)
+	case <-time.After(s.timeout):
+		return nil, fmt.Errorf("%s: Wait has not returned after %v", what, s.timeout)
 	}
 }
 
-// refusal is the answer to an ask that must fail.
-func (e *exam) refusal(came <-chan answer, what string) error {
+// wantRefused returns nil if a Wait fails, as it must.
+func (s *suite) wantRefused(answers <-chan answer, what string) error {
 	select {
-	case a := <-came:
+	case a := <-answers:
 		if a.err == nil {
 			return fmt.Errorf("%s: Wait gave a turn, want an error", what)
 		}
 		return nil
-	case <-time.After(e.patience):
-		return fmt.Errorf("%s: Wait has not returned after %v", what, e.patience)
+	case <-time.After(s.timeout):
+		return fmt.Errorf("%s: Wait has not returned after %v", what, s.timeout)
 	}
 }
 
-// waits says that an ask has not been answered after a short while.
-func (e *exam) waits(came <-chan answer, what string) error {
+// wantBlocked returns nil if a Wait has not returned after a short while.
+func (s *suite) wantBlocked(answers <-chan answer, what string) error {
 	select {
-	case a := <-came:
+	case a := <-answers:
 		return errors.Join(fmt.Errorf("%s: Wait returned, want it to block", what), a.err)
-	case <-time.After(min(e.patience/10, 50*time.Millisecond)):
+	case <-time.After(min(s.timeout/10, 50*time.Millisecond)):
 		return nil
 	}
 }
 
-func (e *exam) oneHolder() error {
+func (s *suite) oneHolder() error {
 	const callers, turns = 8, 50
 	keys := []string{"", "a", "b"}
 	holders := make([]atomic.Int64, len(keys))
@@ -131,7 +131,7 @@ func (e *exam) oneHolder() error {
 			errs <- func() error {
 				for range turns {
 					k := rand.IntN(len(keys))
-					release, err := e.turn(e.ask(e.ctx, keys[k]), "many callers")
+					release, err := s.acquire(s.wait(s.ctx, keys[k]), "many callers")
 					if err != nil {
 						return err
 					}
@@ -154,17 +154,17 @@ func (e *exam) oneHolder() error {
 	return all
 }
 
-func (e *exam) passesOn() error {
-	release, err := e.turn(e.ask(e.ctx, "a"), "the first caller")
+func (s *suite) passesOn() error {
+	release, err := s.acquire(s.wait(s.ctx, "a"), "the first caller")
 	if err != nil {
 		return err
 	}
-	second := e.ask(e.ctx, "a")
-	if err := e.waits(second, "a second caller while the first holds the turn"); err != nil {
+	second := s.wait(s.ctx, "a")
+	if err := s.wantBlocked(second, "a second caller while the first holds the turn"); err != nil {
 		return err
 	}
 	release()
-	release, err = e.turn(second, "the second caller after the first's release")
+	release, err = s.acquire(second, "the second caller after the first's release")
 	if err != nil {
 		return err
 	}
@@ -172,23 +172,23 @@ func (e *exam) passesOn() error {
 	return nil
 }
 
-func (e *exam) releaseTwice() error {
-	first, err := e.turn(e.ask(e.ctx, "a"), "the first caller")
+func (s *suite) releaseTwice() error {
+	first, err := s.acquire(s.wait(s.ctx, "a"), "the first caller")
 	if err != nil {
 		return err
 	}
 	first()
-	second, err := e.turn(e.ask(e.ctx, "a"), "the second caller")
+	second, err := s.acquire(s.wait(s.ctx, "a"), "the second caller")
 	if err != nil {
 		return err
 	}
 	first() // must not be taken for the second's
-	third := e.ask(e.ctx, "a")
-	if err := e.waits(third, "a third caller while the second holds the turn and the first released twice"); err != nil {
+	third := s.wait(s.ctx, "a")
+	if err := s.wantBlocked(third, "a third caller while the second holds the turn and the first released twice"); err != nil {
 		return err
 	}
 	second()
-	release, err := e.turn(third, "the third caller")
+	release, err := s.acquire(third, "the third caller")
 	if err != nil {
 		return err
 	}
@@ -196,30 +196,30 @@ func (e *exam) releaseTwice() error {
 	return nil
 }
 
-func (e *exam) cancelledWait() error {
-	release, err := e.turn(e.ask(e.ctx, "a"), "the first caller")
+func (s *suite) cancelledWait() error {
+	release, err := s.acquire(s.wait(s.ctx, "a"), "the first caller")
 	if err != nil {
 		return err
 	}
 	defer release()
-	ctx, cancel := context.WithCancel(e.ctx)
+	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	second := e.ask(ctx, "a")
-	if err := e.waits(second, "a second caller"); err != nil {
+	second := s.wait(ctx, "a")
+	if err := s.wantBlocked(second, "a second caller"); err != nil {
 		return err
 	}
 	cancel()
-	return e.refusal(second, "a waiting caller whose context ended")
+	return s.wantRefused(second, "a waiting caller whose context ended")
 }
 
-func (e *exam) nothingTaken() error {
+func (s *suite) nothingTaken() error {
 	for range 20 {
-		release, err := e.turn(e.ask(e.ctx, "a"), "the holder")
+		release, err := s.acquire(s.wait(s.ctx, "a"), "the holder")
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithCancel(e.ctx)
-		loser, other := e.ask(ctx, "a"), e.ask(e.ctx, "a")
+		ctx, cancel := context.WithCancel(s.ctx)
+		loser, other := s.wait(ctx, "a"), s.wait(s.ctx, "a")
 		time.Sleep(time.Duration(rand.IntN(500)) * time.Microsecond)
 		var both sync.WaitGroup // the cancel races the turn's coming
 		both.Go(cancel)
@@ -230,10 +230,10 @@ func (e *exam) nothingTaken() error {
 			if a.err == nil {
 				a.release() // the turn was faster
 			}
-		case <-time.After(e.patience):
-			return fmt.Errorf("a cancelled caller: Wait has not returned after %v", e.patience)
+		case <-time.After(s.timeout):
+			return fmt.Errorf("a cancelled caller: Wait has not returned after %v", s.timeout)
 		}
-		release, err = e.turn(other, "a caller beside one that was cancelled")
+		release, err = s.acquire(other, "a caller beside one that was cancelled")
 		if err != nil {
 			return err
 		}
@@ -242,47 +242,41 @@ func (e *exam) nothingTaken() error {
 	return nil
 }
 
-func (e *exam) refusesAfterClose() error {
-	release, err := e.turn(e.ask(e.ctx, "a"), "the first caller")
+func (s *suite) refusesAfterClose() error {
+	release, err := s.acquire(s.wait(s.ctx, "a"), "the first caller")
 	if err != nil {
 		return err
 	}
 	defer release()
-	second := e.ask(e.ctx, "a")
-	if err := e.waits(second, "a second caller"); err != nil {
+	second := s.wait(s.ctx, "a")
+	if err := s.wantBlocked(second, "a second caller"); err != nil {
 		return err
 	}
-	e.r.Close()
-	if err := e.refusal(second, "a caller that waits while the resolver is closed"); err != nil {
+	s.resolver.Close()
+	if err := s.wantRefused(second, "a caller that waits while the resolver is closed"); err != nil {
 		return err
 	}
-	return e.refusal(e.ask(e.ctx, "b"), "a caller after Close")
+	return s.wantRefused(s.wait(s.ctx, "b"), "a caller after Close")
 }
 
-func (e *exam) closeTwice() error {
-	release, err := e.turn(e.ask(e.ctx, "a"), "the first caller")
+func (s *suite) closeTwice() error {
+	release, err := s.acquire(s.wait(s.ctx, "a"), "the first caller")
 	if err != nil {
 		return err
 	}
-	e.r.Close()
-	e.r.Close()
+	s.resolver.Close()
+	s.resolver.Close()
 	release()
 	release()
 	return nil
 }
 
-func (e *exam) receives() error {
+func (s *suite) receives() error {
 	const messages = 60
-	var mu sync.Mutex
-	var wrong error
-	last := map[string]uint64{}
+	var order OrderChecker[string]
 	handler := func(_ context.Context, m flow.Message[int]) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if m.Seq <= last[m.Key] {
-			wrong = errors.Join(wrong, fmt.Errorf("message %d of key %q ran after message %d", m.Seq, m.Key, last[m.Key]))
-		}
-		last[m.Key] = m.Seq
+		_ = order.Enter(m.Key, m.Seq, m.Attempt)
+		order.Leave(m.Key)
 		return nil
 	}
 	n := 0
@@ -293,14 +287,12 @@ func (e *exam) receives() error {
 		return n, nil
 	}
 	key := func(v int) string { return string(rune('a' + v%3)) }
-	receiver := flow.NewReceiver(flow.NewGate(e.r, nil, nil), flow.NewEngine(handler, flow.RetryOptions{}))
-	ctx, cancel := context.WithTimeout(e.ctx, e.patience)
+	receiver := flow.NewReceiver(flow.NewGate(s.resolver, nil, nil), flow.NewEngine(handler, flow.RetryOptions{}))
+	ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
 	defer cancel()
 	sum, err := receiver.Receive(ctx, recv, key)
 	if err != nil {
 		return fmt.Errorf("a stream of %d messages: %w (%d ran)", messages, err, sum.Succeeded)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	return wrong
+	return order.Err()
 }

@@ -12,7 +12,7 @@ import (
 	"example.com/flow"
 )
 
-func TestBuiltInResolversConform(t *testing.T) {
+func TestOrderingResolverAcceptsTheBuiltInOnes(t *testing.T) {
 	t.Run("FIFO", func(t *testing.T) {
 		TestOrderingResolver(t, func() flow.OrderingResolver { return flow.NewFIFO(flow.OrderingOptions{}) })
 	})
@@ -21,11 +21,11 @@ func TestBuiltInResolversConform(t *testing.T) {
 	})
 }
 
-func TestAPlainResolverConforms(t *testing.T) {
+func TestOrderingResolverAcceptsAPlainOne(t *testing.T) {
 	TestOrderingResolver(t, func() flow.OrderingResolver { return newPlain(bugNone) })
 }
 
-func TestBrokenResolversDoNotConform(t *testing.T) {
+func TestOrderingResolverRefusesBrokenOnes(t *testing.T) {
 	for _, c := range []struct {
 		bug  bug
 		want string // the property that must catch it
@@ -35,8 +35,8 @@ func TestBrokenResolversDoNotConform(t *testing.T) {
 		{bugReleasesOthers, "release twice is harmless"},
 		{bugIgnoresContext, "a wait ends with its context"},
 		{bugLeaksOnCancel, "a cancelled wait leaves nothing taken"},
-		{bugWaitsAfterClose, "close refuses those who wait and those who come"},
-		{bugServesAfterClose, "close refuses those who wait and those who come"},
+		{bugWaitsAfterClose, "close refuses waiting and later callers"},
+		{bugServesAfterClose, "close refuses waiting and later callers"},
 		{bugPanicsOnSecondClose, "close twice and release after close are harmless"},
 		{bugRefusesAll, "a receiver runs its stream through it"},
 		{bugNilRelease, "release passes the turn on"},
@@ -60,7 +60,7 @@ func checkRecovered(p property, b bug) (err error) {
 	return p.check(func() flow.OrderingResolver { return newPlain(b) }, 200*time.Millisecond)
 }
 
-func TestEveryPropertyHasABrokenResolverThatFailsIt(t *testing.T) {
+func TestPropertiesEachHaveABrokenResolverThatFailsThem(t *testing.T) {
 	for _, p := range properties {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -75,7 +75,7 @@ func TestEveryPropertyHasABrokenResolverThatFailsIt(t *testing.T) {
 	}
 }
 
-func TestAConstructorOfNothingDoesNotConform(t *testing.T) {
+func TestOrderingResolverRefusesAConstructorThatReturnsNil(t *testing.T) {
 	err := properties[0].check(func() flow.OrderingResolver { return nil }, time.Second)
 	if err == nil || !strings.Contains(err.Error(), "nil") {
 		t.Errorf("check() = %v, want an error about nil", err)

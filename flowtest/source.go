@@ -1,5 +1,6 @@
-// Package flowtest helps to test what is built on package flow: a source that a test controls, and a conformance suite
-// for a caller's own OrderingResolver. All of it works in testing/synctest bubbles.
+// Package flowtest helps to test what is built on package flow: a source that a test controls, a checker of the order in
+// which a handler is called, and a conformance suite for a caller's own OrderingResolver. All of it works in testing/synctest
+// bubbles.
 package flowtest
 
 import (
@@ -8,24 +9,24 @@ import (
 	"testing"
 )
 
-// Source is the receiving side of a stream, in the hands of a test: its Recv is what Run is given. It reports a test
-// failure when Recv is used as gRPC forbids: again after its first error, or from two goroutines at once.
-// All methods are safe for concurrent use, and but for Recv none blocks.
+// Source is the receiving side of a stream in a test's control: Run is given its Recv. It reports a test failure when Recv
+// is used in a way that gRPC forbids: again after its first error, or from two goroutines at once. All methods are safe for
+// concurrent use, and none but Recv blocks.
 type Source[T any] struct {
 	tb testing.TB
 
 	mu       sync.Mutex
 	changed  *sync.Cond
 	values   []T
-	end      error // what comes after the values; nil: the stream is open
+	end      error // what Recv returns after the values; nil while the stream is open
 	stalled  bool
 	reading  bool
 	over     bool // Recv has returned an error
 	received int
 }
 
-// NewSource returns a source that gives values and then waits for what the test does. When the test ends, a Recv that
-// still waits is ended too: in a bubble, tb must be the bubble's.
+// NewSource returns a Source whose Recv returns values and then blocks until the test says how to go on. When the test ends,
+// a Recv that is still blocked returns an error. In a bubble, tb must be the bubble's.
 func NewSource[T any](tb testing.TB, values ...T) *Source[T] {
 	s := &Source[T]{tb: tb, values: values}
 	s.changed = sync.NewCond(&s.mu)
@@ -38,7 +39,7 @@ func NewSource[T any](tb testing.TB, values ...T) *Source[T] {
 	return s
 }
 
-// Recv returns the next value, or the end that the test has set, and waits until there is one of them.
+// Recv returns the next value, or the end that the test has set, and blocks until there is either.
 func (s *Source[T]) Recv() (value T, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,7 +63,7 @@ func (s *Source[T]) Recv() (value T, err error) {
 	return value, nil
 }
 
-// Send adds values to what Recv will return. After End or Fail it is a test failure.
+// Send adds values to what Recv will return. It reports a test failure after End or Fail.
 func (s *Source[T]) Send(values ...T) {
 	s.tb.Helper()
 	s.mu.Lock()
@@ -75,10 +76,10 @@ func (s *Source[T]) Send(values ...T) {
 	s.changed.Broadcast()
 }
 
-// End has Recv return io.EOF when all that was sent is received.
+// End makes Recv return io.EOF once all that was sent has been received.
 func (s *Source[T]) End() { s.Fail(io.EOF) }
 
-// Fail has Recv return err when all that was sent is received. Only the first End or Fail counts.
+// Fail makes Recv return err once all that was sent has been received. Only the first End or Fail counts.
 func (s *Source[T]) Fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +93,7 @@ func (s *Source[T]) finish(err error) {
 	s.changed.Broadcast()
 }
 
-// Stall has Recv wait, whatever there is to receive, until Resume.
+// Stall makes Recv block, whatever there is to receive, until Resume.
 func (s *Source[T]) Stall() { s.stall(true) }
 
 // Resume ends a Stall.
@@ -105,7 +106,7 @@ func (s *Source[T]) stall(on bool) {
 	s.changed.Broadcast()
 }
 
-// Received is how many values Recv has returned.
+// Received returns how many values Recv has returned.
 func (s *Source[T]) Received() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

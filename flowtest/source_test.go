@@ -9,7 +9,7 @@ import (
 	"example.com/flow/flowtest"
 )
 
-func TestSourceGivesWhatWasSentThenItsEnd(t *testing.T) {
+func TestSourceReturnsWhatWasSentAndThenItsEnd(t *testing.T) {
 	broken := errors.New("broken")
 	for _, c := range []struct {
 		name string
@@ -39,7 +39,7 @@ func TestSourceGivesWhatWasSentThenItsEnd(t *testing.T) {
 	}
 }
 
-func TestSourceWaitsWhileThereIsNothingOrItIsStalled(t *testing.T) {
+func TestSourceBlocksWhileItHasNothingOrIsStalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := flowtest.NewSource[int](t)
 		received := func() int { synctest.Wait(); return s.Received() }
