@@ -38,7 +38,6 @@ type source struct {
 	causes []*flow.Failure // of handlers' contexts
 
 	succeeded, skipped, began, attempts uint64 // messages, as the handlers and OnFailure saw them
-	last                                map[string]uint64
 }
 
 var errModel = errors.New("the handler failed")
@@ -61,6 +60,7 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	how := w.await(ctx, e)
 	w.mu.Lock()
 	w.checkEnd(ctx, e)
+	w.leaveLanes(id, m.Value)
 	delete(w.running, id)
 	if how == endWell {
 		w.sources[id.stream].succeeded++
@@ -171,15 +171,29 @@ func (w *world) checkStart(m flow.Message[item]) {
 	if lane == "" {
 		return
 	}
-	for id, e := range w.running {
-		if w.o.lane(&modelMessage{item: e.item, st: &modelStream{n: id.stream}}) == lane {
-			w.broken("%v and %d of stream %d run at a time", id, m.Seq, src.n)
-		}
+	err := errors.Join(
+		w.order.Enter(laneOf{stream: src.n, lane: lane}, m.Seq, m.Attempt),
+		w.order.Enter(laneOf{stream: anyStream, lane: lane}, 0, m.Attempt), // the numbers of several streams have no order
+	)
+	if err != nil {
+		w.broken("stream %d: %v", src.n, err)
 	}
-	if last := src.last[lane]; m.Seq < last || m.Seq == last && m.Attempt == 1 {
-		w.broken("%d of stream %d starts after %d", m.Seq, src.n, last)
+}
+
+// laneOf is a lane as one stream sees it, or as all do that share it.
+type laneOf struct {
+	stream int
+	lane   string
+}
+
+const anyStream = -1
+
+// leaveLanes undoes what checkStart has entered.
+func (w *world) leaveLanes(id run, it item) {
+	if lane := w.o.lane(&modelMessage{item: it, st: &modelStream{n: id.stream}}); lane != "" {
+		w.order.Leave(laneOf{stream: id.stream, lane: lane})
+		w.order.Leave(laneOf{stream: anyStream, lane: lane})
 	}
-	src.last[lane] = m.Seq
 }
 
 func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
@@ -209,7 +223,7 @@ func (w *world) callShutdown() {
 }
 
 func (w *world) open() {
-	src := &source{n: len(w.sources), hungUp: make(chan struct{}), gone: make(chan struct{}), last: map[string]uint64{}}
+	src := &source{n: len(w.sources), hungUp: make(chan struct{}), gone: make(chan struct{})}
 	src.items = make(chan item)
 	if w.stormy {
 		src.items = make(chan item, 8)

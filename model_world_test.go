@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
 )
 
 // item is what the streams of a world carry; with Last it is how recv ends.
@@ -41,6 +42,7 @@ type world struct {
 	mu       sync.Mutex // also guards what the sources share with their Run
 	sources  []*source
 	running  map[run]*execution
+	order    flowtest.OrderChecker[laneOf] // as the handlers see it
 	seen     sight
 	rules    []string // that were broken
 	tell     map[uint64]*replay

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
 )
 
 // TestStress lets Flows with random options live through random lives, in real time: messages that succeed, fail, panic,
@@ -65,16 +66,15 @@ type life struct {
 	flow *flow.Flow[cargo]
 
 	inFlight atomic.Int64
-	running  map[string]int    // of each key in its scope, where it has an order
-	last     map[string]uint64 // the Seq of each that ran last, where that grows
-	even     bool              // most messages take the same time, and succeed
-	spin     time.Duration     // what that is at least
+	order    flowtest.OrderChecker[string] // of each key in its scope, where it has an order
+	even     bool                          // most messages take the same time, and succeed
+	spin     time.Duration                 // what that is at least
 	wrong    error
 	told     flow.Summary // what the Observer heard
 }
 
 func newLife(seed uint64) *life {
-	l := &life{rand: rand.New(rand.NewPCG(seed, 0)), running: map[string]int{}, last: map[string]uint64{}}
+	l := &life{rand: rand.New(rand.NewPCG(seed, 0))}
 	n := l.n
 	l.even = n(2) == 0
 	l.spin = []time.Duration{0, 300, 1000, 3000, 20_000}[n(5)]
@@ -179,7 +179,7 @@ func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
 
 // enter notes that m runs, until the returned function is called.
 func (l *life) enter(ctx context.Context, m flow.Message[cargo]) (leave func()) {
-	o, key := l.opts.Ordering, m.Key
+	o, key, seq := l.opts.Ordering, m.Key, m.Seq
 	if o.Mode == flow.OrderingNone || key == "" && o.UnorderedEmptyKey {
 		return func() {}
 	}
@@ -188,23 +188,13 @@ func (l *life) enter(ctx context.Context, m flow.Message[cargo]) (leave func()) 
 	}
 	if o.Scope == flow.ScopeStream {
 		key = fmt.Sprint(ctx.Value(streamOf{}), key)
+	} else {
+		seq = 0 // the numbers of several streams have no order
 	}
-	l.mu.Lock()
-	l.running[key]++
-	n, last := l.running[key], l.last[key]
-	l.last[key] = m.Seq
-	l.mu.Unlock()
-	if o.Scope == flow.ScopeStream && (m.Seq < last || m.Seq == last && m.Attempt == 1) {
-		l.blame("%d of key %q runs after %d", m.Seq, key, last)
+	if err := l.order.Enter(key, seq, m.Attempt); err != nil {
+		l.blame("%v", err)
 	}
-	if n > 1 {
-		l.blame("%d messages of key %q at once", n, key)
-	}
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.running[key]--
-	}
+	return func() { l.order.Leave(key) }
 }
 
 func (l *life) observe(_ context.Context, e flow.Event) {

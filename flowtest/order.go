@@ -61,7 +61,11 @@ func (c *OrderChecker[K]) Enter(key K, seq uint64, attempt int) error {
 		c.keys[key] = o
 	}
 	var overlap, inversion error
-	if o.running > 0 {
+	switch {
+	case o.running == 0:
+	case seq == 0 || o.seq == 0:
+		overlap = fmt.Errorf("a message of key %s began while another was running", name(key))
+	default:
 		overlap = fmt.Errorf("message %d of key %s began while message %d was running", seq, name(key), o.seq)
 	}
 	switch {

@@ -63,7 +63,7 @@ func TestOrderCheckerFindsViolationsAndNothingElse(t *testing.T) {
 		},
 		{
 			name: "overlap without numbers", script: "a0 a0 -a -a a0 -a", refused: "a0",
-			want: `message 0 of key "a" began while message 0 was running`,
+			want: `a message of key "a" began while another was running`,
 		},
 		{
 			name: "overlap of three", script: "a1 a2 -a a3 -a -a a4 -a", refused: "a2 a3",

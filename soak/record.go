@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
 )
 
 // record is what is known of one stream, by what its handler saw. It is what both ends' accounts are held against.
@@ -17,33 +18,33 @@ type record struct {
 	bytes   int64 // of the same
 	size    int64 // of each of its messages
 	done    []bool
-	good    uint64 // how many of done
-	last    [keys]uint64
-	running [keys]bool
+	good    uint64                      // how many of done
+	order   flowtest.OrderChecker[byte] // of each key
+	last    [keys]uint64                // of each key: none may be missing, which no order says
 }
 
-// enter is called when the handler is, and says what is wrong with that.
+// enter is called when the handler is, and says what is wrong with that. A leave must follow in any case.
 func (r *record) enter(m flow.Message[*request], l letter) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	k := l.key
+	wrong := r.order.Enter(k, l.keySeq, m.Attempt)
 	switch {
+	case wrong != nil:
 	case m.Seq != l.seq:
-		return fmt.Errorf("the stream's message %d came as its %d", l.seq, m.Seq)
-	case r.running[k]:
-		return fmt.Errorf("two messages of key %d run at once", k)
+		wrong = fmt.Errorf("the stream's message %d came as its %d", l.seq, m.Seq)
 	case l.keySeq != r.last[k]+1:
-		return fmt.Errorf("message %d of key %d came after %d", l.keySeq, k, r.last[k])
+		wrong = fmt.Errorf("message %d of key %d came after %d", l.keySeq, k, r.last[k])
 	}
-	r.last[k], r.running[k] = l.keySeq, true
-	return nil
+	r.last[k] = l.keySeq
+	return wrong
 }
 
 // leave is called when the handler returns.
 func (r *record) leave(l letter, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.running[l.key] = false
+	r.order.Leave(l.key)
 	if !ok {
 		return
 	}

@@ -140,6 +140,7 @@ func (s *service) handle(ctx context.Context, m flow.Message[*request]) error {
 	}
 	r := ctx.Value(recordKey{}).(*record)
 	if bad := r.enter(m, l); bad != nil {
+		r.leave(l, false)
 		s.watch.wrong("%v", bad)
 		return fmt.Errorf("soak: %w", bad)
 	}
