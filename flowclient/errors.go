@@ -32,6 +32,14 @@ func (e *UnsettledError) Error() string {
 // Unwrap returns Err.
 func (e *UnsettledError) Unwrap() error { return e.Err }
 
+// closedError ends a Sender whose Close was stopped by its context.
+type closedError struct{ err error }
+
+func (e *closedError) Error() string {
+	return "flowclient: closed before all was settled: " + e.err.Error()
+}
+func (e *closedError) Unwrap() []error { return []error{ErrClosed, e.err} }
+
 // answerError ends a Sender to which the server says what can't be true: nothing that it says is believed then.
 type answerError struct{ what string }
 

@@ -33,8 +33,9 @@ type Options struct {
 	// the server does not read. Then the Sender resumes with another stream, which cancels what still runs. It doubles
 	// each time in a row, so that slow handlers get done. 0 means 60 s.
 	AnswerTimeout time.Duration
-	// HeaderTimeout is how long a stream may take to be opened and to send its response header. Then it is cancelled,
-	// and another one is opened after a backoff. 0 means 10 s.
+	// HeaderTimeout is how long a stream may take to be opened and to send its response header. Then it is half-closed,
+	// cancelled if it is not answered within a backoff, and another one is opened. If the header comes with that answer,
+	// something on the way holds it back, and it is not waited for any more, as with NoHeader. 0 means 10 s.
 	HeaderTimeout time.Duration
 	// NoHeader sends without waiting for the response header, for proxies that hold it back until the answer. A Sender
 	// with a Session of its own calls Resume then: a first stream whose answer is lost finds the session known.

@@ -2,7 +2,9 @@ package flowclient
 
 import (
 	"errors"
+	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"example.com/flow"
@@ -16,56 +18,57 @@ const settledAhead = 64 << 10
 func (s *Sender[Req, Resp]) run() {
 	defer close(s.finished)
 	defer s.end(errors.New("flowclient: runtime.Goexit in a function of the caller's")) // unless it has ended
-	for s.awaitWork() {
-		st := s.beginStream()
+	for st := s.nextStream(); st != nil; st = s.nextStream() {
 		s.endStream(st, st.run())
 	}
 	s.end(ErrClosed)
 }
 
-// awaitWork blocks until a stream is to be opened, and returns false when none will be any more.
-func (s *Sender[Req, Resp]) awaitWork() bool {
+// nextStream blocks until a stream is to be opened, and returns nil when none will be any more.
+func (s *Sender[Req, Resp]) nextStream() *stream[Req, Resp] {
 	for {
 		s.mu.Lock()
 		work := s.buffer.pending() || s.resuming
-		over := s.err != nil || s.closed && !work
 		delay := time.Until(s.notBefore)
 		s.parked = !work
-		s.mu.Unlock()
 		switch {
-		case over:
-			return false
-		case !work:
-			select {
-			case <-s.wake:
-			case <-s.ctx.Done():
-			}
-		case delay > 0:
-			t := time.NewTimer(delay)
-			select {
-			case <-t.C:
-			case <-s.wake:
-			case <-s.ctx.Done():
-			}
-			t.Stop()
-		default:
-			return true
+		case s.err != nil, s.closed && !work:
+			s.mu.Unlock()
+			return nil
+		case work && delay <= 0:
+			defer s.mu.Unlock()
+			return s.newStreamLocked()
 		}
+		s.mu.Unlock()
+		s.sleep(delay, work)
 	}
 }
 
-func (s *Sender[Req, Resp]) beginStream() *stream[Req, Resp] {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.parked = false
+// sleep returns after d, if that is timed, or earlier when there may be something else to do.
+func (s *Sender[Req, Resp]) sleep(d time.Duration, timed bool) {
+	var over <-chan time.Time
+	if timed {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		over = t.C
+	}
+	select {
+	case <-over:
+	case <-s.wake:
+	case <-s.ctx.Done():
+	}
+}
+
+func (s *Sender[Req, Resp]) newStreamLocked() *stream[Req, Resp] {
 	s.streams++
 	if s.epoch == 0 {
 		s.claims++
 	}
-	r := request{session: s.options.Session, start: s.buffer.committed + 1, epoch: s.epoch}
-	r.skips = append(r.skips, s.buffer.skips...)
-	st := newStream(s, r)
+	st := newStream(s, request{
+		session: s.options.Session, start: s.buffer.committed + 1, epoch: s.epoch, skips: slices.Clone(s.buffer.skips),
+	})
 	st.blank = s.resuming
+	st.noHeader = s.options.NoHeader || s.headerHeld
 	st.sentBefore = s.sent
 	s.abandon = st.cancel
 	return st
@@ -343,7 +346,9 @@ func (s *Sender[Req, Resp]) pause(st *stream[Req, Resp], e ending[Resp], v verdi
 	case stepWait:
 		delay = s.pacing.wait(v.delay)
 	case stepBackOff:
-		delay = s.pacing.backoff.next()
+		if !e.backedOff {
+			delay = s.pacing.backoff.next()
+		}
 	case stepUnauthenticated:
 		var again bool
 		if delay, again = s.pacing.unauthenticated(); !again {
@@ -357,17 +362,18 @@ func (s *Sender[Req, Resp]) pause(st *stream[Req, Resp], e ending[Resp], v verdi
 	}
 	s.mu.Lock()
 	s.notBefore = time.Now().Add(delay)
-	if err != nil {
-		s.lastErr = err
-	}
+	s.lastErr = err
 	s.mu.Unlock()
-	if err == errHeaderTimeout {
-		s.options.Logger.Warn("flowclient: no response header; if a proxy holds it back, set Options.NoHeader",
-			"session", s.shownName(), "after", s.options.HeaderTimeout, "delay", delay)
-		return
+	level := slog.LevelDebug
+	if v.step != stepRestart {
+		level = slog.LevelInfo
 	}
-	s.options.Logger.Debug("flowclient: a stream has ended",
+	s.options.Logger.Log(s.ctx, level, "flowclient: a stream has ended",
 		"session", s.shownName(), "carried", st.String(), "error", err, "delay", delay)
+	if s.headerHeld && !st.noHeader {
+		s.options.Logger.Warn("flowclient: the response header came with the answer only, and is not waited for any more: set Options.NoHeader",
+			"session", s.shownName())
+	}
 }
 
 // answerTimeout is AnswerTimeout, doubled for each one in a row that was not enough.

@@ -23,7 +23,7 @@ func TestStreamCarriesNothingBehindAGap(t *testing.T) {
 		s.buffer.resume(3, flow.Progress{})
 		message := "x"
 		s.buffer.take(&message, 1)
-		st := s.beginStream()
+		st := s.newStreamLocked()
 		s.handed = 4 // by a stream whose answer was lost
 		progress := flow.Summary{Received: committed, Committed: committed}.Progress()
 		if err := s.believe(st, answer{epoch: 1, told: true, progress: progress, top: committed}); err != nil {
@@ -39,7 +39,7 @@ func TestStreamCarriesNothingBehindAGap(t *testing.T) {
 			t.Errorf("committed %d: %d are settled", committed, got)
 		}
 		s.buffer.release(s.buffer.last)
-		st = s.beginStream()
+		st = s.newStreamLocked()
 		if s.nextMove(st, 0, false) != moveSend || st.start != committed+1 || len(st.batch) != int(10-committed) {
 			t.Errorf("committed %d: the next stream starts at %d with a batch of %d", committed, st.start, len(st.batch))
 		}

@@ -1,6 +1,7 @@
 package flowclient
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -32,7 +33,8 @@ type Sender[Req, Resp any] struct {
 
 	// Of the Sender's goroutine alone.
 	pacing      pacing
-	lateAnswers int // streams in a row that ran into AnswerTimeout
+	lateAnswers int  // streams in a row that ran into AnswerTimeout
+	headerHeld  bool // a header came with the answer only
 
 	mu      sync.Mutex // is never held while anything blocks or the caller's code runs
 	buffer  buffer[Req]
@@ -228,16 +230,15 @@ func (s *Sender[Req, Resp]) Close(ctx context.Context) error {
 	s.mu.Unlock()
 	s.notify()
 	err := s.await(ctx, func() bool { return !s.buffer.pending() }, false)
-	if err == nil && started { // the last stream ends in good order
+	if err != nil {
+		err = &closedError{err}
+	} else if started { // the last stream ends in good order
 		select {
 		case <-s.finished:
 		case <-ctx.Done():
 		}
 	}
-	if err == nil {
-		err = ErrClosed
-	}
-	s.end(err)
+	s.end(cmp.Or(err, ErrClosed))
 	if started {
 		<-s.finished
 	}

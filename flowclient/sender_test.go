@@ -600,7 +600,7 @@ func TestSenderUnsettledIsExact(t *testing.T) {
 		if !errors.As(err, &u) || u.Seq != 3 || u.Count != 3 || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Close() = %v", err)
 		}
-		check(t, "text", err.Error(), "flowclient: 3 messages are not known to be settled, the first is 3: context deadline exceeded")
+		check(t, "text", err.Error(), "flowclient: 3 messages are not known to be settled, the first is 3: flowclient: closed before all was settled: context deadline exceeded")
 		check(t, "unsettled", unsettled(s), []string{"3=m3", "5=m5", "8=m8"})
 		if again := s.Close(t.Context()); again.Error() != err.Error() {
 			t.Errorf("Close() = %v the second time", again)
@@ -612,7 +612,7 @@ func TestSenderUnsettledIsExact(t *testing.T) {
 			t.Errorf("Resume() = %v", err)
 		}
 		st := s.Stats()
-		check(t, "stats", fmt.Sprint(st.Taken, st.Settled, st.Skipped, st.Err), "8 5 0 context deadline exceeded")
+		check(t, "stats", fmt.Sprint(st.Taken, st.Settled, st.Skipped, st.Err), "8 5 0 flowclient: closed before all was settled: context deadline exceeded")
 		for range s.Unsettled() {
 			break
 		}
@@ -861,17 +861,14 @@ func TestSenderEndsWithoutSessions(t *testing.T) {
 					server, client := serve(t, always(p))
 					s := newSender(t, client, flowclient.Options{NoHeader: noHeader})
 					send(t, s, "a")
-					var err error
-					if p.plain && !noHeader { // such a server sends no header before it has read
-						synctest.Wait()
-						check(t, "streams", len(server.seen()), 1)
-						check(t, "received", server.seen()[0].received, []string(nil))
-						return
-					}
-					if err = ended(t, s); !errors.Is(err, flowclient.ErrNoSessions) {
+					if err := ended(t, s); !errors.Is(err, flowclient.ErrNoSessions) {
 						t.Errorf("the Sender ended with %v", err)
 					}
 					check(t, "unsettled", unsettled(s), []string{"1=a"})
+					check(t, "streams", len(server.seen()), 1)
+					if p.plain && !noHeader { // such a server sends no header before it has read a message
+						check(t, "time", time.Since(server.began), 10*second)
+					}
 				})
 			})
 		}
@@ -932,6 +929,23 @@ func TestSenderHeaderTimeoutIsFollowedByABackoff(t *testing.T) {
 		mustClose(t, s)
 		check(t, "begun", begun(server), []time.Duration{0, 10*second + 100*ms, 20*second + 300*ms})
 		check(t, "received without a header", server.seen()[0].received, []string(nil))
+	})
+}
+
+// A proxy that holds the header back costs time and nothing else.
+func TestSenderHeldHeaderCostsItsTimeoutOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, always(plan{holdHeader: true}))
+		s := newSender(t, client, flowclient.Options{})
+		for _, v := range numbered("m", 3) {
+			send(t, s, v)
+			if err := s.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustClose(t, s)
+		check(t, "ran", server.hasRun(), numbered("m", 3))
+		check(t, "begun", begun(server), []time.Duration{0, 10 * second, 10 * second, 10 * second})
 	})
 }
 

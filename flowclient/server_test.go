@@ -113,6 +113,11 @@ func newServer(t *testing.T, planned func(stream int) plan, opts ...grpc.ServerO
 }
 
 func startServer(planned func(stream int) plan, opts ...grpc.ServerOption) *sessionServer {
+	return startServerOn(func(lis net.Listener) net.Listener { return lis }, planned, opts...)
+}
+
+// startServerOn starts a server on what wrap makes of its listener.
+func startServerOn(wrap func(net.Listener) net.Listener, planned func(stream int) plan, opts ...grpc.ServerOption) *sessionServer {
 	if planned == nil {
 		planned = func(int) plan { return plan{} }
 	}
@@ -121,7 +126,7 @@ func startServer(planned func(stream int) plan, opts ...grpc.ServerOption) *sess
 	testpb.RegisterTestServiceServer(s.grpc, s)
 	go func() {
 		defer close(s.served)
-		_ = s.grpc.Serve(s.lis)
+		_ = s.grpc.Serve(wrap(s.lis))
 	}()
 	return s
 }

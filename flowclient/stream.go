@@ -22,6 +22,8 @@ type stream[Req, Resp any] struct {
 	claim bool // without an epoch
 	blank bool // without messages, to ask how far the server is
 
+	noHeader bool // does not wait for the header
+
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	client grpc.ClientStreamingClient[Req, Resp]
@@ -53,6 +55,8 @@ type ending[Resp any] struct {
 	fatal  error // ends the Sender, whatever the status is
 	own    error // why the Sender cancelled it
 	unsent bool  // err is why a message could not be encoded
+
+	backedOff bool // the backoff is over already
 }
 
 const batchSize = 32
@@ -71,10 +75,10 @@ func newStream[Req, Resp any](s *Sender[Req, Resp], r request) *stream[Req, Resp
 func (st *stream[Req, Resp]) run() ending[Resp] {
 	defer st.cancel(nil)
 	defer st.watch.stop()
-	noHeader := st.sender.options.NoHeader
-	if !noHeader {
+	if !st.noHeader {
 		st.watch.set(st.sender.options.HeaderTimeout, errHeaderTimeout)
 	}
+	began := time.Now()
 	ctx := metadata.AppendToOutgoingContext(st.ctx, st.pairs()...)
 	err := guarded("open", func() (err error) { st.client, err = st.sender.openStream(ctx); return err })
 	if err != nil {
@@ -85,24 +89,54 @@ func (st *stream[Req, Resp]) run() ending[Resp] {
 	}
 	go st.receive()
 
-	if !noHeader && !st.blank {
-		select {
-		case md := <-st.header:
-			if err := st.hear(md); err != nil {
-				return st.abort(err)
-			}
-			if !st.headerCame { // it has failed
-				return st.await()
-			}
-			st.watch.stop()
-		case r := <-st.done:
-			return st.ended(r)
+	if !st.noHeader && !st.blank {
+		if e, over := st.awaitHeader(began); over {
+			return e
 		}
 	}
 	if err := st.send(); err != nil {
 		return st.abort(err)
 	}
 	return st.await()
+}
+
+// awaitHeader waits until the header says that there is something to send. over reports that there won't be, on this
+// stream, and e is how it ended.
+//
+// A server without sessions sends no header before it has read a message, and a proxy may hold the header back until the
+// answer. So a stream whose header is late is half-closed: its answer tells the two from a server that is gone, for which
+// it is waited as long as the backoff takes in any case.
+func (st *stream[Req, Resp]) awaitHeader(began time.Time) (e ending[Resp], over bool) {
+	st.watch.stop()
+	late := time.NewTimer(st.sender.options.HeaderTimeout - time.Since(began))
+	defer late.Stop()
+	select {
+	case md := <-st.header:
+		if err := st.hear(md); err != nil {
+			return st.abort(err), true
+		}
+		if st.headerCame {
+			return e, false
+		}
+		return st.await(), true // it has failed
+	case r := <-st.done:
+		return st.ended(r), true
+	case <-late.C:
+	}
+	if err := st.halfClose(); err != nil {
+		return st.abort(err), true
+	}
+	st.watch.set(st.sender.pacing.backoff.next(), errHeaderTimeout)
+	e = st.await()
+	e.backedOff = e.own == errHeaderTimeout
+	st.sender.headerHeld = e.own == nil && e.fatal == nil && st.epochTold
+	return e, true
+}
+
+// halfClose tells the server that nothing more comes.
+func (st *stream[Req, Resp]) halfClose() error {
+	st.halfClosed = true
+	return guarded("the stream", func() error { _ = st.client.CloseSend(); return nil }) // the answer says what is wrong
 }
 
 // receive reads the header and the answer. It ends with the stream, which the context can end.
@@ -178,11 +212,10 @@ func (st *stream[Req, Resp]) send() error {
 			return nil
 		}
 	}
-	st.halfClosed = true
-	if err := guarded("the stream", func() error { _ = st.client.CloseSend(); return nil }); err != nil {
+	if err := st.halfClose(); err != nil {
 		return err
 	}
-	if st.header == nil || s.options.NoHeader {
+	if st.header == nil || st.noHeader {
 		st.watch.set(s.answerTimeout(), errAnswerTimeout)
 	}
 	return nil
@@ -280,7 +313,9 @@ func (st *stream[Req, Resp]) ended(r reception[Resp]) ending[Resp] {
 	}
 	select {
 	case md := <-st.header: // it came with the answer
-		if err := st.hear(md); err != nil && err != errSettledAhead {
+		if err := st.hear(md); err == ErrNoSessions && r.err != nil {
+			return ending[Resp]{fatal: fmt.Errorf("%w: %w", err, r.err)}
+		} else if err != nil && err != errSettledAhead {
 			return ending[Resp]{fatal: err}
 		}
 	default:
