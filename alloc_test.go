@@ -44,7 +44,8 @@ func skipUnderRace(t *testing.T) {
 }
 
 // ahead is a source and a handler of its messages that lets the source be a little ahead of it, so that a worker always
-// finds its next message. How often one starts because it found none is up to the scheduler, and to the machine.
+// finds its next message. How often one starts because it found none is up to the scheduler, and to the machine. A handler
+// doesn't wait for long: the source itself waits while MaxPending are pending, which then are not all before its message.
 func ahead(list []*record) (from func(n int) func() (*record, error), h flow.Handler[*record]) {
 	const margin = 256 // far less than MaxPending, or both would wait for each other
 	var read, last atomic.Int64
@@ -58,7 +59,10 @@ func ahead(list []*record) (from func(n int) func() (*record, error), h flow.Han
 		}
 	}
 	return from, func(_ context.Context, m flow.Message[*record]) error {
-		for read.Load() < min(int64(m.Seq)+margin, last.Load()) {
+		for range 100 {
+			if read.Load() >= min(int64(m.Seq)+margin, last.Load()) {
+				break
+			}
 			runtime.Gosched()
 		}
 		return nil
