@@ -98,7 +98,7 @@ func New() *Page { return new(Page) }
 func (p *Page) Add(name string, f Source) { p.named(name).setSource(f) }
 
 // Observer returns the Observer to set as Options.Observer of the Flow that is then added under name: failures, history and
-// the ages of messages are known from it. With another Observer beside it, call both. All Observers of one name record
+// the ages of messages are known from it. [flow.Observers] joins it with others. All Observers of one name record
 // together. It is safe for concurrent use, never blocks for long, and keeps no message and no error.
 func (p *Page) Observer(name string) flow.Observer { return p.named(name).observer() }
 

@@ -95,7 +95,7 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 }
 
 // Observer returns the Observer that records the metrics: set it as Options.Observer. Each event takes a few atomic operations
-// and allocates nothing. With another Observer beside it, call both.
+// and allocates nothing. [flow.Observers] joins it with others.
 func (t *Telemetry) Observer() flow.Observer { return t.metrics.observe }
 
 func (m *metrics) observe(ctx context.Context, e flow.Event) {
@@ -123,13 +123,23 @@ func (m *metrics) observe(ctx context.Context, e flow.Event) {
 // finished counts a message, and its last attempt if it had one.
 func (m *metrics) finished(ctx context.Context, o outcome, e *flow.Event) {
 	m.messages.Add(ctx, 1, m.counted[o][typeOf(e.Failure)]...)
-	m.tried(ctx, o, e)
+	if endsAttempt(e) {
+		m.tried(ctx, o, e)
+	}
 }
 
-// tried records the attempt that ended with e. Its time is 0 where none did: of a message that was refused, or that was cut
-// short while it waited for its next attempt.
 func (m *metrics) tried(ctx context.Context, o outcome, e *flow.Event) {
-	if e.Attempt > 0 && e.Took > 0 {
-		m.handler.Record(ctx, e.Took.Seconds(), m.attempt[o][typeOf(e.Failure)]...)
+	m.handler.Record(ctx, e.Took.Seconds(), m.attempt[o][typeOf(e.Failure)]...)
+}
+
+// endsAttempt reports whether a message finished together with an attempt: not if it never had one, nor if it was cut short
+// while it waited for the next. That an attempt took no time says nothing: a coarse clock, or a bubble's, may not move in it.
+func endsAttempt(e *flow.Event) bool {
+	switch {
+	case e.Attempt == 0:
+		return false
+	case e.Took > 0 || e.Failure == nil:
+		return true
 	}
+	return e.Failure.Kind != flow.FailureContextCancelled && e.Failure.Kind != flow.FailureShutdown
 }

@@ -169,6 +169,53 @@ func TestMetricsMeasureAnAttemptThatPanicked(t *testing.T) {
 	}
 }
 
+// A bubble's clock stands still while a handler runs, and a coarse one may.
+func TestMetricsMeasureAttemptsThatTakeNoTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		skip := func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
+		got := observed(t, flow.Options{OnFailure: skip, Retry: flow.RetryOptions{MaxAttempts: 2}},
+			func(_ context.Context, m flow.Message[string]) error {
+				if m.Value == "bad" {
+					return errHandler
+				}
+				return nil
+			}, "good", "bad")
+		for point, want := range map[string]float64{
+			"flow.handler.duration{flow.name=test,flow.outcome=succeeded}":                              1,
+			"flow.handler.duration{error.type=FailureHandlerError,flow.name=test,flow.outcome=retried}": 1,
+			"flow.handler.duration{error.type=FailureHandlerError,flow.name=test,flow.outcome=failed}":  1,
+		} {
+			if got[point] != want {
+				t.Errorf("%s is %v, want %v", point, got[point], want)
+			}
+		}
+	})
+}
+
+func TestMetricsMeasureNoAttemptOfAMessageThatIsCutShortBetweenTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader := sdk.NewManualReader()
+		tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+		f, err := flow.New(func(context.Context, flow.Message[string]) error { time.Sleep(time.Second); return errHandler }, nil,
+			flow.Options{Observer: tel.Observer(), Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Minute, func() { _ = f.Close() })
+		_, _ = f.Run(t.Context(), flowtest.NewSource(t, "a").Recv)
+		got, _ := collect(t, reader)
+		for point, want := range map[string]float64{
+			"flow.messages{error.type=FailureShutdown,flow.outcome=failed}":              1,
+			"flow.handler.duration{error.type=FailureHandlerError,flow.outcome=retried}": 1,
+			"flow.handler.duration{error.type=FailureShutdown,flow.outcome=failed}":      0,
+		} {
+			if got[point] != want {
+				t.Errorf("%s is %v, want %v: %v", point, got[point], want, got)
+			}
+		}
+	})
+}
+
 func TestMetricsHaveNoKeysAndNoSequenceNumbers(t *testing.T) {
 	handle := func(context.Context, flow.Message[string]) error { return errHandler }
 	for point := range observed(t, flow.Options{}, handle, "device-4711") {
