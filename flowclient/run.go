@@ -84,9 +84,8 @@ const (
 	moveStop                  // the Sender has ended
 )
 
-// nextMove notes that st has sent so many of its batch, and decides what it does next; overdue reports that it has
-// reached MaxStreamAge.
-func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int, overdue bool) move {
+// nextMove notes that st has sent so many of its batch, and decides what it does next.
+func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int) move {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.noteSentLocked(st, sent)
@@ -96,7 +95,7 @@ func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int, overdue bo
 	switch {
 	case s.err != nil:
 		return moveStop
-	case st.blank, !b.pending(), overdue, count == 0, bytes <= 0, flush && st.cursor > s.flushTo:
+	case st.blank, !b.pending(), st.overdue.Load(), count == 0, bytes <= 0, flush && st.cursor > s.flushTo:
 		return moveHalfClose
 	case st.cursor < b.first: // its header has settled all there was, and more came since, which is behind a gap
 		return moveHalfClose

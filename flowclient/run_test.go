@@ -32,7 +32,7 @@ func TestStreamCarriesNothingBehindAGap(t *testing.T) {
 		for range 6 {
 			s.buffer.take(&message, 1)
 		}
-		if got := s.nextMove(st, 0, false); got != moveHalfClose {
+		if got := s.nextMove(st, 0); got != moveHalfClose {
 			t.Errorf("committed %d: move %d with a batch of %d, want the half-close", committed, got, len(st.batch))
 		}
 		if got := s.buffer.settled(); got != max(1, committed-3) {
@@ -40,7 +40,7 @@ func TestStreamCarriesNothingBehindAGap(t *testing.T) {
 		}
 		s.buffer.release(s.buffer.last)
 		st = s.newStreamLocked()
-		if s.nextMove(st, 0, false) != moveSend || st.start != committed+1 || len(st.batch) != int(10-committed) {
+		if s.nextMove(st, 0) != moveSend || st.start != committed+1 || len(st.batch) != int(10-committed) {
 			t.Errorf("committed %d: the next stream starts at %d with a batch of %d", committed, st.start, len(st.batch))
 		}
 	}

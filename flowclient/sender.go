@@ -313,6 +313,11 @@ func (s *Sender[Req, Resp]) takeTurn(ctx context.Context) error {
 	select {
 	case s.turn <- struct{}{}:
 		return nil
+	default:
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.closing:

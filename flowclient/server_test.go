@@ -57,6 +57,7 @@ type plan struct {
 	end         error             // instead of the answer, and after endAfter messages
 	endOK       bool              // after endAfter messages
 	trailer     func(metadata.MD) // changes it
+	trailerOnly bool              // no header at all
 	answerTime  time.Duration
 	noAnswer    bool // until the stream is cancelled
 	cut         bool // all connections before the answer
@@ -305,9 +306,11 @@ func (s *sessionServer) serve(stream uploading, md metadata.MD, seen *seenStream
 		p.header(h)
 	}
 	time.Sleep(p.headerTime)
-	if p.holdHeader {
+	switch {
+	case p.trailerOnly:
+	case p.holdHeader:
 		err = stream.SetHeader(h)
-	} else {
+	default:
 		err = stream.SendHeader(h)
 	}
 	if err != nil {

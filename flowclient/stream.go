@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -35,6 +36,7 @@ type stream[Req, Resp any] struct {
 	headerCame bool // a header with metadata, and not only the end of the stream
 	epochTold  bool // by it, or by the trailers if none came
 	halfClosed bool
+	overdue    atomic.Bool // it has reached MaxStreamAge
 
 	cursor       uint64 // the next number to send
 	carried      uint64 // messages sent
@@ -168,9 +170,9 @@ func (st *stream[Req, Resp]) send() error {
 			age.Stop()
 		}
 	}()
-	sent, overdue := 0, false
+	sent := 0
 	for {
-		move := s.nextMove(st, sent, overdue)
+		move := s.nextMove(st, sent)
 		sent = 0
 		if move == moveHalfClose {
 			break
@@ -179,13 +181,16 @@ func (st *stream[Req, Resp]) send() error {
 			return nil
 		}
 		if age == nil {
-			age = time.NewTimer(s.options.MaxStreamAge)
+			age = time.AfterFunc(s.options.MaxStreamAge, func() {
+				st.overdue.Store(true)
+				s.notify()
+			})
 			st.watch.set(s.options.MaxStreamAge+min(s.answerTimeout(), math.MaxInt64-s.options.MaxStreamAge), errAnswerTimeout)
 		}
 		if move == moveSend {
 			var ended bool
 			var err error
-			if sent, ended, err = st.sendBatch(age.C, &overdue); err != nil || ended {
+			if sent, ended, err = st.sendBatch(); err != nil || ended {
 				s.noteSent(st, sent)
 				return err
 			}
@@ -201,8 +206,6 @@ func (st *stream[Req, Resp]) send() error {
 		}
 		select {
 		case <-s.wake:
-		case <-age.C:
-			overdue = true
 		case md := <-st.header:
 			if err := st.hear(md); err != nil {
 				return err
@@ -223,15 +226,12 @@ func (st *stream[Req, Resp]) send() error {
 
 // sendBatch sends st.batch, or as much of it as is sent before the stream is overdue. ended reports that the server has
 // ended the stream.
-func (st *stream[Req, Resp]) sendBatch(age <-chan time.Time, overdue *bool) (sent int, ended bool, err error) {
+func (st *stream[Req, Resp]) sendBatch() (sent int, ended bool, err error) {
 	defer clear(st.batch)
 	err = guarded("the stream", func() error {
 		for _, m := range st.batch {
-			select {
-			case <-age:
-				*overdue = true
+			if st.overdue.Load() {
 				return nil
-			default:
 			}
 			if err := st.client.Send(m); err != nil {
 				return err
@@ -240,10 +240,10 @@ func (st *stream[Req, Resp]) sendBatch(age <-chan time.Time, overdue *bool) (sen
 		}
 		return nil
 	})
-	if err == nil {
+	switch err {
+	case nil:
 		return sent, false, nil
-	}
-	if err == io.EOF {
+	case io.EOF:
 		return sent, true, nil
 	}
 	return sent, false, &sendError{err}
