@@ -24,6 +24,7 @@ type client struct {
 	health  healthpb.HealthClient
 	note    func(format string, args ...any)
 	sent    atomic.Int64 // records, each time that they are sent
+	begun   atomic.Int64 // records, the first time
 	resumed atomic.Int64 // streams that were taken up again
 }
 

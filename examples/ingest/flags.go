@@ -18,8 +18,8 @@ import (
 // parse reads the flags. Its error names a flag, its value and the rule that it breaks.
 func parse(args []string) (*config, error) {
 	c := &config{
-		devices: 100, records: 40000, bad: "stop", streams: 1,
-		mode: flow.OrderingKeyedFIFO, capacity: 64, grace: 10 * time.Second, slowBy: 20 * time.Millisecond,
+		devices: 100, records: 20000, bad: "stop", streams: 1,
+		mode: flow.OrderingKeyedFIFO, capacity: 64, grace: 10 * time.Second, slowBy: 30 * time.Millisecond,
 	}
 	fs := flag.NewFlagSet("ingest", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints the error
@@ -67,10 +67,27 @@ func parse(args []string) (*config, error) {
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: there are only flags", fs.Arg(0))
 	}
+	if _, ok := given["slow"]; !ok {
+		c.slow = c.usuallySlow()
+	} else if c.slow == noneSlow {
+		c.slow = ""
+	}
 	if name, rule := c.conflict(given); name != "" {
 		return nil, fmt.Errorf("invalid value %q for flag -%s: %s", given[name], name, rule)
 	}
 	return c, nil
+}
+
+// noneSlow as the value of -slow has no key slow.
+const noneSlow = "none"
+
+// usuallySlow is the key that is slow without -slow: one device of many. Own input, and a server that does not know what
+// it will get, have none.
+func (c *config) usuallySlow() string {
+	if c.in+c.serve+c.connect != "" || c.devices < 10 {
+		return ""
+	}
+	return device(7)
 }
 
 // Which half a flag is for, where it is not for both.
@@ -128,8 +145,8 @@ func (c *config) conflict(given map[string]string) (name, rule string) {
 		return "slow-by", "needs -slow: the key to make slow"
 	case has("tls") && c.tls == "":
 		return "tls", "must be a PEM file"
-	case has("slow") && c.slow == "":
-		return "slow", "must be a key"
+	case has("slow") && c.slow == "" && given["slow"] != noneSlow:
+		return "slow", "must be a key, or none"
 	case c.slow != "" && c.in+c.serve == "" && !isDevice(c.slow, c.devices):
 		return "slow", fmt.Sprintf("must be a key of the generated fleet: device-1 to device-%d", c.devices)
 	}

@@ -20,7 +20,10 @@ func TestWrongFlagIsNamedWithItsValueAndItsRule(t *testing.T) {
 		"-policy hard -capacity 0":    `invalid value "hard" for flag -policy: needs a -capacity above 0`,
 		"-grace 0s":                   `invalid value "0s" for flag -grace: must be a duration above 0`,
 		"-slow-by 1 -slow device-1":   `invalid value "1" for flag -slow-by: must be a duration above 0`,
-		"-slow-by 1s":                 `invalid value "1s" for flag -slow-by: needs -slow`,
+		"-slow-by 1s -slow none":      `invalid value "1s" for flag -slow-by: needs -slow`,
+		"-slow-by 1s -devices 9":      `invalid value "1s" for flag -slow-by: needs -slow`,
+		"-slow-by 1s -in x -key 1":    `invalid value "1s" for flag -slow-by: needs -slow`,
+		"-slow=":                      `invalid value "" for flag -slow: must be a key, or none`,
 		"-slow toaster":               `invalid value "toaster" for flag -slow: must be a key of the generated fleet: device-1 to device-100`,
 		"-slow device-07":             `invalid value "device-07" for flag -slow: must be a key of the generated fleet`,
 		"-fail 1":                     `invalid value "1" for flag -fail: must be a number from 0 to below 1`,
@@ -76,6 +79,23 @@ func TestHelpNamesEveryFlagAndExitsWell(t *testing.T) {
 	for _, name := range append([]string{"serve", "connect", "tls"}, append(clientFlags, serverFlags...)...) {
 		if !regexp.MustCompile(`-` + name + `\b`).MatchString(out.String()) {
 			t.Errorf("the help doesn't name -%s", name)
+		}
+	}
+}
+
+func TestOneDeviceOfManyIsSlowByDefault(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                     "device-7",
+		"-devices 10":          "device-7",
+		"-devices 9":           "",
+		"-slow device-3":       "device-3",
+		"-slow none":           "",
+		"-in x -key 1":         "",
+		"-serve 127.0.0.1:0":   "",
+		"-connect 127.0.0.1:1": "",
+	} {
+		if c, err := parse(strings.Fields(args)); err != nil || c.slow != want {
+			t.Errorf("%q: %q is slow, %v; want %q", args, c.slow, err, want)
 		}
 	}
 }

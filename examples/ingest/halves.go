@@ -15,6 +15,8 @@ func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error 
 	if err != nil {
 		return err
 	}
+	t.note("server %s, %s", n.current().addr, n.database())
+	t.note("%s", cfg.load())
 	for _, where := range n.watch.notes {
 		t.note("%s", where)
 	}
@@ -29,7 +31,23 @@ func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error 
 			return nil
 		}
 	}
-	return errors.Join(j.run(ctx, stdin), n.stop())
+	err = errors.Join(j.run(ctx, stdin), n.stop())
+	if err == nil {
+		t.note("try next: -restart  -fail 0.3  -mode none  -policy hard  -h")
+	}
+	return err
+}
+
+// load says in a line what the client is to send, and what is made slow.
+func (c *config) load() string {
+	if c.in != "" {
+		return fmt.Sprintf("input %s, key %s", c.in, c.key)
+	}
+	load := fmt.Sprintf("%d records of %d devices", c.records, c.devices)
+	if c.slow != "" {
+		load += fmt.Sprintf("; %s is slow: %v each", c.slow, c.slowBy)
+	}
+	return load
 }
 
 // connect runs the client alone.
@@ -73,7 +91,7 @@ type job struct {
 }
 
 func (j *job) run(ctx context.Context, stdin io.Reader) error {
-	in, closeInput, err := newInput(j.cfg, stdin, rand.Text(), j.t.note)
+	in, closeInput, err := newInput(ctx, j.cfg, stdin, rand.Text(), j.t.note)
 	if err != nil {
 		return err
 	}
@@ -101,7 +119,7 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	middle := j.inTheMiddle(in, cancel)
 	show := j.progress
 	if show == nil {
-		show = func() (uint64, string) { return uint64(c.sent.Load()), "sent" }
+		show = func() (uint64, []string) { return uint64(c.begun.Load()), []string{"sent"} }
 	}
 	end := j.t.watch(in.total(), show)
 	err = c.upload(ctx, stop, in, j.cfg.streams)
@@ -128,8 +146,13 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	case differs != "":
 		j.t.print("state equals a sequential replay: no (%s)", differs)
 		return errors.Join(err, errors.New("the check failed"))
+	case in.records == 0:
+		j.t.print("state equals a sequential replay: nothing to compare, since nothing was sent")
+	case err != nil:
+		j.t.print("state equals a sequential replay: as far as it got (%d records); the upload failed", in.records)
+	default:
+		j.t.print("state equals a sequential replay: yes")
 	}
-	j.t.print("state equals a sequential replay: yes")
 	return err
 }
 

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,7 +66,6 @@ func await(t *testing.T, what string, ok func() bool) {
 func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
 	for _, args := range []string{
 		"-records 2000",
-		"-records 0",
 		"-records 1 -restart",
 		"-records 2000 -streams 7",
 		"-records 1000 -mode fifo",
@@ -91,6 +92,85 @@ func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
 	}
 }
 
+// The first lines say what is about to happen, the last what else there is: all of it fits a narrow terminal.
+func TestFirstLinesSayWhatRunsAndTheLastOneWhatToTry(t *testing.T) {
+	code, out, errs := try(t, context.Background(), "", "-records", "500")
+	lines := strings.Split(strings.TrimSpace(errs), "\n")
+	first := regexp.MustCompile(`^server 127\.0\.0\.1:\d+, a temporary database$`)
+	if code != exitOK || !first.MatchString(lines[0]) || lines[1] != "500 records of 100 devices; device-7 is slow: 30ms each" ||
+		!strings.HasPrefix(lines[len(lines)-1], "try next: -restart") {
+		t.Errorf("exit code %d\n%s", code, errs)
+	}
+	for l := range strings.Lines(out + errs) {
+		if len(l) > 60 {
+			t.Errorf("does not fit 60 columns: %s", l)
+		}
+	}
+}
+
+func TestNoYesWhereNothingRan(t *testing.T) {
+	for _, c := range []struct {
+		args, stdin string
+		code        int
+	}{
+		{"-records 0", "", exitOK},
+		{"-in - -key 1", "\n\n", exitOK},
+		{"-in - -key 9 -bad skip", "a b\n", exitOK},
+		{"-in - -key 9", "a b\n", exitFailed},
+	} {
+		code, out, errs := try(t, context.Background(), c.stdin, strings.Fields(c.args)...)
+		if code != c.code || strings.Contains(out, "yes") || !strings.Contains(out, "replay: nothing to compare") {
+			t.Errorf("%s: exit code %d\n%s%s", c.args, code, out, errs)
+		}
+	}
+}
+
+// What the table says of the last record is counted from the upload's start, as the total is.
+func TestLastRecordIsNotAfterTheUpload(t *testing.T) {
+	cfg, err := parse([]string{"-records", "200", "-slow", "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := newNode(cfg, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // as if the server had been there for some time
+	var out, errs lockedBuffer
+	start := time.Now()
+	j := &job{cfg: cfg, t: newTerminal(&out, &errs), addr: n.current().addr}
+	if err := j.run(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); n.metrics.others.last > took {
+		t.Errorf("the last record came after %v, and all took %v", n.metrics.others.last, took)
+	}
+	if err := n.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A file whose first page says that its format is one to read only is read-only for whoever opens it, root too.
+func TestReadOnlyDatabaseIsFoundAtTheStart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.db")
+	if code, _, errs := try(t, context.Background(), "", "-records", "1", "-db", file); code != exitOK {
+		t.Fatal(errs)
+	}
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const writeVersion = 18 // where the header has the version of the format that writing needs
+	_, err = f.WriteAt([]byte{9}, writeVersion)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := try(t, context.Background(), "", "-records", "1", "-db", file)
+	if code != exitFailed || out != "" || !strings.Contains(errs, "x.db: attempt to write a readonly database") || strings.Contains(errs, "server 127") {
+		t.Errorf("exit code %d, %q, %s", code, out, errs)
+	}
+}
+
 func TestWithoutOrderTheCheckSaysNo(t *testing.T) {
 	code, out, _ := try(t, context.Background(), "", "-mode", "none", "-devices", "2", "-records", "2000")
 	if code != exitFailed || !strings.Contains(out, `state equals a sequential replay: no (key "device-1": its `) {
@@ -99,6 +179,9 @@ func TestWithoutOrderTheCheckSaysNo(t *testing.T) {
 }
 
 func TestRestartRunsEachRecordOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
 	file := filepath.Join(t.TempDir(), "x.db")
 	code, out, errs := try(t, context.Background(), "", "-restart", "-records", "5000", "-streams", "2", "-db", file)
 	if code != exitOK || !strings.HasSuffix(out, yes) || !strings.Contains(out, "resumed  ") {
@@ -120,12 +203,14 @@ func TestRestartRunsEachRecordOnce(t *testing.T) {
 
 func TestSlowKeyIsShownBesideTheOthers(t *testing.T) {
 	_, out, _ := try(t, context.Background(), "", "-slow", "device-3", "-slow-by", "20ms", "-records", "1000")
-	row := func(name string) []string { return strings.Fields(regexp.MustCompile(name + `.*`).FindString(out)) }
-	slow, others := row("device-3 "), row("all other keys")
-	if len(slow) != 7 || len(others) != 9 {
+	if !regexp.MustCompile(`\n +device-3 +all other keys\nrecords stored +\d+ +\d+\n`).MatchString(out) {
 		t.Fatalf("%s", out)
 	}
-	if p50, err := time.ParseDuration(slow[5]); err != nil || p50 < 20*time.Millisecond {
+	handler := regexp.MustCompile(`handler p50, p99 +(\S+), \S+ +\S+, \S+`).FindStringSubmatch(out)
+	if handler == nil {
+		t.Fatalf("%s", out)
+	}
+	if p50, err := time.ParseDuration(handler[1]); err != nil || p50 < 20*time.Millisecond {
 		t.Errorf("the slow key's handler took %v\n%s", p50, out)
 	}
 }
@@ -145,7 +230,8 @@ func TestInterruptStoresWhatWasSent(t *testing.T) {
 	if c := <-code; c != exitFailed {
 		t.Errorf("exit code %d, want %d", c, exitFailed)
 	}
-	if !strings.Contains(errs.String(), "interrupted before the end of the input") || !strings.HasSuffix(out.String(), yes) {
+	if !strings.Contains(errs.String(), "interrupted before the end of the input") ||
+		!regexp.MustCompile(`replay: as far as it got \(\d+ records\); the upload failed\n$`).MatchString(out.String()) {
 		t.Errorf("%s%s", out.String(), errs.String())
 	}
 }
@@ -204,6 +290,11 @@ func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "4010 of 17 keys") {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
+	for _, m := range regexp.MustCompile(`(\d+) records  `).FindAllStringSubmatch(errs.String(), -1) {
+		if n, err := strconv.Atoi(m[1]); err != nil || n > 4010 { // though some were sent twice
+			t.Errorf("the live line says that %s records of 4010 are sent", m[1])
+		}
+	}
 	second.terminate()
 	if c := <-second.code; c != exitOK || !strings.Contains(second.out.String(), "all keys") {
 		t.Errorf("the second server's exit code is %d: %s%s", c, second.out.String(), second.errs.String())
@@ -211,6 +302,9 @@ func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 }
 
 func TestServerThatCutsRecordsOffSaysSo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
 	s := startServing(t, "-serve", "127.0.0.1:0", "-grace", "200ms", "-slow", "a", "-slow-by", "1h")
 	stdin, feed := io.Pipe()
 	clientCode := make(chan int, 1)

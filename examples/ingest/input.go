@@ -44,12 +44,14 @@ type item struct {
 const (
 	maxLine = 1 << 20 // bytes; grpc takes messages of 4 MiB
 	maxBad  = 5       // bad lines that are told of one by one
+
+	byteOrderMark = "\ufeff" // which some programs write first, and which is no part of what follows
 )
 
 var errInterrupted = errors.New("interrupted before the end of the input")
 
-// newInput opens what the flags name. The caller closes it.
-func newInput(cfg *config, stdin io.Reader, upload string, note func(string, ...any)) (*input, func() error, error) {
+// newInput opens what the flags name, unless stop ends first. The caller closes it.
+func newInput(stop context.Context, cfg *config, stdin io.Reader, upload string, note func(string, ...any)) (*input, func() error, error) {
 	in := &input{cfg: cfg, upload: upload, note: note, half: make(chan struct{}), replay: replay{}}
 	closeFile := func() error { return nil }
 	switch cfg.in {
@@ -57,16 +59,45 @@ func newInput(cfg *config, stdin io.Reader, upload string, note func(string, ...
 	case "-":
 		in.from = stdin
 	default:
-		f, err := os.Open(cfg.in)
+		f, err := open(stop, cfg.in)
 		if err != nil {
 			return nil, nil, err
 		}
-		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		switch info, err := f.Stat(); {
+		case err == nil && info.IsDir():
+			_ = f.Close()
+			return nil, nil, fmt.Errorf("-in %s: must be a file, or - for standard input; it is a directory", cfg.in)
+		case err == nil && info.Mode().IsRegular():
 			in.size = info.Size()
 		}
 		in.from, closeFile = f, f.Close
 	}
 	return in, closeFile, nil
+}
+
+// open opens a file. Of a FIFO that takes until somebody opens its other end, so stop ends the wait.
+func open(stop context.Context, name string) (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	opened := make(chan result) // received from, or the file is closed
+	go func() {                 // not waited for once stop has ended: nothing ends an open
+		f, err := os.Open(name)
+		select {
+		case opened <- result{f, err}:
+		case <-stop.Done():
+			if err == nil {
+				_ = f.Close()
+			}
+		}
+	}()
+	select {
+	case r := <-opened:
+		return r.f, r.err
+	case <-stop.Done():
+		return nil, errInterrupted
+	}
 }
 
 // total is how many records there will be; -1 when not known.
@@ -176,6 +207,17 @@ func (in *input) read(yield func(item) bool) {
 			return
 		}
 		offset += int64(n)
+		if line == 1 {
+			text = strings.TrimPrefix(text, byteOrderMark)
+		}
+		if err == nil || err == io.EOF {
+			if strings.TrimSpace(text) == "" { // no record, and no fault
+				if err != nil {
+					return
+				}
+				continue
+			}
+		}
 		it := item{line: line, past: line > 1000}
 		if in.size > 0 {
 			it.past = offset > in.size/2

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"strings"
 	"testing"
@@ -42,7 +41,7 @@ func TestEveryLineIsReadWholeOrItsFaultIsNamed(t *testing.T) {
 	})
 	want := []string{
 		"a|a 1|", "||has 1048577 bytes, at most 1048576 are taken", "||is not UTF-8",
-		"||has 0 columns, the key is in column 1", "c|c 2|",
+		"c|c 2|",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("read %q, want %q", got, want)
@@ -55,11 +54,11 @@ func TestBadLineStopsTheUploadOrIsSkipped(t *testing.T) {
 	if code != exitFailed || !strings.Contains(errs, "line 8: ") || strings.Contains(errs, "line 9") {
 		t.Errorf("stop: exit code %d, %s", code, errs)
 	}
-	if !strings.Contains(out, "7 of 5 keys") || !strings.Contains(out, yes) {
+	if !strings.Contains(out, "7 of 5 keys") || !strings.HasSuffix(out, "replay: as far as it got (7 records); the upload failed\n") {
 		t.Errorf("stop: the lines before are to be stored: %s", out)
 	}
 	code, out, errs = try(t, context.Background(), "", append(args, "-bad", "skip")...)
-	if code != exitOK || !strings.Contains(errs, "line 9: has 0 columns, the key is in column 5; skipped") {
+	if code != exitOK || !strings.Contains(errs, "line 8: has 4 columns, the key is in column 5; skipped") || strings.Contains(errs, "line 9") {
 		t.Errorf("skip: exit code %d, %s", code, errs)
 	}
 	if !strings.Contains(out, "bad lines  ") || !strings.Contains(out, yes) {
@@ -72,15 +71,44 @@ func TestManyBadLinesMakeFewWords(t *testing.T) {
 	if code != exitOK || !strings.Contains(out, yes) {
 		t.Errorf("exit code %d, %s", code, out)
 	}
-	if n := strings.Count(errs, "\n"); n != maxBad+1 || !strings.Contains(errs, "and 995 more bad lines") {
+	if n := strings.Count(errs, "skipped\n"); n != maxBad || !strings.Contains(errs, "and 995 more bad lines") {
 		t.Errorf("%d lines: %s", n, errs)
 	}
 }
 
-func TestInputThatCantBeReadIsAFailure(t *testing.T) {
-	var out, errs bytes.Buffer
-	code := run(context.Background(), []string{"-in", "testdata", "-key", "1"}, nil, &out, &errs)
-	if code != exitFailed || !strings.Contains(errs.String(), "directory") {
-		t.Errorf("exit code %d, %s", code, errs.String())
+// A directory, and a file that is not there, are told of before anything is sent or shown.
+func TestInputThatCantBeReadIsRefusedBeforeTheTable(t *testing.T) {
+	for name, want := range map[string]string{"testdata": "must be a file", "nothing": "no such file"} {
+		code, out, errs := try(t, context.Background(), "", "-in", name, "-key", "1")
+		if code != exitFailed || !strings.Contains(errs, name) || !strings.Contains(errs, want) || out != "" {
+			t.Errorf("-in %s: exit code %d, %q, %s", name, code, out, errs)
+		}
+	}
+}
+
+func TestByteOrderMarkIsNoPartOfTheFirstRecord(t *testing.T) {
+	for key, lines := range map[string]string{
+		"1":  byteOrderMark + "a 1\na 2\n",
+		"id": byteOrderMark + `{"id":"a"}` + "\n" + `{"id":"a"}` + "\n",
+	} {
+		code, out, errs := try(t, context.Background(), lines, "-in", "-", "-key", key)
+		if code != exitOK || !strings.Contains(out, "2 of 1 keys") || !strings.HasSuffix(out, yes) {
+			t.Errorf("-key %s: exit code %d, %s%s", key, code, out, errs)
+		}
+	}
+}
+
+func TestBlankLinesAreNoRecordsAndNoFaults(t *testing.T) {
+	for key, lines := range map[string]string{
+		"1":  "\n a 1\n\n  \t\r\nb 2\n\n   ",
+		"id": "\r\n" + `{"id":"a"}` + "\n\n" + `{"id":"b"}` + "\n\n",
+	} {
+		code, out, errs := try(t, context.Background(), lines, "-in", "-", "-key", key)
+		if code != exitOK || !strings.Contains(out, "2 of 2 keys") || strings.Contains(out, "bad lines") || !strings.HasSuffix(out, yes) {
+			t.Errorf("-key %s: exit code %d, %s%s", key, code, out, errs)
+		}
+	}
+	if _, _, errs := try(t, context.Background(), "\n\nx\n", "-in", "-", "-key", "2"); !strings.Contains(errs, "line 3: has 1 columns") {
+		t.Errorf("a line's number counts blank ones: %s", errs)
 	}
 }

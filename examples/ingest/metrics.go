@@ -12,10 +12,10 @@ import (
 
 // metrics sees what the server does, over a restart too.
 type metrics struct {
-	slow  string // the key that has a group of its own; "" for none
-	start time.Time
+	slow string // the key that has a group of its own; "" for none
 
 	mu                         sync.Mutex // of all below: histograms guard nothing
+	start                      time.Time  // of the first stream
 	others, own                group
 	retried, refused, pressure uint64
 	streams                    uint64
@@ -24,7 +24,7 @@ type metrics struct {
 // group is a set of keys whose records are measured together.
 type group struct {
 	stored          uint64
-	last            time.Duration           // from the start to its last record
+	last            time.Duration           // from the first stream's start to its last record
 	waited, handled *hdrhistogram.Histogram // in microseconds
 }
 
@@ -34,7 +34,7 @@ func newGroup() group {
 }
 
 func newMetrics(slow string) *metrics {
-	return &metrics{slow: slow, start: time.Now(), others: newGroup(), own: newGroup()}
+	return &metrics{slow: slow, others: newGroup(), own: newGroup()}
 }
 
 // see is the Flow's Observer.
@@ -58,19 +58,23 @@ func (m *metrics) see(_ context.Context, e flow.Event) {
 	case flow.EventPressure:
 		m.pressure++
 	case flow.EventStreamStart:
-		m.streams++
+		if m.streams++; m.streams == 1 {
+			m.start = time.Now()
+		}
 	}
 }
 
-// now is how many records are stored so far, and the quantiles of the handler's time.
-func (m *metrics) now() (stored uint64, p50, p99 time.Duration) {
-	all := hdrhistogram.New(1, time.Hour.Microseconds(), 2)
+// now is how many records are stored so far, and the medians of the handler's time and of the wait for it.
+func (m *metrics) now() (stored uint64, handler, wait time.Duration) {
+	all := newGroup()
 	m.mu.Lock()
-	stored = m.others.stored + m.own.stored
-	all.Merge(m.others.handled)
-	all.Merge(m.own.handled)
+	for _, g := range []*group{&m.others, &m.own} {
+		stored += g.stored
+		all.handled.Merge(g.handled)
+		all.waited.Merge(g.waited)
+	}
 	m.mu.Unlock()
-	return stored, quantile(all, 50), quantile(all, 99)
+	return stored, quantile(all.handled, 50), quantile(all.waited, 50)
 }
 
 func quantile(h *hdrhistogram.Histogram, q float64) time.Duration {

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -24,7 +23,7 @@ type node struct {
 func newNode(cfg *config, addr string) (*node, error) {
 	n := &node{cfg: cfg, file: cfg.db, metrics: newMetrics(cfg.slow)}
 	if n.file == "" {
-		dir, err := os.MkdirTemp("", "ingest")
+		dir, err := temporary.make()
 		if err != nil {
 			return nil, err
 		}
@@ -83,17 +82,27 @@ func (n *node) clean() (err error) {
 		err = n.watch.close()
 	}
 	if n.remove != "" {
-		_ = os.RemoveAll(n.remove)
+		temporary.remove(n.remove)
 	}
 	return err
 }
 
-// progress is what the live line says about the server.
-func (n *node) progress() (uint64, string) {
-	stored, p50, p99 := n.metrics.now()
+// database names it for a line about the server.
+func (n *node) database() string {
+	if n.remove != "" {
+		return "a temporary database"
+	}
+	return "database " + n.file
+}
+
+// progress is what the live line says about the server, what matters most first. The durations are medians.
+func (n *node) progress() (uint64, []string) {
+	stored, handler, wait := n.metrics.now()
 	st := n.current().flow.Stats()
-	return stored, fmt.Sprintf("in flight %d  waiting %d  p50 %v p99 %v",
-		st.InFlight, st.Waiting, short(p50), short(p99))
+	return stored, []string{
+		fmt.Sprintf("in flight %d", st.InFlight), fmt.Sprintf("waiting %d", st.Waiting),
+		fmt.Sprintf("handler %v", short(handler)), fmt.Sprintf("wait %v", short(wait)),
+	}
 }
 
 // short rounds a duration to what one reads at a glance.

@@ -55,19 +55,29 @@ func (r *report) server(m *metrics) {
 	}
 	_ = r.tab.Flush()
 	r.text.WriteByte('\n')
-	r.row("", "records", "stored after", "waited p50", "p99", "handler p50", "p99")
+	names, groups := []string{"all keys"}, []*group{&m.others}
 	if m.slow != "" {
-		r.group(m.slow, &m.own)
-		r.group("all other keys", &m.others)
-		return
+		names, groups = []string{m.slow, "all other keys"}, []*group{&m.own, &m.others}
 	}
-	r.group("all keys", &m.others)
-}
-
-func (r *report) group(name string, g *group) {
-	q := func(h *hdrhistogram.Histogram, at float64) time.Duration { return short(quantile(h, at)) }
-	r.row(name, g.stored, short(g.last),
-		q(g.waited, 50), q(g.waited, 99), q(g.handled, 50), q(g.handled, 99))
+	line := func(what string, of func(*group) any) {
+		cells := []any{what}
+		for _, g := range groups {
+			cells = append(cells, of(g))
+		}
+		r.row(cells...)
+	}
+	quantiles := func(h *hdrhistogram.Histogram) any {
+		return fmt.Sprintf("%v, %v", short(quantile(h, 50)), short(quantile(h, 99)))
+	}
+	header := []any{""}
+	for _, name := range names {
+		header = append(header, name)
+	}
+	r.row(header...)
+	line("records stored", func(g *group) any { return g.stored })
+	line("the last one after", func(g *group) any { return short(g.last) })
+	line("wait p50, p99", func(g *group) any { return quantiles(g.waited) })
+	line("handler p50, p99", func(g *group) any { return quantiles(g.handled) })
 }
 
 // String returns the table without a line end.

@@ -113,7 +113,8 @@ func (u *upload) call(ctx context.Context) (stored int, err error) {
 func (u *upload) send(ctx context.Context, stream pb.Ingest_UploadClient, answer <-chan error) error {
 	for {
 		var r *pb.Record
-		if len(u.backlog) > 0 {
+		again := len(u.backlog) > 0
+		if again {
 			r, u.backlog = u.backlog[0], u.backlog[1:]
 		} else {
 			more := false
@@ -129,6 +130,9 @@ func (u *upload) send(ctx context.Context, stream pb.Ingest_UploadClient, answer
 		}
 		u.sent = append(u.sent, r)
 		u.c.sent.Add(1)
+		if !again {
+			u.c.begun.Add(1)
+		}
 		if err := u.limit.Wait(ctx); err != nil {
 			return <-answer // ctx has ended, and the call with it
 		}

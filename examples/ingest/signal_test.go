@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,6 +143,9 @@ func (f *flood) resume(c *client) error {
 // A server under load, with a client that watches its health, gets SIGTERM: it exits with 0, which it does only if nothing
 // was cut off; and what its clients were told is stored is stored, once and in order, and nothing else.
 func TestSIGTERMUnderLoadExitsWithZeroAndWhatClientsWereToldIsTrue(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
 	if runtime.GOOS == "windows" {
 		t.Skip("no SIGTERM on Windows")
 	}
@@ -226,5 +230,113 @@ func TestSIGTERMUnderLoadExitsWithZeroAndWhatClientsWereToldIsTrue(t *testing.T)
 	}
 	if code := second.sigterm(t); code != exitOK {
 		t.Errorf("the second server's exit code is %d: %s", code, second.errs.String())
+	}
+}
+
+// started is the program in a process of its own, with folders of its own for temporary files.
+type started struct {
+	*exec.Cmd
+	folders   string
+	out, errs lockedBuffer
+	ended     chan error
+}
+
+func start(t *testing.T, args ...string) *started {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("no such signals on Windows")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &started{Cmd: exec.Command(self, args...), folders: t.TempDir(), ended: make(chan error, 1)}
+	p.Env = append(os.Environ(), asProgram+"=1", "TMPDIR="+p.folders)
+	p.Stdout, p.Stderr = &p.out, &p.errs
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.ended <- p.Wait() }()
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	return p
+}
+
+// signal sends it once the program has said what it is sent for.
+func (p *started) signal(t *testing.T, s os.Signal, said string) {
+	t.Helper()
+	await(t, said, func() bool { return strings.Contains(p.errs.String(), said) })
+	if err := p.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// code is the exit code, within less than what anything that is waited for would take.
+func (p *started) code(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+		return p.ProcessState.ExitCode()
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the program does not end: %s%s", p.out.String(), p.errs.String())
+		return 0
+	}
+}
+
+func (p *started) left(t *testing.T) (files []string) {
+	t.Helper()
+	_ = filepath.WalkDir(p.folders, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && path != p.folders {
+			files = append(files, path)
+		}
+		return nil
+	})
+	return files
+}
+
+func TestSecondSignalEndsTheProgramAtOnceAndLeavesNothingBehind(t *testing.T) {
+	for _, s := range [][2]syscall.Signal{
+		{syscall.SIGINT, syscall.SIGINT}, {syscall.SIGTERM, syscall.SIGTERM}, {syscall.SIGHUP, syscall.SIGTERM},
+	} {
+		t.Run(s[0].String()+" and "+s[1].String(), func(t *testing.T) {
+			t.Parallel()
+			p := start(t, "-slow-by", "1h", "-grace", "1h")
+			p.signal(t, s[0], "/20000 records")
+			p.signal(t, s[1], "interrupted: finishing")
+			if code := p.code(t); code != exitFailed || !strings.Contains(p.errs.String(), "ended by a second signal") {
+				t.Errorf("exit code %d: %s", code, p.errs.String())
+			}
+			if left := p.left(t); len(left) > 0 || strings.Contains(p.out.String(), "yes") {
+				t.Errorf("left behind: %v; said %s", left, p.out.String())
+			}
+		})
+	}
+}
+
+func TestHangupFinishesWhatWasSent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
+	p := start(t, "-records", "1000000", "-slow", "none")
+	p.signal(t, syscall.SIGHUP, "/1000000 records")
+	if code := p.code(t); code != exitFailed || !strings.Contains(p.out.String(), "replay: as far as it got (") {
+		t.Errorf("exit code %d: %s%s", code, p.out.String(), p.errs.String())
+	}
+	if left := p.left(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestFirstSignalEndsTheProgramWhileItOpensAFIFO(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := exec.Command("mkfifo", fifo).Run(); err != nil {
+		t.Skip("no FIFO can be made: ", err)
+	}
+	p := start(t, "-in", fifo, "-key", "1")
+	p.signal(t, syscall.SIGTERM, "input "+fifo)
+	if code := p.code(t); code != exitFailed || !strings.Contains(p.errs.String(), "interrupted before the end of the input") {
+		t.Errorf("exit code %d: %s%s", code, p.out.String(), p.errs.String())
+	}
+	if left := p.left(t); len(left) > 0 || p.out.String() != "" {
+		t.Errorf("left behind: %v; said %s", left, p.out.String())
 	}
 }

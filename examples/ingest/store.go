@@ -45,6 +45,9 @@ func openStore(file string) (*store, error) {
 			*to, err = db.Prepare(query)
 		}
 	}
+	if err == nil {
+		err = tryWrite(db)
+	}
 	prepare(&s.read, "SELECT records, hash FROM states WHERE upload = ? AND key = ?")
 	prepare(&s.record, "INSERT INTO records VALUES (?, ?, ?, ?)")
 	prepare(&s.set, "INSERT INTO states VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET records = excluded.records, hash = excluded.hash")
@@ -52,6 +55,17 @@ func openStore(file string) (*store, error) {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", file, err), db.Close())
 	}
 	return s, nil
+}
+
+// tryWrite finds a database that can only be read: it says so when something is written, and not before.
+func tryWrite(db *sql.DB) error {
+	tx, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	_, err = tx.Exec("INSERT INTO records VALUES ('', 0, '', '')")
+	return err
 }
 
 func (s *store) close() error { return s.db.Close() }

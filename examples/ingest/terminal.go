@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,10 +29,11 @@ const (
 	liveEvery  = 100 * time.Millisecond
 	plainEvery = 2 * time.Second
 
-	barWidth   = 10
+	barWidth   = 8
 	besideBar  = barWidth + 11 // columns that it and its percentage take
 	besideSpin = 4
-	wide       = 100 // columns: a narrower terminal has no room for a bar beside the numbers
+	narrow     = 50 // columns: a narrower terminal has no room for a bar beside the count
+	usual      = 80 // columns, where the terminal does not say
 )
 
 func newTerminal(stdout, stderr io.Writer) *terminal {
@@ -61,8 +63,8 @@ func (t *terminal) clearLocked() {
 	}
 }
 
-// progress is what the live line shows: how many records, and words about the rest.
-type progress func() (records uint64, rest string)
+// progress is what the live line shows: how many records, and figures about the rest, what matters most first.
+type progress func() (records uint64, rest []string)
 
 // watch shows p until the returned function is called. total is -1 when it is not known. Nothing is written while
 // nothing changes, unless it is a live line.
@@ -73,7 +75,7 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 		t.mu.Lock()
 		size := total
 		t.besides = besideBar
-		if total <= 0 || t.width() < wide {
+		if total <= 0 || t.width() < narrow {
 			size, t.besides = -1, besideSpin
 		}
 		t.bar = progressbar.NewOptions(size,
@@ -96,12 +98,15 @@ func (t *terminal) watch(total int, p progress) (stop func()) {
 			case <-tick.C:
 			}
 			n, rest := p()
+			if total >= 0 { // a record that was cut off and runs again counts once
+				n = min(n, uint64(total))
+			}
 			now := float64(n-last) / every.Seconds()
 			if t.live { // smooth enough to be read
 				rate += (now - rate) / 5
-				t.render(n, fmt.Sprintf("%s  %.0f/s  %s", of(n, total), rate, rest))
+				t.render(n, append([]string{of(n, total), fmt.Sprintf("%.0f/s", rate)}, rest...))
 			} else if n != last {
-				t.note("%s  %.0f/s  %s", of(n, total), now, rest)
+				t.note("%s  %.0f/s  %s", of(n, total), now, strings.Join(rest, "  "))
 			}
 			last = n
 		}
@@ -123,12 +128,27 @@ func of(n uint64, total int) string {
 	return fmt.Sprintf("%d/%d records", n, total)
 }
 
-// render draws the live line. A line that wraps can't be cleared, so what doesn't fit is cut off.
-func (t *terminal) render(n uint64, words string) {
+// render draws the live line. A line that wraps can't be cleared, so figures that don't fit are left out.
+func (t *terminal) render(n uint64, figures []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.bar.Describe(words[:max(0, min(len(words), t.width()-t.besides))])
+	t.bar.Describe(fitting(figures, t.width()-t.besides))
 	_ = t.bar.Set64(int64(n))
+}
+
+// fitting joins as many of the first figures as there are columns for.
+func fitting(figures []string, columns int) string {
+	line := ""
+	for i, f := range figures {
+		if i > 0 {
+			f = "  " + f
+		}
+		if len(line)+len([]rune(f)) > columns {
+			break
+		}
+		line += f
+	}
+	return line
 }
 
 // width is the terminal's, in columns.
@@ -138,5 +158,5 @@ func (t *terminal) width() int {
 			return width
 		}
 	}
-	return wide
+	return usual
 }

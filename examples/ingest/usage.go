@@ -9,10 +9,10 @@ In the end it compares the stored state with a sequential replay of the input.
 
 Input (client)
   -devices N       devices of the generated fleet, device-1 to device-N (100)
-  -records N       records that they send (40000)
+  -records N       records that they send (20000)
   -in FILE         read records from FILE instead; - is standard input
   -key KEY         where a line of -in has its key: a number is a column of text, counted from 1;
-                   any other word is a field of NDJSON
+                   any other word is a field of NDJSON. Blank lines are no records
   -bad ACTION      what to do with a bad line: stop there, or skip it (stop)
   -streams N       streams to upload over, each with its own keys (1)
 
@@ -31,8 +31,9 @@ Both
                    the certificates that it trusts
 
 To see it work
-  -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it
-  -slow-by D       how slow, for each record (20ms)
+  -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it;
+                   none: no key (of a generated fleet of 10 devices or more: device-7)
+  -slow-by D       how slow, for each record (30ms)
   -fail RATE       let this share of attempts fail, from 0 to below 1; they are tried again
   -restart         shut the server down in the middle (of standard input: after 1000 lines) and start
                    another one on the same database; the client sends it what is not stored yet
@@ -42,6 +43,6 @@ To watch it
                    whoever reaches ADDR, so keep to a loopback address
   -metrics ADDR    serve metrics for Prometheus
 
-Ctrl-C ends the input and finishes what was sent; a second one kills.
+Ctrl-C, SIGTERM and SIGHUP end the input and finish what was sent; a second one ends the program at once.
 Exit code: 0 if all is stored and the check says yes, 1 if not, 2 for wrong usage.
 `
