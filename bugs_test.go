@@ -142,27 +142,3 @@ func TestAllShutdownsReturnTheSame(t *testing.T) {
 		}
 	})
 }
-
-// Workers went on taking what was ready until the sweep came: after a Shutdown without drain, or a failure, up to a batch.
-func TestNothingIsTakenOnceTheStreamIsOver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
-		s := f.receiver.newStream(t.Context(), nil)
-		s.mu.Lock()
-		for range 2 {
-			s.acceptLocked(&arrival[int]{}, weight{})
-		}
-		for m := s.live; m != nil; m = m.nextLive {
-			s.pushLocked(m)
-		}
-		if !s.readyLocked() {
-			t.Error("two are ready and there is nothing to take")
-		}
-		s.over.Store(true)
-		if s.readyLocked() {
-			t.Error("the stream is over and there is something to take")
-		}
-		s.mu.Unlock()
-		s.cancel(nil)
-	})
-}

@@ -1,24 +1,17 @@
 package flow
 
-import "unsafe"
-
-// StreamSize is what the state of a stream takes, in bytes.
-const StreamSize = unsafe.Sizeof(stream[*byte]{})
-
-// BeginSpread has f's streams begin as if messages had been seen to take some microseconds each: where time stands still
-// none is seen to.
-func BeginSpread[T any](f *Flow[T]) { f.receiver.begin = paceMedium }
-
-// ChangeMode has all streams of f run their messages in another of the three ways, for as long as it seems best to them.
-func ChangeMode[T any](f *Flow[T], mode int) {
-	f.receiver.mu.Lock()
-	defer f.receiver.mu.Unlock()
-	for s := range f.receiver.streams {
-		s.mu.Lock()
-		if s.mayLease && !s.serial {
-			s.setModeLocked(paceMode(mode))
-			s.startLocked()
+// SetRunLength has all shards of f make runs of up to n messages, for as long as that seems best to them.
+func SetRunLength[T any](f *Flow[T], n int) {
+	r := f.receiver
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, sh := range r.shards {
+		if sh == nil {
+			continue
 		}
-		s.mu.Unlock()
+		select {
+		case sh.events <- event[T]{do: func() { sh.pace.length = int32(n) }}:
+		default: // it has enough to do
+		}
 	}
 }

@@ -144,7 +144,11 @@ func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow
 			reflect.TypeFor[T]()))
 	}
 	var ordering OrderingResolver
-	if opts.Ordering.Mode != OrderingNone {
+	if own := opts.Ordering.Resolver; own != nil {
+		local := opts.Ordering
+		local.Resolver = nil
+		ordering = &resolverOption{OrderingResolver: own, local: newLaneResolver(local)}
+	} else if opts.Ordering.Mode != OrderingNone {
 		ordering = newLaneResolver(opts.Ordering)
 	}
 	coordinator := NewShutdownCoordinator(opts.Shutdown)

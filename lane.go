@@ -20,6 +20,7 @@ type turn struct {
 	lane       *lane // nil: in none
 	prev, next *turn
 	owner      turnOwner
+	home       turnHome // whose turn it is to hand on; nil: the owner is told itself
 	// spare is a lane's memory, which every turn has but a lane's head, whose spare the lane is: so a key's coming and
 	// going allocates nothing, and there is no list of free lanes to keep small.
 	spare *lane
@@ -28,6 +29,9 @@ type turn struct {
 // turnOwner is told, once and with no lock held, that a turn which had to wait has come.
 type turnOwner interface{ turnCame() }
 
+// turnHome is told, with no lock held, that the turn of an owner of its own has come.
+type turnHome interface{ handOver(turnOwner) }
+
 // lane is the queue of one key.
 type lane struct {
 	name       string
@@ -35,7 +39,6 @@ type lane struct {
 	chain      *lane // the next lane of the hash bucket
 	head, tail *turn
 	n          int
-	stuck      bool // its head has been seen not to get on: see lookout.go
 }
 
 // laneBounds are what the lanes of one scope have in common. They are safe for concurrent use.
@@ -130,7 +133,7 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 	case t.next != nil:
 		tb.bounds.unreserve()
 		next = t.next
-		next.prev, l.head, l.stuck = nil, next, false
+		next.prev, l.head = nil, next
 		t.spare, next.spare = next.spare, nil
 	default:
 		tb.remove(l)
@@ -140,8 +143,9 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 	return next
 }
 
-// giveUp takes t out of its lane if it stands there behind the head, and says whether it did: nobody's turn comes by it.
-func (tb *laneTable) giveUp(t *turn) bool {
+// cancelWait takes t out of its lane if it stands there behind the head, and reports whether it did: nobody's turn comes
+// by it.
+func (tb *laneTable) cancelWait(t *turn) bool {
 	if t.lane == nil || t.lane.head == t {
 		return false
 	}
@@ -160,6 +164,24 @@ func (tb *laneTable) find(name string, hash uint64) *lane {
 		l = l.chain
 	}
 	return l
+}
+
+// hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them.
+func (tb *laneTable) hashesInto(busy *busyKeys) bool {
+	if tb.lanes == 0 {
+		return true
+	}
+	if len(tb.buckets) > 2*idleBuckets {
+		return false
+	}
+	for _, l := range tb.buckets {
+		for ; l != nil; l = l.chain {
+			if !busy.add(l.hash) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (tb *laneTable) add(l *lane) {
@@ -230,16 +252,31 @@ func (sh *laneShard) join(name string, hash uint64, t *turn) (first bool, why re
 	return sh.laneTable.join(name, hash, t)
 }
 
-func (sh *laneShard) leave(t *turn) (next *turn) {
+// leave is laneTable.leave. It also returns the home of the one whose turn has come, which is that one's only as long as the
+// shard is locked.
+func (sh *laneShard) leave(t *turn) (next *turn, home turnHome) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	next = sh.laneTable.leave(t)
+	if next = sh.laneTable.leave(t); next != nil {
+		home = next.home
+	}
 	sh.trim()
-	return next
+	return next, home
 }
 
-func (sh *laneShard) giveUp(t *turn) bool {
+func (sh *laneShard) cancelWait(t *turn) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return sh.laneTable.giveUp(t)
+	return sh.laneTable.cancelWait(t)
+}
+
+// follower returns the turn behind t, which is in a lane, if that is of the same home; nil otherwise.
+func (sl *sharedLanes) follower(t *turn, hash uint64) *turn {
+	sh := sl.shard(hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if t.next == nil || t.next.home != t.home {
+		return nil
+	}
+	return t.next
 }

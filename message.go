@@ -2,115 +2,119 @@ package flow
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// message is a Message on its way through its stream. It has one owner at a time, who alone may touch what is not said
-// to be guarded: its lane or the ready queue, then the carrier that runs it. Messages are used again: a million of them
-// cost as much memory as are pending at once.
+// message is a Message on its way through its stream. It belongs to its stream's shard, but while it is in a run: then
+// the worker that has claimed it owns its delivery, until it gives the run back or claims the next one.
 type message[T any] struct {
-	turn // its place in a lane; guarded by stream.mu, and in shared lanes by the shard's mu
+	turn                // its place in a lane
+	laneMem lane        // what that place's first spare lane is made of
+	link    *message[T] // the next in the one queue that it is in: ready or free
 
-	s                  *stream[T]
-	prevLive, nextLive *message[T] // the stream's live list; guarded by stream.mu
-	link               *message[T] // the next in the one queue it is in: ready, to be carried, or free
-	place              lane        // the memory of its first spare lane
+	stream             *stream[T]
+	prevLive, nextLive *message[T] // the stream's unfinished messages, in order of receipt
 
-	journey[T]
+	entry[T]
+	seq uint64
+	delivery[T]
 }
 
-// journey is what of a message is cleared when it has finished.
-type journey[T any] struct {
-	arrival[T]
-	weight
-	hash     uint64        // of its lane's name; kept when it has one
-	waited   time.Duration // until the first attempt; this and the next are kept for the Observer
-	took     time.Duration // the last attempt
-	attempts int
-
+// delivery is what changes while a message is brought to its end. It is cleared with every message that has finished.
+type delivery[T any] struct {
+	state     state
 	step      step
 	outcome   outcome
-	settled   bool // OnFailure skipped it
-	told      bool // the Observer was told its outcome already
-	unkeyed   bool // its key function panicked
+	attempts  int  // the worker's while it has the message
+	tried     int  // attempts before it was handed out
+	settled   bool // OnFailure has skipped it
+	skipKey   bool // and with it the later ones of its key
+	crashed   bool // its cause is a panic or a Goexit of the handler
+	told      bool // the Observer has heard its outcome
+	refused   bool // on receipt
 	pressured bool
-	state     state // guarded by stream.mu
 
-	// For a Snapshot, which looks at a message while a worker has it.
-	tried int          // attempts before the one it is queued for or in; guarded by stream.mu
-	began atomic.Int64 // when the attempt began, since the stream's start, plus 1; 0: not known. Kept for the Observer
-
-	fault   *Failure      // what failed; kept from the attempt to the telling
+	run     *run[T]       // of stateOut
+	wait    *wait[T]      // of stateBackoff
+	cause   error         // of stepCause: what the handler, or a caller's own resolver, has returned
+	fault   *Failure      // of the last attempt
 	delay   time.Duration // before the next attempt
+	waited  time.Duration // until the first attempt; this and the next are kept for the Observer
+	took    time.Duration // the last attempt
 	release ReleaseFunc   // of a caller's own resolver
-	parking *parking[T]   // of stateParked; guarded by stream.mu
 }
 
-// state says who has a message. Its changes, under stream.mu, decide what becomes of it when its stream ends: the sweep
-// takes what is queued or parked; what a carrier has, it carries to its end.
+// state says where a message is. It is its shard's.
 type state uint8
 
 const (
-	stateHeld    state = iota // by the receiver, a lane or a carrier without a slot
-	stateQueued               // in the ready queue: it has its turn and lacks a worker
-	stateRunning              // by a worker
-	stateParked               // waits for its next try
+	stateWaiting state = iota // for its turn
+	stateAsking               // for the turn that a caller's own resolver gives
+	stateReady                // it has its turn, and is in its stream's ready queue
+	stateOut                  // in a run
+	stateBackoff              // for its next try
 )
 
-// step is what happens to a carried message next. A panic or a Goexit in a step moves it on as stream.crashed says.
+// step is what a worker does next with a message. Each calls at most one function of the caller's, which may panic or
+// call runtime.Goexit: see worker.crashed.
 type step uint8
 
 const (
-	stepAttempt step = iota // run the handler
-	stepRetry               // tell of the coming retry
-	stepPark                // wait for the next try: the carrier lets go of it
-	stepSuccess             // tell of the success
-	stepFailed              // ask OnFailure
-	stepFailure             // tell of the failure or the refusal, and end the stream if it must end
-	stepDrop                // tell of the drop
-	stepRelease             // give back the turn of a caller's own resolver
-	stepFinish              // it is done: the carrier counts it and lets the next of its lane go
+	stepAttempt  step = iota // run the handler
+	stepCause                // make a failure of what the caller's code has done to it before it could run
+	stepRetry                // tell the Observer of the coming try
+	stepSuccess              // tell of the success
+	stepAsk                  // ask OnFailure
+	stepFailure              // tell of the failure or the refusal, and end the stream if it must end
+	stepDrop                 // tell of the drop
+	stepRelease              // give back the turn of a caller's own resolver
+	stepBackoff              // wait for the next try: the worker gives the message back
+	stepFinished             // it is at its end: the worker goes on with the next
 )
 
-// outcome is what became of a message.
-type outcome uint8
-
-const (
-	succeeded outcome = iota
-	failed
-	rejected
-	dropped
-)
-
-// failure makes the Failure of m.
+// failure makes a Failure of m.
 func (m *message[T]) failure(kind FailureKind, err error) *Failure {
 	f := newFailure(kind, err)
 	f.Seq, f.Key, f.Attempts, f.Value = m.seq, m.key, m.attempts, m.value
 	return f
 }
 
+// fail makes m one whose last attempt has failed for good.
 func (m *message[T]) fail(kind FailureKind, err error) { m.failWith(m.failure(kind, err)) }
 
-func (m *message[T]) failWith(f *Failure) { m.fault, m.outcome, m.step = f, failed, stepFailed }
+func (m *message[T]) failWith(f *Failure) { m.fault, m.outcome, m.step = f, outcomeFailed, stepAsk }
 
 // refuse makes m one that will not run.
 func (m *message[T]) refuse(kind FailureKind, err error) {
-	m.fault, m.outcome, m.step = m.failure(kind, err), rejected, stepFailed
+	m.fault, m.outcome, m.step = m.failure(kind, err), outcomeRejected, stepAsk
 }
 
-// cutShort makes m one whose stream ended before it was done: dropped if it never ran, else failed, with the error of
-// its last try as the cause. Neither comes to OnFailure, and neither is what ends the stream.
-func (m *message[T]) cutShort(kind FailureKind) {
+// abort makes m one whose stream has ended before it was done: dropped if it never ran, otherwise failed, with the error
+// of its last try as the cause. Neither comes to OnFailure, and neither is what has ended the stream.
+func (m *message[T]) abort(kind FailureKind) {
 	if m.attempts == 0 {
-		m.outcome, m.step = dropped, stepDrop
+		m.outcome, m.step = outcomeDropped, stepDrop
 		return
 	}
-	var last error
-	if m.fault != nil {
-		last = m.fault.Err
+	if m.fault == nil {
+		m.fault = m.failure(kind, nil)
+	} else {
+		m.fault = m.fault.as(kind) // the error's methods are the caller's code, which a shard must not call
 	}
-	m.fault, m.outcome, m.step = m.failure(kind, last), failed, stepFailure
+	m.outcome, m.step = outcomeFailed, stepFailure
+}
+
+// runs reports whether a worker has m under way. It is the shard's to ask.
+func (m *message[T]) runs() bool {
+	r := m.run
+	if m.state != stateOut || r.kind == runFinish {
+		return false
+	}
+	if r.recalled {
+		return m == r.list[r.end-1]
+	}
+	at := r.at.Load()
+	return at >= 0 && r.list[at] == m
 }
 
 // messageQueue is a FIFO of messages through their links.
@@ -148,55 +152,78 @@ func (q *messageQueue[T]) pop() *message[T] {
 	return m
 }
 
-// acceptLocked makes a live message of what was received.
-func (s *stream[T]) acceptLocked(a *arrival[T], w weight) *message[T] {
-	m := s.free.pop()
-	if m == nil {
-		s.free.refill(&s.r.messages)
-		if m = s.free.pop(); m == nil {
-			m = new(message[T])
-			m.owner, m.spare = m, &m.place
+// magazine is how many messages change hands at once between a shard and the pool.
+const magazine = 256
+
+// messageCache is the messages that a shard keeps for use by later ones: two magazines, so that a shard whose need goes up
+// and down around a full one does not go to the pool each time. The pool is the garbage collector's to empty, so that a
+// burst leaves nothing behind.
+type messageCache[T any] struct{ free, full messageQueue[T] }
+
+func (c *messageCache[T]) get(pool *sync.Pool) *message[T] {
+	if c.free.n == 0 {
+		c.free, c.full = c.full, c.free
+	}
+	if c.free.n == 0 {
+		for m, _ := pool.Get().(*message[T]); m != nil; {
+			next := m.link
+			c.free.push(m)
+			m = next
 		}
 	}
-	m.s = s
-	m.arrival, m.weight = *a, w
-	if m.nextLive = s.live; s.live != nil {
-		s.live.prevLive = m
+	if m := c.free.pop(); m != nil {
+		return m
 	}
-	s.live = m
+	m := new(message[T])
+	m.owner, m.spare = m, &m.laneMem
 	return m
 }
 
-// retireLocked takes back a message that is finished, for use by a later one.
-func (s *stream[T]) retireLocked(m *message[T]) {
-	if m.prevLive != nil {
-		m.prevLive.nextLive = m.nextLive
-	} else {
-		s.live = m.nextLive
+// put takes m, which has finished and is cleared.
+func (c *messageCache[T]) put(m *message[T], pool *sync.Pool) {
+	if c.free.n >= magazine {
+		c.drop(&c.full, pool)
+		c.free, c.full = c.full, c.free
 	}
-	if m.nextLive != nil {
+	c.free.pushFront(m) // the one that is still in the cache
+}
+
+// empty leaves everything to others.
+func (c *messageCache[T]) empty(pool *sync.Pool) {
+	c.drop(&c.free, pool)
+	c.drop(&c.full, pool)
+}
+
+func (c *messageCache[T]) drop(q *messageQueue[T], pool *sync.Pool) {
+	if q.head != nil {
+		pool.Put(q.head)
+	}
+	*q = messageQueue[T]{}
+}
+
+// liveList is the unfinished messages of one stream that its shard knows, in order of receipt: so the first is what
+// Committed waits for.
+type liveList[T any] struct{ first, last *message[T] }
+
+func (l *liveList[T]) add(m *message[T]) {
+	if m.prevLive = l.last; l.last == nil {
+		l.first = m
+	} else {
+		l.last.nextLive = m
+	}
+	l.last = m
+}
+
+func (l *liveList[T]) remove(m *message[T]) {
+	if m.prevLive == nil {
+		l.first = m.nextLive
+	} else {
+		m.prevLive.nextLive = m.nextLive
+	}
+	if m.nextLive == nil {
+		l.last = m.prevLive
+	} else {
 		m.nextLive.prevLive = m.prevLive
 	}
 	m.prevLive, m.nextLive = nil, nil
-	m.journey = journey[T]{}
-	s.free.pushFront(m) // the one that is still in the cache
-}
-
-// refill takes over what another stream has given up. The pool holds queues by their heads.
-func (q *messageQueue[T]) refill(pool *sync.Pool) {
-	m, _ := pool.Get().(*message[T])
-	for m != nil {
-		next := m.link
-		q.push(m)
-		m = next
-	}
-}
-
-// giveUp leaves all that is in q to other streams.
-func (q *messageQueue[T]) giveUp(pool *sync.Pool) {
-	for m := q.head; m != nil; m = m.link {
-		m.s = nil
-	}
-	pool.Put(q.head)
-	*q = messageQueue[T]{}
 }

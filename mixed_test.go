@@ -28,7 +28,6 @@ func TestMixOfFastSlowAndFailingMessagesKeepsSlotsBusyAndCountsExact(t *testing.
 type mixture struct {
 	Options   flow.Options // without its functions
 	OnFailure bool         // there is one: it answers what the message says
-	Spread    bool         // streams begin with the leases of messages that take some microseconds
 	Moves     []mixedMove
 }
 
@@ -109,7 +108,7 @@ const (
 const maxMixedStreams = 4 // that live
 
 func drawMixture(t *rapid.T) mixture {
-	x := mixture{Options: drawMixedOptions(t), OnFailure: evenly(t, 8) > 0, Spread: evenly(t, 2) > 0}
+	x := mixture{Options: drawMixedOptions(t), OnFailure: evenly(t, 8) > 0}
 	move := rapid.Custom(drawMixedMove)
 	days := rapid.SliceOfN(rapid.SliceOfN(move, 0, 20), 0, 20) // nested, since rapid draws lists of about five
 	for range 2 {

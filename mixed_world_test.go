@@ -84,9 +84,6 @@ func newMixedWorld(x mixture) *mixedWorld {
 	if err != nil {
 		panic(err)
 	}
-	if x.Spread {
-		flow.BeginSpread(f)
-	}
 	w.f = f
 	return w
 }

@@ -55,6 +55,11 @@ type OrderingOptions struct {
 	KeyCapacity int
 	// UnorderedEmptyKey leaves messages whose key is "" without an order among them. Off, "" is a key like any other.
 	UnorderedEmptyKey bool
+	// Resolver is a caller's own order in place of the built-in one, with all that Options offers. Mode must be
+	// OrderingKeyedFIFO or OrderingFIFO: that is kept within each stream, and Resolver is asked when a message's turn
+	// has come there, with its key ("" in OrderingFIFO), before it takes a slot. nil: the built-in order. It is not
+	// closed by flow.
+	Resolver OrderingResolver
 }
 
 func (o OrderingOptions) validate() error {
@@ -75,6 +80,10 @@ func (o OrderingOptions) validate() error {
 		return invalid("Ordering.Capacity", o.Capacity, "means nothing with Mode OrderingNone")
 	case o.Scope == ScopeFlow && o.Mode == OrderingNone:
 		return invalid("Ordering.Scope", o.Scope, "means nothing with Mode OrderingNone")
+	case o.Resolver != nil && o.Mode == OrderingNone:
+		return invalid("Ordering.Resolver", "a resolver", "means nothing with Mode OrderingNone")
+	case o.Resolver != nil && o.Scope == ScopeFlow:
+		return invalid("Ordering.Resolver", "a resolver", "keeps the order across streams itself: Scope must be ScopeStream")
 	}
 	return nil
 }
@@ -94,12 +103,12 @@ type OrderingResolver interface {
 }
 
 const (
-	reasonOrderFull  = reason("too many messages wait for their turn")
-	reasonKeyFull    = reason("too many messages of one key wait for their turn")
-	reasonOrderShut  = reason("the ordering resolver is closed")
-	reasonGivenUp    = reason("an earlier message of this key was skipped with SkipKey")
-	reasonGivenMany  = reason("too many keys were skipped with SkipKey")
-	reasonOrderError = reason("the ordering resolver refused")
+	reasonOrderFull   = reason("too many messages wait for their turn")
+	reasonKeyFull     = reason("too many messages of one key wait for their turn")
+	reasonOrderShut   = reason("the ordering resolver is closed")
+	reasonSkipped     = reason("an earlier message of this key was skipped with SkipKey")
+	reasonManySkipped = reason("too many keys were skipped")
+	reasonOrderError  = reason("the ordering resolver refused")
 )
 
 // laneResolver is both built-in resolvers. Called directly it orders its callers by arrival. A Receiver that finds one
@@ -145,15 +154,15 @@ func (r *laneResolver) bounds() *laneBounds {
 
 var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
 
-// place returns the hash of key's lane. ordered is false for a key that has no order.
+// place returns the hash of key's lane, which is not 0. ordered is false for a key that has no order.
 func (r *laneResolver) place(key string) (hash uint64, ordered bool) {
 	switch {
 	case r.opts.Mode == OrderingFIFO:
-		return 0, true
+		return 1, true
 	case key == "" && r.opts.UnorderedEmptyKey:
 		return 0, false
 	}
-	return maphash.String(hashSeed, key), true
+	return max(1, maphash.String(hashSeed, key)), true
 }
 
 // lane returns the name of key's lane.
@@ -210,7 +219,9 @@ func (w *laneWaiter) release() {
 	if w.over.Swap(true) {
 		return
 	}
-	if next := w.shard.leave(&w.turn); next != nil {
+	if next, home := w.shard.leave(&w.turn); home != nil {
+		home.handOver(next.owner)
+	} else if next != nil {
 		next.owner.turnCame()
 	}
 }

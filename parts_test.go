@@ -160,29 +160,6 @@ func TestResolverThatIsClosedRefusesAStreamsLaterMessages(t *testing.T) {
 	})
 }
 
-func TestResolverThatIsClosedByAHandlerRunsNothingBehindThatHandlersMessage(t *testing.T) {
-	for name, construct := range map[string]func(flow.OrderingOptions) flow.OrderingResolver{
-		"FIFO": flow.NewFIFO, "keyed FIFO": flow.NewKeyedFIFO,
-	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				ordering := construct(flow.OrderingOptions{})
-				r := flow.NewReceiver(flow.NewGate(ordering, nil, nil), flow.NewEngine(func(_ context.Context, m flow.Message[string]) error {
-					if m.Seq == 3 {
-						ordering.Close()
-					}
-					return nil
-				}, flow.RetryOptions{}))
-				c := receive(t, r, keyOf, "a1", "a2", "a3", "a4", "a5")
-				sum, err := c.result(t)
-				if f := failureOf(t, err, flow.FailureOrdering); sum.Succeeded != 3 || f.Seq < 4 || sum.Rejected == 0 {
-					t.Errorf("%+v, %+v; want those behind the third refused", sum, f)
-				}
-			})
-		})
-	}
-}
-
 func TestAcquireServesWaitingCallersInOrder(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := flow.NewPressureController(flow.BackpressureOptions{Capacity: 2})

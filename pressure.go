@@ -71,11 +71,11 @@ const (
 // workers that give their slot back between two messages when another stream asks, make streams share fairly. The soft
 // policies never wait, so they only count.
 type PressureController struct {
-	opts    BackpressureOptions
-	slots   *semaphore.Weighted // nil: nobody ever waits
-	inUse   atomic.Int64        // slots taken; with a soft policy, executions
-	asking  atomic.Int64        // goroutines that wait in slots.Acquire
-	lacking atomic.Int64        // messages and callers that have their turn and no slot; kept only with QueueCapacity
+	opts   BackpressureOptions
+	slots  *semaphore.Weighted // nil: nobody ever waits
+	inUse  atomic.Int64        // slots taken; with a soft policy, executions
+	asking atomic.Int64        // goroutines that wait in slots.Acquire
+	queued atomic.Int64        // messages and callers that have their turn and no slot; kept only with QueueCapacity
 }
 
 // NewPressureController returns a controller of its own capacity. It panics on impossible options, with the text that
@@ -131,25 +131,25 @@ func (p *PressureController) giveBack() {
 	}
 }
 
-// tryLack counts one more that has its turn and no slot, unless QueueCapacity of them wait.
-func (p *PressureController) tryLack() bool {
+// tryQueue counts one more that has its turn and no slot, unless QueueCapacity of them wait.
+func (p *PressureController) tryQueue() bool {
 	limit := int64(p.opts.QueueCapacity)
 	for limit > 0 {
-		n := p.lacking.Load()
+		n := p.queued.Load()
 		if n >= limit {
 			return false
 		}
-		if p.lacking.CompareAndSwap(n, n+1) {
+		if p.queued.CompareAndSwap(n, n+1) {
 			break
 		}
 	}
 	return true
 }
 
-// lack counts n more (or fewer) that have their turn and no slot: those accepted before are never refused.
-func (p *PressureController) lack(n int) {
+// addQueued counts n more (or fewer) that have their turn and no slot: those accepted before are never refused.
+func (p *PressureController) addQueued(n int) {
 	if p.opts.QueueCapacity > 0 {
-		p.lacking.Add(int64(n))
+		p.queued.Add(int64(n))
 	}
 }
 
@@ -177,14 +177,14 @@ func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured b
 	case fresh && p.opts.Policy == BackpressureHardReject:
 		return false, reasonNoCapacity
 	case !fresh:
-		p.lack(1)
-	case !p.tryLack():
+		p.addQueued(1)
+	case !p.tryQueue():
 		return false, reasonQueueFull
 	}
 	p.asking.Add(1)
 	err = p.ask(ctx)
 	p.asking.Add(-1)
-	p.lack(-1)
+	p.addQueued(-1)
 	return false, err
 }
 

@@ -24,12 +24,12 @@ func TestCallerWhoseWaitIsOverAsksNoMore(t *testing.T) {
 				}
 			})
 		}
-		want := func(when string, asking, lacking, inUse int64) {
+		want := func(when string, asking, queued, inUse int64) {
 			t.Helper()
 			synctest.Wait()
-			if p.asking.Load() != asking || p.lacking.Load() != lacking || p.inUse.Load() != inUse {
+			if p.asking.Load() != asking || p.queued.Load() != queued || p.inUse.Load() != inUse {
 				t.Errorf("%s: %d ask, %d lack, %d are in use; want %d, %d, %d",
-					when, p.asking.Load(), p.lacking.Load(), p.inUse.Load(), asking, lacking, inUse)
+					when, p.asking.Load(), p.queued.Load(), p.inUse.Load(), asking, queued, inUse)
 			}
 		}
 		want("while two wait", 2, 2, 1)

@@ -2,12 +2,12 @@ package flow
 
 import (
 	"context"
-	"math"
+	"io"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
 // Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
@@ -16,25 +16,25 @@ type Receiver[T any] struct {
 	gate   *Gate
 	engine *Engine[T]
 
-	maxPending int64 // math.MaxInt64: unbounded
+	maxPending int64 // unboundedPending: no bound
 	bytes      *byteWindow
 	sizeOf     func(T) int // nil without bytes
 	idle       time.Duration
 	onFailure  func(context.Context, *Failure) FailureAction
 	observer   Observer
 
-	ids   atomic.Uint64
-	begin paceMode // how streams begin; tests change it
+	ids atomic.Uint64
 
-	// What streams that are idle give up for others to use, until the garbage collector takes it: it owns neither
-	// channel nor timer, so that streams in different synctest bubbles may share it.
-	messages sync.Pool // *message[T], the heads of queues
-	chunks   sync.Pool // *chunk[T], the heads of lists
+	// What streams that are idle leave to others, until the garbage collector takes it: it owns neither channel nor
+	// timer, so that streams in different synctest bubbles may share it.
+	chunks   sync.Pool // *chunk[T]
+	messages sync.Pool // *message[T], the heads of lists through their links
 
-	// mu is taken before any lane shard's and any stream's.
+	// mu is taken before a stream's runState's, and no other lock is taken while it is held.
 	mu      sync.Mutex
 	streams map[*stream[T]]struct{}
-	total   Summary // of the streams that have ended
+	total   Summary     // of the streams that have ended
+	shards  []*shard[T] // nil: it has no users
 }
 
 // NewReceiver returns a receiver for streams that pass gate and are run by engine. The options of a stream (MaxPending,
@@ -45,7 +45,48 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 	}
 	return &Receiver[T]{
 		gate: gate, engine: engine, maxPending: defaultMaxPending, streams: make(map[*stream[T]]struct{}),
+		shards: make([]*shard[T], shardCount(gate)),
 	}
+}
+
+// shardCount returns how many shards a Receiver has at most. One keeps up with the handlers of about four processors,
+// and with ScopeFlow all streams share their lanes anyway.
+func shardCount(g *Gate) int {
+	if r, ok := g.ordering.(*laneResolver); ok && r.opts.Scope == ScopeFlow {
+		return 1
+	}
+	return max(1, runtime.GOMAXPROCS(0)/4)
+}
+
+// enter makes s a user of the shard that has the fewest, whose goroutine lives until they have left.
+func (r *Receiver[T]) enter(s *stream[T]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	least := 0
+	for i, sh := range r.shards {
+		if sh == nil {
+			r.shards[i] = startShard(r)
+			least = i
+			break
+		}
+		if sh.users < r.shards[least].users {
+			least = i
+		}
+	}
+	r.shards[least].users++
+	s.sh.Store(r.shards[least])
+}
+
+// leave is told that a user of sh has left. It reports whether that was the last one: then the shard must end.
+func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sh.users--
+	if sh.users > 0 {
+		return false
+	}
+	r.shards[slices.Index(r.shards, sh)] = nil
+	return true
 }
 
 // Receive is one stream: it reads recv until io.EOF, runs every message, and returns when all have finished. key may be
@@ -55,149 +96,24 @@ func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key O
 	return s.end(s.beginAndRun(recv))
 }
 
-// beginAndRun blocks for as long as the client likes. What is on the stack meanwhile had better be little, or that doubles:
-// so end, which it says entered for, is apart.
+// beginAndRun blocks for the lifetime of the stream. It is separate from end to keep the frame small: a larger one would
+// double the goroutine's stack for every idle stream. It reports whether the stream was entered, for end.
 func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
-	entered = s.begin()
-	switch {
-	case !entered:
-		s.failure = &Failure{Kind: FailureShutdown, Err: reasonShutdown}
-	case s.parent.Err() != nil:
-		s.fail(contextFailure(s.parent))
-		_ = s.carriers.Wait()
-	case s.lives():
+	if entered = s.begin(); entered {
 		s.run(recv)
 	}
 	return entered
 }
 
-// begin makes s known, and says whether it may run.
-func (s *stream[T]) begin() bool {
-	s.r.mu.Lock()
-	s.r.streams[s] = struct{}{}
-	s.r.mu.Unlock()
-	s.tellStart()
-	return s.r.gate.shutdown.enter(s)
-}
-
-// end is the last of s: nothing of it runs any more.
-func (s *stream[T]) end(entered bool) (Summary, error) {
-	s.cancel(nil)
-	sum, f := s.summary(), s.result()
-	// Its error says that this is not gRPC, where there is no client to tell. A panic is of the caller's own transport stream.
-	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, sum.trailer()); return nil })
-	if crash != nil && f == nil {
-		f = newFailure(FailureInternal, crash)
+// tellShutdown tells of the beginning of the end.
+func (r *Receiver[T]) tellShutdown(ctx context.Context) {
+	if r.observer == nil {
+		return
 	}
-	s.tellEnd(sum, f)
-	s.r.mu.Lock()
-	delete(s.r.streams, s)
-	s.r.total.add(sum)
-	s.r.mu.Unlock()
-	if entered {
-		s.r.gate.shutdown.leave(s)
-	}
-	if f != nil {
-		return sum, f
-	}
-	return sum, nil
-}
-
-func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
-	s := &stream[T]{
-		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key,
-		space: make(chan struct{}, 1), done: make(chan struct{}),
-	}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	s.startFn = s.startWorker
-	s.inCall = grpc.ServerTransportStreamFromContext(ctx) != nil
-	p := r.gate.pressure
-	direct := p.refuses()
-	if direct {
-		s.comeFn = s.comeWorker
-	}
-	switch o := r.gate.ordering.(type) {
-	case nil:
-	case *laneResolver:
-		s.order = o
-		if o.opts.Scope == ScopeFlow {
-			s.shared = o.lanes
-		}
-		direct = direct || s.shared != nil || o.opts.Capacity > 0 || o.opts.KeyCapacity > 0
-	default:
-		s.own = newOwnOrder(s.ctx, o)
-		s.order = localOrder
-		direct = true
-	}
-	if s.order != nil && s.shared == nil {
-		s.lanes.bounds = s.order.bounds()
-	}
-	s.inbox.resetLocked()
-	s.maxWorkers = math.MaxInt
-	switch {
-	case s.order != nil && s.shared == nil && s.order.opts.Mode == OrderingFIFO:
-		s.serial, s.maxWorkers = true, 1
-	case p.slots != nil:
-		s.maxWorkers = p.opts.Capacity
-	}
-	s.mayLease = !direct && !p.soft()
-	s.setPaceLocked(r.begin)
-	if direct {
-		s.inbox.bypass()
-	} else {
-		s.rounds = p.slots != nil && (s.order == nil || s.order.opts.Mode == OrderingKeyedFIFO)
-	}
-	return s
-}
-
-// localOrder is what a stream keeps beside a caller's own resolver.
-var localOrder = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
-
-// run receives and runs until the stream is done and its carriers are gone.
-func (s *stream[T]) run(recv func() (T, error)) {
-	if s.r.idle > 0 {
-		s.mu.Lock()
-		s.idle = time.AfterFunc(s.r.idle, s.checkIdle)
-		s.mu.Unlock()
-	}
-	in := &intake[T]{s: s, recv: recv}
-	go in.run()
-	select {
-	case <-s.done:
-	case <-s.ctx.Done():
-		if s.parent.Err() != nil {
-			s.contextEnded()
-		}
-		<-s.done
-	}
-	s.cancel(nil) // nothing of the stream runs: this ends a worker that waits for a slot it no longer needs
-	_ = s.carriers.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range []*time.Timer{s.idle, s.grace} {
-		if t != nil {
-			t.Stop()
-		}
-	}
-	if s.own != nil {
-		s.own.end()
-	}
-}
-
-func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
-
-// ordered says whether messages of key have an order among them.
-func (s *stream[T]) ordered(key string) bool {
-	_, ordered := s.place(key)
-	return ordered
-}
-
-// place returns the hash of key's lane. ordered is false for a key that has no order, as none has without an order.
-func (s *stream[T]) place(key string) (hash uint64, ordered bool) {
-	if s.order == nil {
-		return 0, false
-	}
-	return s.order.place(key)
+	_ = isolated(func() error {
+		r.observer(ctx, Event{Kind: EventShutdown})
+		return nil
+	})
 }
 
 // add adds what a stream has finished.
@@ -208,4 +124,24 @@ func (s *Summary) add(o Summary) {
 	s.Dropped += o.Dropped
 	s.Retried += o.Retried
 	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped
+}
+
+// FromChan makes a recv of a channel: a source other than gRPC. It blocks until there is a value; it returns io.EOF when
+// ch is closed and empty, and ctx.Err() when ctx has ended. Like every recv it is for one Run. When that ends early, the
+// goroutine blocked in it ends with ctx or with the next value, which is lost: give it a ctx that ends.
+func FromChan[T any](ctx context.Context, ch <-chan T) func() (T, error) {
+	return func() (v T, err error) {
+		if err := ctx.Err(); err != nil {
+			return v, err
+		}
+		select {
+		case v, ok := <-ch:
+			if !ok {
+				return v, io.EOF
+			}
+			return v, nil
+		case <-ctx.Done():
+			return v, ctx.Err()
+		}
+	}
 }

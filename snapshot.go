@@ -2,7 +2,6 @@ package flow
 
 import (
 	"cmp"
-	"math"
 	"slices"
 	"time"
 
@@ -58,32 +57,36 @@ type RunningMessage struct {
 // the other, so that the numbers of two of them may be a moment apart.
 func (f *Flow[T]) Snapshot(n int) Snapshot { return f.receiver.snapshot(n) }
 
-// census is a Snapshot in the making.
-type census[T any] struct {
+// snapshotBuilder is a Snapshot in the making.
+type snapshotBuilder[T any] struct {
 	stats   Stats
-	streams topList[streamCount[T]]
-	running topList[RunningMessage]
+	streams topN[streamEntry[T]]
+	running topN[RunningMessage]
 	keys    []KeyState
 	index   map[string]int // of a key in keys
-
-	// What the stream at hand has pending, copied under its lock and worked up without it.
-	waits []string // keys
-	runs  []RunningMessage
 }
 
-// streamCount is a stream whose particulars are looked up only if it is to be shown.
-type streamCount[T any] struct {
+// streamView is what a stream has under way, as its shard has copied it.
+type streamView struct {
+	state   StreamState
+	counts  Summary  // of finished messages
+	waiting []string // keys of messages that do not run
+	running []RunningMessage
+}
+
+// streamEntry is a stream whose particulars are looked up only if it is to be shown.
+type streamEntry[T any] struct {
 	s     *stream[T]
 	state StreamState
 }
 
 func (r *Receiver[T]) snapshot(n int) Snapshot {
-	c := census[T]{
+	c := snapshotBuilder[T]{
 		index: make(map[string]int),
-		streams: topList[streamCount[T]]{n: n, compare: func(a, b streamCount[T]) int {
+		streams: topN[streamEntry[T]]{n: n, compare: func(a, b streamEntry[T]) int {
 			return cmp.Or(cmp.Compare(b.state.Pending, a.state.Pending), cmp.Compare(a.state.ID, b.state.ID))
 		}},
-		running: topList[RunningMessage]{n: n, compare: func(a, b RunningMessage) int {
+		running: topN[RunningMessage]{n: n, compare: func(a, b RunningMessage) int {
 			return cmp.Or(cmp.Compare(b.Age, a.Age), cmp.Compare(a.Stream, b.Stream), cmp.Compare(a.Seq, b.Seq))
 		}},
 	}
@@ -100,7 +103,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	c.stats.Streams, c.stats.ActiveKeys = len(streams), len(c.keys)
 	c.stats.Capacity = r.gate.pressure.opts.Capacity
 
-	keys := topList[KeyState]{n: n, compare: func(a, b KeyState) int {
+	keys := topN[KeyState]{n: n, compare: func(a, b KeyState) int {
 		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(b.Age, a.Age), cmp.Compare(a.Key, b.Key))
 	}}
 	for _, k := range c.keys {
@@ -120,58 +123,24 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 }
 
 // visit adds what s has.
-func (c *census[T]) visit(s *stream[T]) {
-	state := c.copy(s)
-	c.streams.add(streamCount[T]{s, state})
-	for _, key := range c.waits {
+func (c *snapshotBuilder[T]) visit(s *stream[T]) {
+	v := ask(s, s.view)
+	c.stats.InFlight += len(v.running)
+	c.stats.Waiting += len(v.waiting)
+	c.stats.Total.add(v.counts)
+	c.streams.add(streamEntry[T]{s, v.state})
+	for _, key := range v.waiting {
 		c.key(key).Waiting++
 	}
-	for _, m := range c.runs {
+	for _, m := range v.running {
 		c.running.add(m)
 		k := c.key(m.Key)
 		k.Running, k.Age = true, max(k.Age, m.Age)
 	}
 }
 
-// copy copies what s has pending. All that it reads of a message is guarded by the stream's lock, but for the time of
-// its attempt's start, which is atomic.
-func (c *census[T]) copy(s *stream[T]) StreamState {
-	c.waits, c.runs = c.waits[:0], c.runs[:0]
-	now := s.clock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.callInLocked()
-	first := uint64(math.MaxUint64) // that is not settled
-	wait := func(a *arrival[T]) {
-		first = min(first, a.seq)
-		c.waits = append(c.waits, a.key)
-	}
-	for m := s.live; m != nil; m = m.nextLive {
-		if m.state != stateRunning {
-			wait(&m.arrival)
-			continue
-		}
-		first = min(first, m.seq)
-		run := RunningMessage{Stream: s.id, Seq: m.seq, Key: m.key, Attempt: m.tried + 1}
-		if began := m.began.Load(); began > 0 {
-			run.Age = max(0, now-time.Duration(began-1))
-		}
-		c.runs = append(c.runs, run)
-	}
-	s.inbox.visitLocked(wait)
-	for _, seq := range s.counts.Unsettled {
-		first = min(first, seq)
-	}
-	c.stats.InFlight += len(c.runs)
-	c.stats.Waiting += len(c.waits)
-	c.stats.Total.add(s.counts)
-	pending := uint64(len(c.waits) + len(c.runs)) // and not the inbox's count, which goes on meanwhile
-	received := s.finished + pending
-	return StreamState{ID: s.id, Age: now, Received: received, Pending: pending, Committed: min(first-1, received)}
-}
-
 // key is the entry of key, to be changed at once.
-func (c *census[T]) key(key string) *KeyState {
+func (c *snapshotBuilder[T]) key(key string) *KeyState {
 	i, ok := c.index[key]
 	if !ok {
 		i = len(c.keys)
@@ -181,14 +150,14 @@ func (c *census[T]) key(key string) *KeyState {
 	return &c.keys[i]
 }
 
-// topList keeps the first n of what it is shown, in the order of compare. It sorts now and then instead of each time.
-type topList[E any] struct {
+// topN keeps the first n of what it is shown, in the order of compare. It sorts now and then instead of each time.
+type topN[E any] struct {
 	n       int
 	compare func(a, b E) int
 	list    []E
 }
 
-func (t *topList[E]) add(e E) {
+func (t *topN[E]) add(e E) {
 	if t.n <= 0 {
 		return
 	}
@@ -198,7 +167,7 @@ func (t *topList[E]) add(e E) {
 	}
 }
 
-func (t *topList[E]) cut() {
+func (t *topN[E]) cut() {
 	slices.SortFunc(t.list, t.compare)
 	if len(t.list) > t.n && t.n > 0 {
 		clear(t.list[t.n:])
@@ -206,7 +175,7 @@ func (t *topList[E]) cut() {
 	}
 }
 
-func (t *topList[E]) take() []E {
+func (t *topN[E]) take() []E {
 	t.cut()
 	return t.list
 }

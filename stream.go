@@ -2,306 +2,382 @@ package flow
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 )
 
-// stream is one Run: the state that its receiver, its carriers and its ends share.
+// stream is one Run: what its shard, its reader, the workers and Run itself share.
 //
-// Who runs: the receiver goroutine (receive.go) reads, numbers and lines up; carriers (carry.go) run messages; whoever
-// ends the stream sets that down here and leaves the clearing away to one more carrier. Run itself waits for done, sets down
-// the end of its context if that comes first, and then waits for the group of carriers. The receiver is not in the group: it
-// may be blocked in recv for as long as the service method has not returned.
-//
-// What ends what: the input is closed once, by the receiver or, while it is in recv, by whoever takes it from it; the
-// stream is done when the input is closed and every received message is finished; a failure, the end of the context and
-// a shutdown only make that come soon.
+// Its reader (reader.go) reads, numbers and names; its shard (shard.go) lines up, hands out and counts; workers run the
+// messages. Whoever ends it says so in state, cancels ctx, and tells the shard, which drops what has not begun. Run waits
+// until the shard says done. It does not wait for the reader, which may be blocked in recv until the service method has
+// returned.
 type stream[T any] struct {
 	r      *Receiver[T]
+	sh     atomic.Pointer[shard[T]] // nil until Run begins to read
 	id     uint64
 	parent context.Context // Run's own
-	ctx    context.Context // the handlers': ends with the stream's failure as its cause
+	ctx    context.Context // the handlers': it ends with the stream's failure as its cause
 	cancel context.CancelCauseFunc
 	start  time.Time
 	keyOf  OrderingKeyFunc[T]
-	header sync.Once // sends the response header
+	rpc    rpc
+	order  streamOrder
 
-	order  *laneResolver // nil: no order
-	shared *sharedLanes  // with ScopeFlow: the resolver's
-	own    *ownOrder     // nil: none
+	state     runState
+	done      chan struct{} // closed by the shard when every message is finished and nothing more comes
+	committed atomic.Uint64 // every message with a Seq up to this is settled
 
-	maxWorkers int  // how many can be of use
-	inCall     bool // it is a gRPC stream
-	serial     bool // one message runs at a time, whatever the capacity
-	rounds     bool // who waits in the inbox takes turns with who is ready
-	mayLease   bool // chunks may be leased
+	box      mailbox[T]
+	window   window
+	activity activity
+	verdict  verdict
 
-	carriers errgroup.Group
-	comeFn   func() error // carriers' bodies as values, so that starting one allocates no closure of ours
-	startFn  func() error
-
-	closed   atomic.Bool   // nothing more is received: a quick look at what the inbox decides
-	over     atomic.Bool   // what has not begun to run will not: written under mu, read without it too
-	attended atomic.Bool   // a worker will look into the inbox without being started: written under mu
-	busy     atomic.Bool   // the receiver is in the caller's functions; kept for IdleTimeout
-	lastUse  atomic.Int64  // time of the last receipt or finish since start; kept for IdleTimeout
-	space    chan struct{} // wakes the receiver that waits for room
-	done     chan struct{} // closed when the input is closed and all is finished
-
-	inbox inbox[T]
-
-	// mu comes after Receiver.mu, and before the inbox's and a lane shard's.
-	mu       sync.Mutex
-	lanes    laneTable   // unless they are shared
-	live     *message[T] // all that are accepted and not finished, the latest first
-	leases   int32       // partitions of the inbox whose first chunk is on lease: see lease.go
-	abreast  int32       // how many there may be
-	pace     pace
-	ready    messageQueue[T] // those that have their turn and lack a worker
-	round    int             // messages to take before the inbox is sorted again, if rounds
-	coming   int             // workers on their way that hold a slot already
-	slots    int             // held by its workers
-	starting bool            // a worker is on its way that has yet to get its slot
-	atOnce   bool            // that one does not look out first: set as it is started, its own to read
-	started  paceSight       // what there was to see as that one was started, its own to read as well
-	lingers  bool            // a worker with nothing to do waits a moment for something
-	asking   bool            // that worker waits for its slot
-	waiting  waitFor         // what the receiver waits for
-	eof      bool            // recv said io.EOF
-	input    bool            // the input is closed
-	stopping bool            // by a shutdown: the stream ends when what still runs has run
-	draining bool            // that is all that was accepted
-	isDone   bool
-	finished uint64
-	counts   Summary // of the finished: Succeeded, Failed, Rejected, Dropped, Retried, Unsettled
-	seen     uint64  // received when it began to wait
-	free     messageQueue[T]
-	givenUp  map[string]uint64 // keys that were given up, from which Seq on
-	failure  *Failure          // the first that ended the stream
-	grace    *time.Timer       // of a context that ended while recv was blocked
-	idle     *time.Timer       // of IdleTimeout
+	backlog backlog[T] // the shard's; once done is closed anybody may read it
 }
 
-// waitFor is what a receiver that doesn't read waits for.
-type waitFor uint8
-
-const (
-	waitNothing waitFor = iota
-	waitRoom            // fewer pending than MaxPending
-	waitBytes           // fewer bytes than MaxPendingBytes, or nothing pending
-)
-
-// sendHeader sends the response header before the first message executes. That fails if it is sent already, or if nobody is
-// there to get it.
-func (s *stream[T]) sendHeader() {
-	if s.inCall && s.ctx.Err() == nil {
-		s.header.Do(func() {
-			crash := recovered(func() error { _ = grpc.SendHeader(s.parent, nil); return nil })
-			if crash != nil { // it is the stream's and not that of the message that is about to run
-				s.fail(newFailure(FailureInternal, crash))
-			}
-		})
+func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
+	s := &stream[T]{
+		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
+		rpc: rpc{is: grpc.ServerTransportStreamFromContext(ctx) != nil},
 	}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.window.init(r.maxPending)
+	s.order.init(s.ctx, s.id, r.gate.ordering)
+	s.backlog.ledger = newLedger()
+	s.backlog.direct = r.gate.pressure.refuses() || s.order.decidesOnReceipt()
+	if r.gate.pressure.refuses() || s.order.refuses() {
+		s.verdict.given = make(chan struct{}, 1)
+	}
+	return s
 }
 
-// fail ends the stream with f unless it has failed before: the first failure counts.
-func (s *stream[T]) fail(f *Failure) {
-	s.mu.Lock()
-	first := s.failure == nil && !s.isDone
-	if first {
-		s.failure = f
-		s.overLocked()
-		s.checkDoneLocked()
-	}
-	s.mu.Unlock()
-	if first {
-		s.cancel(f) // after the decision: whoever sees the context ended can see why
-		s.wakeReceiver()
-	}
+func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
+
+// begin makes s known. It reports whether it may run.
+func (s *stream[T]) begin() (entered bool) {
+	s.r.mu.Lock()
+	s.r.streams[s] = struct{}{}
+	s.r.mu.Unlock()
+	s.emitStart()
+	return s.r.gate.shutdown.enter(s)
 }
 
-// overLocked marks the point after which nothing that has not begun will run, and sends the sweep to clear it away.
-// From here on a turn that comes is dropped by whoever sees it come, and nothing is queued, parked or received.
-func (s *stream[T]) overLocked() {
-	s.closed.Store(true)
-	s.inbox.close()
-	if s.over.Load() {
+// run reads recv and blocks until nothing of the stream runs any more.
+func (s *stream[T]) run(recv func() (T, error)) {
+	if s.parent.Err() != nil {
+		s.fail(contextFailure(s.parent))
+	}
+	if s.state.phase() >= phaseDraining { // it has failed, or a shutdown has come, before anything was read
+		s.state.finishedAll()
+		close(s.done)
 		return
 	}
-	s.callInLocked()
-	s.over.Store(true)
-	if s.own != nil {
-		s.own.end()
+	s.r.enter(s)
+	if s.state.phase() != phaseOpen { // who changed that may have found no shard to tell
+		s.tell()
 	}
-	s.carriers.Go(s.sweep)
+	go (&reader[T]{s: s, recv: recv, refusable: s.verdict.given != nil}).run()
+	var idle <-chan time.Time
+	if s.r.idle > 0 {
+		t := time.NewTimer(s.r.idle)
+		defer t.Stop()
+		idle = t.C
+		for s.awaitEnd(idle) {
+			t.Reset(s.idleFor())
+		}
+		return
+	}
+	s.awaitEnd(nil)
 }
 
-// checkDoneLocked closes done when all is finished that was received, and nothing more will be. The receiver may be
-// blocked in recv even so: a stream that is over, or stopped by a shutdown, doesn't wait for its client. What recv
-// returns then finds the inbox closed.
-func (s *stream[T]) checkDoneLocked() {
-	if (s.input || s.stopping || s.over.Load()) && !s.isDone && s.pendingLocked() == 0 {
-		s.input = true
-		s.isDone = true
-		close(s.done)
-	}
-}
-
-// pendingLocked is how many messages are received and not finished.
-func (s *stream[T]) pendingLocked() uint64 { return s.inbox.total() - s.finishedLocked() }
-
-// finishedLocked is how many messages are finished.
-func (s *stream[T]) finishedLocked() uint64 { return s.finished + s.progressLocked() }
-
-func (s *stream[T]) wakeReceiver() {
+// awaitEnd blocks until the stream is done. It returns true before, when idle fires and the stream goes on.
+func (s *stream[T]) awaitEnd(idle <-chan time.Time) (fired bool) {
 	select {
-	case s.space <- struct{}{}:
-	default:
+	case <-s.done:
+		return false
+	case <-idle:
+		if s.idleFor() > 0 {
+			return true
+		}
+		s.fail(&Failure{Kind: FailureContextCancelled, Err: errIdle})
+	case <-s.parent.Done():
+		s.awaitRecv()
+		s.fail(contextFailure(s.parent))
+	}
+	<-s.done
+	return false
+}
+
+// recvGrace is how long a blocked recv may take to say why the context has ended. gRPC's returns at once.
+const recvGrace = 50 * time.Millisecond
+
+// awaitRecv waits, when Run's own context has ended, for the recv that is blocked: gRPC cancels a stream's context before
+// the Recv of an oversized message returns, so that end is not yet the reason. Nothing starts meanwhile, since attempts
+// look at the context.
+func (s *stream[T]) awaitRecv() {
+	if !s.activity.inRecv.Load() {
+		return
+	}
+	t := time.NewTimer(recvGrace)
+	defer t.Stop()
+	select {
+	case <-s.done:
+	case <-t.C:
 	}
 }
 
-// lives says whether OnFailure may still decide anything.
-func (s *stream[T]) lives() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failure == nil && s.ctx.Err() == nil
+// idleFor returns how long the stream may still be idle: 0 if it has been for IdleTimeout.
+func (s *stream[T]) idleFor() time.Duration {
+	if s.activity.inCallersCode.Load() || s.box.total() != s.window.finished.Load() {
+		return s.r.idle // the receipt or the finish from which the timeout runs is still to come
+	}
+	return max(0, s.r.idle-(s.clock()-time.Duration(s.activity.last.Load())))
 }
 
-// cutKind is the kind of failure of a message that its stream's end cut short.
-func (s *stream[T]) cutKind() FailureKind {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.cutKindLocked()
+// end is the last of s: nothing of it runs any more.
+func (s *stream[T]) end(entered bool) (Summary, error) {
+	s.cancel(nil)
+	s.order.end()
+	sum, f := s.backlog.ledger.summary(), s.failure(entered)
+	// Its error says that this is not gRPC, where there is no client to tell. A panic is of the caller's own transport stream.
+	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, sum.trailer()); return nil })
+	if crash != nil && f == nil {
+		f = newFailure(FailureInternal, crash)
+	}
+	s.emitEnd(sum, f)
+	s.r.mu.Lock()
+	delete(s.r.streams, s)
+	s.r.total.add(sum)
+	s.r.mu.Unlock()
+	if entered {
+		s.r.gate.shutdown.leave(s)
+	}
+	if f != nil {
+		return sum, f
+	}
+	return sum, nil
 }
 
-func (s *stream[T]) cutKindLocked() FailureKind {
-	if s.failure == nil && s.stopping && s.ctx.Err() == nil || s.failure != nil && s.failure.Kind == FailureShutdown {
+// failure returns why the stream, which is done, has failed. It returns nil if it ended well.
+func (s *stream[T]) failure(entered bool) *Failure {
+	if !entered {
+		return &Failure{Kind: FailureShutdown, Err: reasonShutdown}
+	}
+	return s.state.result(len(s.backlog.ledger.counts.Unsettled) == 0, func() *Failure {
+		if s.parent.Err() != nil {
+			return contextFailure(s.parent)
+		}
+		return nil
+	})
+}
+
+// fail ends the stream with f unless it has failed before. It may be called from everywhere but the shard.
+func (s *stream[T]) fail(f *Failure) {
+	if s.state.fail(f) {
+		s.box.close()
+		s.cancel(f) // after the decision: who sees the context ended can see why
+		s.tell()
+	}
+}
+
+// tell has the shard look at s.
+func (s *stream[T]) tell() {
+	sh := s.sh.Load()
+	if sh == nil {
+		return // run is yet to enter, and looks then
+	}
+	select {
+	case sh.events <- event[T]{mail: s}:
+	case <-s.done: // the shard may be gone
+	}
+}
+
+// stop implements participant.
+func (s *stream[T]) stop(drain bool) {
+	s.box.close()
+	if s.state.stop(drain) {
+		s.tell()
+	}
+}
+
+// close implements participant.
+func (s *stream[T]) close() { s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown}) }
+
+// cut implements participant.
+func (s *stream[T]) cut() (n int, seq uint64, key string) {
+	type cutOff struct {
+		n   int
+		seq uint64
+		key string
+	}
+	draining := s.state.phase() == phaseDraining
+	c := ask(s, func() (c cutOff) {
+		s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
+			if draining || s.backlog.runs(m, seq) || m != nil && m.state == stateBackoff {
+				if c.n++; c.n == 1 {
+					c.seq, c.key = seq, e.key
+				}
+			}
+		})
+		return c
+	})
+	s.close()
+	return c.n, c.seq, c.key
+}
+
+// ask has the shard call f, which may look at all of s, and returns what it returns.
+func ask[T, R any](s *stream[T], f func() R) R {
+	sh := s.sh.Load()
+	if sh == nil {
+		s.r.mu.Lock() // it can't enter a shard meanwhile
+		if sh = s.sh.Load(); sh == nil {
+			defer s.r.mu.Unlock()
+			return f()
+		}
+		s.r.mu.Unlock()
+	}
+	reply := make(chan R, 1)
+	select {
+	case sh.events <- event[T]{do: func() { reply <- f() }}:
+		select {
+		case v := <-reply:
+			return v
+		case <-s.done: // the shard may be gone
+		}
+	case <-s.done:
+	}
+	<-s.done
+	return f()
+}
+
+// view copies what s has under way. It is called by the shard, or when the stream is done.
+func (s *stream[T]) view() (v streamView) {
+	now := s.clock()
+	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
+		sh.settleLong()
+	}
+	first := uint64(0)
+	s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
+		if first == 0 {
+			first = seq
+		}
+		if !s.backlog.runs(m, seq) {
+			v.waiting = append(v.waiting, e.key)
+			return
+		}
+		run := RunningMessage{Stream: s.id, Seq: seq, Key: e.key, Attempt: 1}
+		if m != nil {
+			run.Attempt = m.tried + 1
+			if began := m.run.began.Load(); began > 0 {
+				run.Age = max(0, now-time.Duration(began-1))
+			}
+		}
+		v.running = append(v.running, run)
+	})
+	l := &s.backlog.ledger
+	v.counts = l.counts
+	pending := uint64(len(v.waiting) + len(v.running)) // and not the mailbox's count, which goes on meanwhile
+	v.state = StreamState{
+		ID: s.id, Age: now, Received: l.finished() + pending, Pending: pending, Committed: min(first-1, l.committed(first)),
+	}
+	if first == 0 {
+		v.state.Committed = l.committed(0)
+	}
+	return v
+}
+
+// progress returns which messages are settled. It is called by the shard, or when the stream is done.
+func (s *stream[T]) progress() Progress {
+	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
+		sh.settleLong()
+	}
+	var pending []uint64
+	s.backlog.visit(&s.box, func(_ *message[T], seq uint64, _ *entry[T]) { pending = append(pending, seq) })
+	return s.backlog.ledger.progress(pending)
+}
+
+// abortKind returns the kind of failure of a message that the stream's end cuts short.
+func (s *stream[T]) abortKind() FailureKind {
+	failure, stopping := s.state.reason()
+	if failure == nil && stopping && s.ctx.Err() == nil || failure != nil && failure.Kind == FailureShutdown {
 		return FailureShutdown
 	}
 	return FailureContextCancelled
 }
 
-// contextEnded is called when Run's own context has ended. gRPC cancels a stream's context before the Recv of an
-// oversized message returns, so while recv is blocked that end is not yet the reason: recv gets a moment to say.
-// Nothing starts meanwhile, since attempts look at the context.
-func (s *stream[T]) contextEnded() {
-	s.mu.Lock()
-	if !s.input && s.waiting == waitNothing && !s.isDone && s.failure == nil {
-		s.grace = time.AfterFunc(recvGrace, func() { s.fail(contextFailure(s.parent)) })
-		s.mu.Unlock()
+// sendHeader sends the response header before the first message executes, so that no client replays what has had
+// effects.
+func (s *stream[T]) sendHeader() {
+	if !s.rpc.is || s.ctx.Err() != nil {
 		return
 	}
-	s.mu.Unlock()
-	s.fail(contextFailure(s.parent))
-}
-
-// recvGrace is how long a blocked recv may take to say why the context ended. gRPC's returns at once.
-const recvGrace = 50 * time.Millisecond
-
-// stop implements member.
-func (s *stream[T]) stop(drain bool) {
-	s.mu.Lock()
-	s.closed.Store(true)
-	s.inbox.close()
-	s.stopping, s.draining = true, drain
-	if !drain && !s.isDone {
-		s.overLocked()
-	}
-	s.checkDoneLocked()
-	s.mu.Unlock()
-	s.wakeReceiver()
-}
-
-// close implements member.
-func (s *stream[T]) close() { s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown}) }
-
-// cut implements member.
-func (s *stream[T]) cut() (n int, seq uint64, key string) {
-	count := func(m *arrival[T]) {
-		if n++; seq == 0 || m.seq < seq {
-			seq, key = m.seq, m.key
+	s.rpc.header.Do(func() {
+		// It fails if the header is sent already, or if nobody is there to get it.
+		crash := recovered(func() error { _ = grpc.SendHeader(s.parent, nil); return nil })
+		if crash != nil { // it is the stream's, and not that of the message that is about to run
+			s.fail(newFailure(FailureInternal, crash))
 		}
-	}
-	s.mu.Lock()
-	s.callInLocked()
-	for m := s.live; m != nil; m = m.nextLive {
-		if s.draining || m.state == stateRunning || m.state == stateParked {
-			count(&m.arrival)
-		}
-	}
-	if s.draining {
-		s.inbox.visitLocked(count)
-	}
-	s.mu.Unlock()
-	s.close()
-	return n, seq, key
+	})
 }
 
-// summary is complete once the stream is done.
-func (s *stream[T]) summary() Summary {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sum := s.counts
-	sum.Received = s.inbox.total()
-	slices.Sort(sum.Unsettled)
-	sum.Committed = sum.Received
-	if len(sum.Unsettled) > 0 {
-		sum.Committed = sum.Unsettled[0] - 1
-	}
-	return sum
-}
-
-// result is what Run returns. A stream that was not ended by a failure ended well only if its client said that it had
-// sent all, and all of it is settled. Else its context ended while the last message failed by that, or a shutdown did it.
-func (s *stream[T]) result() *Failure {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// blame makes a failure of a key function's panic, or of the error of a caller's own resolver.
+func (s *stream[T]) blame(m *message[T]) {
 	switch {
-	case s.failure != nil:
-		return s.failure
-	case s.eof && len(s.counts.Unsettled) == 0:
-		return nil
-	case s.parent.Err() != nil:
-		return contextFailure(s.parent)
+	case m.crash != nil:
+		m.fail(FailureInternal, m.crash)
+	case panicked(m.cause):
+		m.refuse(FailureInternal, m.cause)
+	case s.ctx.Err() != nil:
+		m.refuse(FailureContextCancelled, contextFailure(s.ctx).Err)
+	case s.state.phase() >= phaseAborting: // the shutdown has ended the wait
+		m.abort(s.abortKind())
+	default:
+		f := orderFailure(context.Background(), m.cause, m.key)
+		m.refuse(f.Kind, f.Err)
 	}
-	return &Failure{Kind: FailureShutdown, Err: reasonShutdown}
 }
 
-// sweep clears away, as a carrier, what has not begun to run when the stream is over. It does so under the lock that
-// guards whose a message is, so that each is either taken here or carried by the one who has it.
-func (s *stream[T]) sweep() error {
-	c := carrier[T]{s: s}
-	s.mu.Lock()
-	kind := s.cutKindLocked()
-	s.r.gate.pressure.lack(-max(0, s.ready.n-s.coming))
-	for m := s.ready.pop(); m != nil; m = s.ready.pop() {
-		m.state = stateHeld
-		m.cutShort(kind)
-		c.rest.push(m)
+// askOnFailure asks OnFailure what m's failure means. A stream that has failed, and a failure that is only its end, come
+// to nobody.
+func (s *stream[T]) askOnFailure(m *message[T]) {
+	kind := m.fault.Kind
+	if kind == FailureContextCancelled || kind == FailureShutdown || s.r.onFailure == nil || s.ctx.Err() != nil {
+		return
 	}
-	for m := s.live; m != nil; m = m.nextLive {
-		switch {
-		case s.giveUpPlaceLocked(m):
-		case m.state == stateParked:
-			m.state = stateHeld
-			m.parking.timer.Stop()
-			m.parking.m, m.parking = nil, nil
-		default:
-			continue
-		}
-		m.cutShort(kind)
-		c.rest.push(m)
+	switch s.r.onFailure(s.ctx, m.fault) {
+	case SkipMessage:
+		m.settled = true
+	case SkipKey:
+		m.settled = true
+		m.skipKey = m.crash == nil && s.order.ordered(m.key)
 	}
-	for m := s.arriveLocked(); m != nil; m = s.arriveLocked() {
-		m.cutShort(kind)
-		c.rest.push(m)
+}
+
+// failUnlessSkipped ends the stream with m's failure unless OnFailure has skipped it. A panic ends it all the same. A
+// message that its stream's end has cut short is not what ended it: that reason is known already.
+func (s *stream[T]) failUnlessSkipped(m *message[T]) {
+	kind := m.fault.Kind
+	if kind == FailureContextCancelled || kind == FailureShutdown || m.settled && !IsTerminal(kind) {
+		return
 	}
-	s.mu.Unlock()
-	c.m = c.rest.pop()
-	return c.run()
+	if s.parent.Err() == nil {
+		s.fail(m.fault)
+	}
+}
+
+// rpc is a stream's gRPC call, if it is one.
+type rpc struct {
+	is     bool
+	header sync.Once // sends the response header
+}
+
+// activity is what IdleTimeout and the end of the context need to know of a reader.
+type activity struct {
+	inRecv        atomic.Bool  // recv is blocked, or about to be: the reader does not wait for room
+	inCallersCode atomic.Bool  // the reader has a message and is in the caller's functions
+	last          atomic.Int64 // time of the last receipt or finish since the stream's start; kept for IdleTimeout
 }

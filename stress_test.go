@@ -263,7 +263,7 @@ func (l *life) live() error {
 				case <-over:
 					return
 				case <-time.After(every):
-					flow.ChangeMode(f, mode%3)
+					flow.SetRunLength(f, 1<<(mode%8))
 				}
 			}
 		}()

@@ -85,9 +85,6 @@ func (l *stuckLife) live() error {
 	if err != nil {
 		return err
 	}
-	if l.IntN(2) == 0 {
-		flow.BeginSpread(f)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	hangs := time.AfterFunc(20*time.Second, cancel)
@@ -103,7 +100,7 @@ func (l *stuckLife) live() error {
 			for from := time.Now(); time.Since(from) < l.pause; {
 				runtime.Gosched()
 			}
-			flow.ChangeMode(f, l.IntN(3))
+			flow.SetRunLength(f, 1<<l.IntN(8))
 		}
 		if all := l.blocked + l.parked; all > 0 && odd < 800 && l.IntN(l.odds) == 0 {
 			odd++

@@ -1,296 +1,212 @@
 package flow
 
-import (
-	"runtime"
-	"time"
-)
+import "time"
 
-// Workers are the carriers that hold a slot. A stream has no goroutine for a message that waits, and none at all while
-// it is idle: a worker is started when something is to be done, takes one thing after the other, and ends when nothing
-// comes for a moment. It takes what is ready first; then a lease on what lies in the inbox (lease.go); and where that
-// would not be fast, it sorts the inbox's messages into their lanes, and takes what is ready by that.
-//
-// At most one is on its way at a time; having come, it starts the next if there is more to do. So a burst of short
-// messages is run by one worker or two, where a goroutine for each message would cost 30% more over a loopback
-// connection, and a burst of long ones by as many as there are slots.
-//
-// The one that is on its way looks out first (lookout.go), and it is also the only one of its stream that asks for a
-// slot: streams stand in the semaphore's queue once each, however much they have waiting. While all slots in use are its
-// own stream's it doesn't even ask, since they come free there: the queue is for other streams, and a worker that sees
-// one of those ask gives its slot back after the message at hand.
-//
-// Where the controller may refuse (HardReject, QueueCapacity), slots are decided on one by one: the receiver takes the
-// slot for the message at hand, and a worker comes with it.
-
-// startWorker is the body of a worker that has yet to get its slot.
-func (s *stream[T]) startWorker() error {
-	c := carrier[T]{s: s}
-	if s.atOnce || s.lookOut() {
-		c.m = c.lineUp()
-	}
-	return c.run()
+// worker is a goroutine that runs what its shard gives it. All of the caller's code except recv and the key function runs
+// in workers.
+type worker[T any] struct {
+	sh      *shard[T]
+	runs    chan *run[T]
+	run     *run[T]       // the one at hand
+	claimed bool          // its message next is this worker's
+	began   time.Duration // when its first message was claimed
 }
 
-// comeWorker is the body of a worker that was given its slot on receipt of a message.
-func (s *stream[T]) comeWorker() error {
-	c := carrier[T]{s: s}
-	c.m = c.arrive(true)
-	return c.run()
-}
-
-// pushLocked queues m, whose turn has come.
-func (s *stream[T]) pushLocked(m *message[T]) {
-	m.state = stateQueued
-	s.ready.push(m)
-	s.r.gate.pressure.lack(1)
-}
-
-// takeLocked takes the first of the ready queue for a worker.
-func (s *stream[T]) takeLocked() *message[T] {
-	m := s.ready.pop()
-	m.state = stateRunning
-	s.round--
-	s.pace.taken++
-	p := s.r.gate.pressure
-	m.pressured = p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
-	return m
-}
-
-// startLocked starts a worker if there is something to do that nobody comes for, and a slot that may come free.
-//
-// attended spares the receiver this lock. It is true while somebody is bound to look into the inbox after now: the worker
-// on its way, the one that lingers or, all slots being taken, any that has one. It becomes false here alone, before the
-// last look into the inbox, as the receiver looks at it after putting something there: one of the two sees the other.
-func (s *stream[T]) startLocked() {
-	if s.over.Load() || s.lingers {
-		return
-	}
-	if !s.starting && s.slots < s.maxWorkers {
-		if !s.readyLocked() && !s.leftLocked() {
-			s.attended.Store(false)
-			if !s.inbox.some.Load() {
-				return
-			}
+// work runs until the shard closes runs. A panic of the caller's code is recovered in serve. runtime.Goexit ends the
+// goroutine, whose last act is to start another that goes on where this one was.
+func (w *worker[T]) work() {
+	normal := false
+	defer func() {
+		if !normal {
+			w.crashed(errGoexit)
+			go w.work()
 		}
-		s.starting = true
-		if s.atOnce = s.atOnceLocked(); !s.atOnce {
-			s.started = s.paceLocked()
+	}()
+	for w.run != nil {
+		for crash := w.serve(); crash != nil; crash = w.serve() {
+			w.crashed(crash)
 		}
-		s.carriers.Go(s.startFn)
+		r := w.run
+		w.sh.events <- event[T]{back: r}
+		w.run = <-w.runs
 	}
-	s.attendedLocked()
+	normal = true
 }
 
-func (s *stream[T]) attendedLocked() {
-	if !s.attended.Load() {
-		s.attended.Store(true)
-	}
-}
-
-// lineUp gets the starting worker its slot, behind the other streams' that asked before, and its first message.
-// nil: it has none, but may have something else to go on with.
-func (c *carrier[T]) lineUp() *message[T] {
-	s, p := c.s, c.s.r.gate.pressure
-	c.back = false
-	if !p.try() {
-		s.mu.Lock()
-		s.callInLocked() // nobody looks out any more
-		s.asking = true
-		wake := s.roomLocked()
-		p.asking.Add(1)
-		s.mu.Unlock()
-		if wake {
-			s.wakeReceiver()
+// serve brings the messages of the run at hand to their end, one after the other, until there are none left, the shard
+// has recalled the rest, or the rest must wait for what becomes of one. It returns what the caller's code panicked with;
+// called again, it goes on. There is one deferred function for all messages, since one for each would cost 5 ns.
+func (w *worker[T]) serve() (crash error) {
+	normal := false
+	defer func() {
+		if !normal { // as in recovered
+			crash = newPanicError(recover())
 		}
-		err := p.ask(s.ctx)
-		s.mu.Lock()
-		s.asking = false
-		p.asking.Add(-1)
-		if err != nil {
-			s.starting = false // what is ready is left to the sweep: the context's end brings it about
-			s.mu.Unlock()
+	}()
+	r := w.run
+	if !w.claimed {
+		if r.kind != runFinish && !r.at.CompareAndSwap(unclaimed, 0) {
+			normal = true
 			return nil
 		}
-		s.mu.Unlock()
+		w.claimed, w.began = true, w.sh.clock()
 	}
-	return c.arrive(false)
-}
-
-// arrive is where a worker with a new slot finds its first thing to do. called: the slot was taken on receipt.
-func (c *carrier[T]) arrive(called bool) *message[T] {
-	s := c.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if called {
-		s.coming--
-	} else {
-		s.starting = false
-		s.slots++
+	if r.kind == runMail {
+		w.serveMail(r)
+		w.claimed = false
+		r.took = w.sh.clock() - w.began
+		normal = true
+		return nil
 	}
-	c.slot = true
-	m, found := c.pickLocked()
-	switch {
-	case !found:
-		c.slot = false
-		s.slots--
-		s.r.gate.pressure.giveBack()
-	case m != nil && !called:
-		s.r.gate.pressure.lack(-1)
-	}
-	s.startLocked()
-	if s.roomLocked() { // this may have been the last that was ready
-		s.wakeReceiver()
-	}
-	return m
-}
-
-// readyLocked says whether something is ready for a worker that was not called for it. What is ready when the stream is
-// over is the sweep's.
-func (s *stream[T]) readyLocked() bool { return s.ready.n > s.coming && !s.over.Load() }
-
-// pickLocked finds a worker something to do: the message that it returns, or a lease. false: there is nothing.
-func (c *carrier[T]) pickLocked() (m *message[T], found bool) {
-	s := c.s
-	switch {
-	case s.over.Load() || !s.backlogLocked():
-		return nil, false
-	case s.readyLocked():
-	case c.leaseLocked():
-		return nil, true
-	case s.attendedToLocked():
-		return nil, false
-	default:
-		if s.gatherLocked(); !s.readyLocked() {
-			return nil, false
+	for {
+		m := r.list[r.next]
+		if r.kind == runFinish && r.next > 0 && m.step == stepAsk && m.stream.ctx.Err() != nil {
+			m.abort(m.stream.abortKind()) // the one before, of the same key, has ended its stream
+		}
+		for m.step < stepBackoff {
+			w.advance(m)
+		}
+		if m.step == stepBackoff {
+			break
+		}
+		r.next++
+		if r.next == r.len() || r.kind == runExecute && (m.skipKey || !r.at.CompareAndSwap(r.next-1, r.next)) {
+			break
 		}
 	}
-	m = s.takeLocked()
-	if s.mayLease && s.pace.mode == paceSlow && s.pace.taken%timedEach == 0 {
-		c.timing = s.clock() + 1
-	}
-	return m, true
-}
-
-// attendedToLocked says whether all that is left has somebody who is at it, or who looks out sees that it hasn't.
-func (s *stream[T]) attendedToLocked() bool {
-	return s.leaseAllowedLocked() || s.leases == s.abreast && s.fastLocked()
-}
-
-// followLocked is what a worker does after a message: the next, a lease, a moment's wait, or its slot goes back.
-func (c *carrier[T]) followLocked() *message[T] {
-	s, p := c.s, c.s.r.gate.pressure
-	more := false
-	if s.yieldsLocked() {
-		if !s.readyLocked() {
-			s.gatherLocked()
-		}
-		more = s.readyLocked()
-	} else {
-		if m, found := c.pickLocked(); found {
-			if c.waited = false; m != nil {
-				p.lack(-1)
-			}
-			return m
-		}
-		if s.mayLingerLocked() && !c.waited {
-			s.lingers, c.lingers, c.waited = true, true, true
-			s.attendedLocked()
-			return nil
-		}
-	}
-	c.slot = false
-	s.slots--
-	p.giveBack()
-	switch {
-	case !more:
-		s.trimLocked()
-	case !s.starting:
-		s.starting, c.back = true, true
-	}
+	w.claimed = false
+	r.took = w.sh.clock() - w.began
+	normal = true
 	return nil
 }
 
-// mayLingerLocked says whether a worker may keep its slot for what comes in a moment: not when nothing will, when another
-// does so, and where who finds no slot is refused.
-func (s *stream[T]) mayLingerLocked() bool {
-	return !s.lingers && !s.r.gate.pressure.refuses() && !s.over.Load() && !s.input && !s.stopping
-}
-
-// linger waits a moment for something to do: to end a worker and to start another costs more than most messages.
-func (c *carrier[T]) linger() {
-	s := c.s
-	var from time.Duration
-	for n := 1; ; n++ {
-		runtime.Gosched()
-		late := n == lingerYields
-		switch { // what comes at once is to cost no clock reading
-		case n == lingerUntimed:
-			from = s.clock()
-		case n > lingerUntimed:
-			late = late || s.clock()-from > lingerTime
+// advance does one step of m. All that it calls of the caller's may panic.
+func (w *worker[T]) advance(m *message[T]) {
+	s := m.stream
+	switch m.step {
+	case stepAttempt:
+		w.attempt(m)
+	case stepCause:
+		switch {
+		case m.attempts == 0:
+			s.blame(m)
+		case m.crashed:
+			m.fail(FailureInternal, m.cause)
+		default:
+			w.failed(m, m.cause)
 		}
-		s.mu.Lock()
-		if late || s.backlogLocked() || s.yieldsLocked() || s.input || s.stopping || s.over.Load() {
-			s.lingers, c.lingers = false, false
-			c.goOn(c.followLocked(), 0, nil)
-			return
+	case stepRetry:
+		s.emit(m, EventRetry)
+		m.step = stepBackoff
+	case stepSuccess:
+		s.emit(m, EventSuccess)
+		m.step = stepRelease
+	case stepAsk:
+		s.askOnFailure(m)
+		m.step = stepFailure
+	case stepFailure:
+		if !m.told {
+			if m.outcome == outcomeRejected {
+				s.emit(m, EventReject)
+			} else {
+				s.emit(m, EventFailure)
+			}
 		}
-		s.mu.Unlock()
+		s.failUnlessSkipped(m)
+		m.step = stepRelease
+	case stepDrop:
+		s.emit(m, EventDrop)
+		m.step = stepRelease
+	case stepRelease:
+		if m.release != nil {
+			m.release()
+		}
+		m.step = stepFinished
 	}
 }
 
-const (
-	lingerYields  = 64 // where time stands still
-	lingerUntimed = 4
-	lingerTime    = 2 * time.Microsecond
-)
-
-// backlogLocked says whether something is left that nobody has begun and that isn't known to wait for its turn.
-func (s *stream[T]) backlogLocked() bool {
-	return s.readyLocked() || s.leftLocked() || s.inbox.some.Load()
-}
-
-// leftLocked says whether messages that were taken out of the inbox are neither lined up nor begun.
-func (s *stream[T]) leftLocked() bool {
-	for i := range s.inbox.parts {
-		p := &s.inbox.parts[i]
-		k, next := p.out, p.next
-		if k == nil {
-			continue
-		}
-		if p.leased {
-			next = int(k.at.Load()) + 1
-		}
-		if next < k.n || k.next != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// yieldsLocked says whether another stream, or a direct caller, asks for a slot.
-func (s *stream[T]) yieldsLocked() bool {
-	p := s.r.gate.pressure
-	if p.slots == nil {
-		return false
-	}
-	others := p.asking.Load()
-	if s.asking {
-		others--
-	}
-	return others > 0
-}
-
-// trimLocked gives all memory back when nothing is pending, to where all streams of the Flow get theirs from: ten thousand
-// may be idle.
-func (s *stream[T]) trimLocked() {
-	if s.live != nil || s.pendingLocked() > 0 {
+// crashed moves the message at hand on after the caller's code has panicked, or exited the goroutine, in its step.
+func (w *worker[T]) crashed(err error) {
+	if x := w.run.mail; w.run.kind == runMail {
+		x.err, x.crashed = err, true
 		return
 	}
-	if s.free.n > 0 {
-		s.free.giveUp(&s.r.messages)
+	m := w.run.list[w.run.next]
+	s := m.stream
+	switch m.step {
+	case stepAttempt, stepCause, stepRetry:
+		if m.took == 0 {
+			s.timed(m, w.run)
+		}
+		m.fail(FailureInternal, err)
+	case stepSuccess: // the Observer, told of the success: it has heard the outcome
+		m.fail(FailureInternal, err)
+		m.told = true
+	case stepAsk: // OnFailure, which is not asked again
+		m.fault, m.settled, m.skipKey, m.step = m.failure(FailureInternal, err), false, false, stepFailure
+	case stepFailure, stepDrop: // the Observer, told of the end: the outcome stays, and the stream ends
+		s.fail(m.failure(FailureInternal, err))
+		m.step = stepRelease
+	case stepRelease:
+		s.fail(m.failure(FailureInternal, err))
+		m.step = stepFinished
+	default:
+		panic("bug: a message has crashed that was at its end")
 	}
-	s.inbox.trimLocked(&s.r.chunks)
-	s.setPaceLocked(s.r.begin)
-	s.lanes.trim()
+}
+
+// attempt runs the handler once and decides what comes of it.
+func (w *worker[T]) attempt(m *message[T]) {
+	s := m.stream
+	s.sendHeader()
+	if s.ctx.Err() != nil { // also of a slot that a cancelled handler has just left
+		m.abort(s.abortKind())
+		return
+	}
+	observer := s.r.observer
+	if observer != nil {
+		if m.attempts == 0 {
+			m.waited = s.clock() - time.Duration(m.received)
+		}
+		if m.pressured {
+			s.emit(m, EventPressure)
+		}
+		s.emit(m, EventAttempt)
+		w.run.began.Store(int64(s.clock()) + 1)
+	}
+	m.attempts++
+	err := s.r.engine.attempt(s.ctx, Message[T]{
+		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
+	})
+	if observer != nil {
+		s.timed(m, w.run)
+	}
+	if err != nil {
+		w.failed(m, err)
+		return
+	}
+	m.outcome, m.step = outcomeSucceeded, stepSuccess
+	if observer == nil && m.release == nil { // there is nobody to tell: two steps less
+		m.step = stepFinished
+	}
+}
+
+// failed decides what comes of an attempt that has returned err.
+func (w *worker[T]) failed(m *message[T], err error) {
+	s := m.stream
+	f := m.failure(FailureHandlerError, err)
+	if f.endedBy(s.ctx) {
+		f.Kind = s.abortKind()
+		m.failWith(f)
+		return
+	}
+	delay, again := s.r.engine.again(f, m.attempts)
+	m.failWith(f)
+	switch {
+	case !again:
+	case s.state.phase() >= phaseAborting:
+		m.abort(s.abortKind())
+	default:
+		m.delay, m.step = delay, stepRetry
+	}
 }

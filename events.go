@@ -1,0 +1,64 @@
+package flow
+
+import "time"
+
+// emit tells the Observer what has happened to m. It costs nothing without one.
+func (s *stream[T]) emit(m *message[T], kind EventKind) {
+	if s.r.observer == nil {
+		return
+	}
+	e := Event{
+		Kind: kind, Stream: s.id, Seq: m.seq, Key: m.key, Attempt: m.attempts, Waited: m.waited, Failure: m.fault,
+	}
+	switch kind {
+	case EventAttempt, EventPressure:
+		e.Attempt, e.Failure = m.attempts+1, nil // it is about to be made; the fault is that of the last one
+	case EventRetry:
+		e.Took, e.Delay = m.took, m.delay
+		m.took = 0 // should the wait be cut short, no attempt will have ended with that failure
+	case EventSuccess:
+		e.Took, e.Failure = m.took, nil
+	case EventFailure, EventReject:
+		e.Took, e.Settled = m.took, m.settled
+	}
+	if e.Failure != nil {
+		e.Stack = stackOf(e.Failure.Err)
+	}
+	s.r.observer(s.ctx, e)
+}
+
+// timed notes how long the attempt at hand, of r, has taken.
+func (s *stream[T]) timed(m *message[T], r *run[T]) {
+	if began := r.began.Swap(0); began > 0 {
+		m.took = s.clock() - time.Duration(began-1)
+	}
+}
+
+// emitStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it.
+func (s *stream[T]) emitStart() {
+	if s.r.observer == nil {
+		return
+	}
+	err := isolated(func() error {
+		s.r.observer(s.ctx, Event{Kind: EventStreamStart, Stream: s.id})
+		return nil
+	})
+	if err != nil {
+		s.fail(newFailure(FailureInternal, err))
+	}
+}
+
+// emitEnd tells of the stream's end. There is nothing left for a panic to fail.
+func (s *stream[T]) emitEnd(sum Summary, f *Failure) {
+	if s.r.observer == nil {
+		return
+	}
+	e := Event{Kind: EventStreamEnd, Stream: s.id, Took: s.clock(), Failure: f, Summary: sum}
+	if f != nil {
+		e.Stack = stackOf(f.Err)
+	}
+	_ = isolated(func() error {
+		s.r.observer(s.parent, e)
+		return nil
+	})
+}

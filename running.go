@@ -1,0 +1,55 @@
+package flow
+
+import "context"
+
+// Stream is a Run under way, or one that is over: see [Flow.Start]. It is safe for concurrent use.
+type Stream struct{ run startedRun }
+
+// startedRun is what a Stream needs of the run of any message type.
+type startedRun interface {
+	committedNow() uint64
+	progressNow() Progress
+	wait() (Summary, error)
+}
+
+// Committed returns the Seq up to which every message is settled so far. It is one atomic read. What has finished shows in
+// it a moment later, and it never goes back.
+func (s *Stream) Committed() uint64 { return s.run.committedNow() }
+
+// Progress returns which messages are settled at this moment. It is exact; its cost grows with what is pending. It blocks
+// for some microseconds, never for a handler.
+func (s *Stream) Progress() Progress { return s.run.progressNow() }
+
+// Wait blocks until the stream is over and returns what [Flow.Run] would have returned, as often as it is called.
+func (s *Stream) Wait() (Summary, error) { return s.run.wait() }
+
+// started is a run on a goroutine of its own.
+type started[T any] struct {
+	s    *stream[T]
+	over chan struct{} // closed when sum and err are set
+	sum  Summary
+	err  error
+}
+
+// Start begins a stream and does not wait for it: it is [Flow.Run] on a goroutine of its own. The stream under way says how
+// far it is, at any time and cheaply, which a store that keeps progress elsewhere needs. Wait must not be forgotten under
+// gRPC: recv belongs to the service method, and ends with it.
+func (f *Flow[T]) Start(ctx context.Context, recv func() (T, error)) *Stream {
+	st := &started[T]{s: f.receiver.newStream(ctx, f.key), over: make(chan struct{})}
+	entered := st.s.begin()
+	go func() {
+		defer close(st.over)
+		if entered {
+			st.s.run(recv)
+		}
+		st.sum, st.err = st.s.end(entered)
+	}()
+	return &Stream{run: st}
+}
+
+func (st *started[T]) committedNow() uint64  { return st.s.committed.Load() }
+func (st *started[T]) progressNow() Progress { return ask(st.s, st.s.progress) }
+func (st *started[T]) wait() (Summary, error) {
+	<-st.over
+	return st.sum, st.err
+}

@@ -1,0 +1,324 @@
+package flow
+
+import (
+	"runtime"
+	"time"
+)
+
+// shard is a goroutine that owns, without a lock, what its streams have under way: lanes, ready queues, retries, counts
+// and ends. Everything reaches it by one typed channel: a stream has mail, a run is back, or a request. (A select of a
+// channel for each took 400 ns a wait.) It never waits for anybody else: user code runs in workers, and a worker always
+// has room for the run that it is given. So nothing that a caller's code does can stop it, and who sends to it is never
+// stuck.
+//
+// Shards belong to a Receiver and exist while streams do.
+type shard[T any] struct {
+	r     *Receiver[T]
+	users int // guarded by r.mu: streams, and what else needs the goroutine
+	over  bool
+
+	events  chan event[T]
+	granted grants[T]
+	epoch   time.Time
+	alarm   alarm
+
+	mail  ring[T]      // streams whose mailbox may have something
+	turns ring[T]      // streams that have something ready
+	look  []*stream[T] // those that have changed since the last flush
+	owed  []*stream[T] // those whose readers wait for less room than is worth waking them for
+
+	nready  int // messages in all ready queues
+	backoff backoff[T]
+	free    messageCache[T]
+
+	crew   crew[T]
+	runs   runSet[T]
+	pace   pace
+	slots  slots
+	bytes  int64         // of messages that have finished since the last flush
+	sent   int           // runs since the shard last let others run
+	lookAt time.Duration // when to look whether long runs stand still; 0: not at all
+}
+
+// event is what a shard is told: one of these.
+type event[T any] struct {
+	mail *stream[T] // it has something in its mailbox, which was empty, or its state has changed
+	back *run[T]    // its worker gives it back
+	do   func()     // a request. It must not block
+}
+
+const (
+	eventsLength = 128
+	lookTime     = 500 * time.Microsecond // the longest time between looks at long runs; on an idle Linux 1 ms
+)
+
+func startShard[T any](r *Receiver[T]) *shard[T] {
+	sh := &shard[T]{
+		r: r, epoch: time.Now(), events: make(chan event[T], eventsLength),
+		pace: newPace(), slots: slots{p: r.gate.pressure},
+	}
+	sh.crew.sh = sh
+	sh.alarm.fire = sh.rings
+	go sh.run()
+	return sh
+}
+
+func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
+
+// run does one thing after the other until there are no users any more.
+func (sh *shard[T]) run() {
+	for !sh.over {
+		if sh.poll() || sh.dispatch() {
+			continue
+		}
+		if sh.sent > 0 { // what was sent may be quick, and back by the time that others have run
+			sh.sent = 0
+			runtime.Gosched()
+			if len(sh.events) > 0 {
+				continue
+			}
+		}
+		sh.wait()
+	}
+	for sh.runs.out > 0 { // they were recalled before they were claimed
+		sh.heed(<-sh.events)
+	}
+	sh.slots.trim(0)
+	sh.alarm.stop()
+	sh.free.empty(&sh.r.messages)
+	sh.crew.end()
+}
+
+func (sh *shard[T]) heed(e event[T]) {
+	switch {
+	case e.back != nil:
+		sh.runBack(e.back)
+	case e.mail != nil:
+		sh.attend(e.mail)
+	case e.do != nil:
+		e.do()
+	}
+}
+
+// poll heeds what has come, without waiting.
+func (sh *shard[T]) poll() (some bool) {
+	for {
+		select {
+		case e := <-sh.events:
+			sh.heed(e)
+			some = true
+			continue
+		default:
+		}
+		for _, m := range sh.granted.take() {
+			sh.grant(m)
+			some = true
+		}
+		sh.flush()
+		return some && !sh.over
+	}
+}
+
+// wait blocks until something comes.
+func (sh *shard[T]) wait() {
+	if sh.over || sh.recallStuck() {
+		return
+	}
+	if len(sh.runs.long) == 0 {
+		for i, s := range sh.owed {
+			s.backlog.owed = false
+			s.window.wake()
+			sh.owed[i] = nil
+		}
+		sh.owed = sh.owed[:0]
+	}
+	sh.slots.trim(0)
+	if sh.nready == 0 && !sh.hasMail() {
+		sh.slots.stopAsking()
+	}
+	sh.arm()
+	sh.heed(<-sh.events)
+}
+
+// arm sets the alarm for what is due first.
+func (sh *shard[T]) arm() {
+	now := sh.clock()
+	first, any := time.Duration(0), false
+	consider := func(at time.Duration, ok bool) {
+		if ok && (!any || at < first) {
+			first, any = at, true
+		}
+	}
+	if len(sh.runs.long) == 0 {
+		sh.lookAt = 0
+	} else if sh.lookAt == 0 {
+		sh.lookAt = now + lookTime
+	}
+	consider(sh.lookAt, sh.lookAt > 0)
+	consider(sh.backoff.next())
+	consider(sh.crew.next(now))
+	if any {
+		sh.alarm.set(now, first)
+	}
+}
+
+// rings asks the shard, when the alarm fires, to do what is due.
+func (sh *shard[T]) rings() {
+	select {
+	case sh.events <- event[T]{do: sh.doDue}:
+	default: // it is not asleep, and will set the alarm before it is
+		sh.alarm.missed.Store(true)
+	}
+}
+
+// doDue does what is due.
+func (sh *shard[T]) doDue() {
+	sh.alarm.rang()
+	now := sh.clock()
+	for m := sh.backoff.pop(now); m != nil; m = sh.backoff.pop(now) {
+		sh.resume(m)
+	}
+	if sh.lookAt > 0 && now >= sh.lookAt {
+		sh.lookAt = 0
+	}
+	if at, ok := sh.crew.next(now); ok && now >= at {
+		sh.crew.trim()
+		if sh.runs.out == 0 && sh.nready == 0 {
+			sh.free.empty(&sh.r.messages) // a burst leaves nothing behind
+			sh.runs.spare = nil
+		}
+	}
+}
+
+// attend is told that s has mail, or that its state has changed.
+func (sh *shard[T]) attend(s *stream[T]) {
+	b := &s.backlog
+	if b.ended {
+		return
+	}
+	if s.state.phase() == phaseAborting {
+		sh.sweep(s)
+	}
+	switch {
+	case b.swept || b.refusing || b.mailRun != nil: // later
+	case b.direct:
+		sh.lineUpAll(s)
+	case !b.inMail:
+		b.inMail = true
+		sh.mail.push(s)
+	}
+	sh.touch(s)
+}
+
+// touch has flush look at s.
+func (sh *shard[T]) touch(s *stream[T]) {
+	if !s.backlog.touched {
+		s.backlog.touched = true
+		sh.look = append(sh.look, s)
+	}
+}
+
+// flush tells readers and others what has finished, and ends the streams of which everything has.
+func (sh *shard[T]) flush() {
+	for i, s := range sh.look {
+		sh.look[i] = nil
+		b := &s.backlog
+		b.touched = false
+		finished := b.ledger.finished()
+		if sh.r.idle > 0 && finished != s.window.finished.Load() {
+			s.activity.noted(s.clock())
+		}
+		s.window.finished.Store(finished)
+		s.committed.Store(b.ledger.committed(b.firstPending()))
+		switch {
+		case b.ended:
+		case s.state.phase() != phaseOpen && s.box.total() == finished:
+			sh.end(s)
+		default:
+			sh.makeRoom(s)
+			if b.live.first == nil {
+				s.order.trim()
+			}
+		}
+	}
+	sh.look = sh.look[:0]
+	if sh.bytes > 0 {
+		sh.r.bytes.sub(sh.bytes)
+		sh.bytes = 0
+	}
+}
+
+// makeRoom wakes s's reader if it waits for room and there is enough. For less it is woken when nothing else is to be done,
+// never later: otherwise the places that a stuck key leaves would not be used.
+func (sh *shard[T]) makeRoom(s *stream[T]) {
+	w := &s.window
+	if !w.waiting.Load() {
+		return
+	}
+	if pending := s.box.total() - w.finished.Load(); pending == 0 || pending+w.batch() <= w.limit {
+		w.wake()
+	} else if !s.backlog.owed {
+		s.backlog.owed = true
+		sh.owed = append(sh.owed, s)
+	}
+}
+
+// end ends s: everything has finished, and nothing more comes.
+func (sh *shard[T]) end(s *stream[T]) {
+	s.backlog.ended = true
+	s.state.finishedAll()
+	s.box.close()
+	s.cancel(nil)
+	s.order.trim()
+	s.window.signal()
+	close(s.done)
+	sh.over = sh.r.leave(sh)
+}
+
+// sweep drops everything of s that has not begun.
+func (sh *shard[T]) sweep(s *stream[T]) {
+	b := &s.backlog
+	if b.swept {
+		return
+	}
+	b.swept = true
+	s.box.close()
+	s.order.end()
+	s.window.signal()
+	sh.recallAll(s)
+	kind := s.abortKind()
+	r := sh.runs.new(runFinish)
+	sh.nready -= b.ready.n
+	b.ready = messageQueue[T]{}
+	for m := b.live.last; m != nil; {
+		before := m.prevLive
+		switch m.state {
+		case stateOut, stateAsking: // they come back
+			m = before
+			continue
+		case stateBackoff:
+			sh.backoff.remove(m)
+		case stateWaiting:
+			s.order.cancelWait(&m.turn, m.hash)
+		}
+		m.abort(kind)
+		r.add(m)
+		m = before
+	}
+	for i, j := 0, len(r.list)-1; i < j; i, j = i+1, j-1 { // drops are told in order of receipt
+		r.list[i], r.list[j] = r.list[j], r.list[i]
+	}
+	for e := b.next(&s.box, &sh.r.chunks); e != nil; e = b.next(&s.box, &sh.r.chunks) {
+		m := sh.accept(s, e)
+		m.abort(kind)
+		r.add(m)
+	}
+	sh.finish(r)
+}
+
+// keep makes the caller a user of sh for as long as a request of its own is under way.
+func (sh *shard[T]) keep() {
+	sh.r.mu.Lock()
+	defer sh.r.mu.Unlock()
+	sh.users++
+}
