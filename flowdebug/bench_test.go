@@ -8,7 +8,7 @@ import (
 	"example.com/flow/flowdebug"
 )
 
-// BenchmarkObserver is what a message costs that succeeds at its first attempt.
+// BenchmarkObserver measures a message that succeeds at its first attempt.
 func BenchmarkObserver(b *testing.B) {
 	observe := flowdebug.New().Observer("f")
 	b.ReportAllocs()
@@ -20,7 +20,7 @@ func BenchmarkObserver(b *testing.B) {
 	})
 }
 
-// BenchmarkJSON is a look at a Flow with all its tables full, by the only one who looks.
+// BenchmarkJSON measures a document of a Flow with all tables full, for its only reader.
 func BenchmarkJSON(b *testing.B) {
 	snap, page := fake{Stats: flow.Stats{Capacity: 20}}, flowdebug.New()
 	for i := range uint64(20) {
@@ -35,7 +35,7 @@ func BenchmarkJSON(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		page.Add("f", snap) // or else the last look would do
+		page.Add("f", snap) // or the last document would do
 		b.SetBytes(int64(ask(page, "GET", "?format=json").Body.Len()))
 	}
 }

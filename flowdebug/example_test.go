@@ -32,7 +32,6 @@ func Example() {
 	mux := http.NewServeMux()
 	mux.Handle("/debug/flow/", page)
 	server := httptest.NewServer(mux) // a service listens on an address that only operators reach
-	defer server.Close()
 
 	readings := make(chan string, 2)
 	readings <- "21.5"
@@ -46,7 +45,6 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer func() { _ = answer.Body.Close() }()
 	var document struct {
 		Flows []struct {
 			Flow               string
@@ -61,6 +59,8 @@ func Example() {
 	if err := json.NewDecoder(answer.Body).Decode(&document); err != nil {
 		log.Fatal(err)
 	}
+	_ = answer.Body.Close()
+	server.Close()
 	for _, f := range document.Flows {
 		fmt.Printf("%s: %d of %d in flight, %d succeeded, %d failed\n", f.Flow, f.InFlight, f.Capacity, f.Total.Succeeded, f.Total.Failed)
 		for _, e := range f.Failures {

@@ -11,8 +11,8 @@
 //
 // # Who must not see it
 //
-// The page does not ask who is looking, and it shows the keys of messages, the addresses of clients and the texts of errors
-// and panics: customers' data in many services. So it must not be reachable by the public, by the customers themselves (each
+// The page does not authenticate its readers, and it shows the keys of messages, the addresses of clients and the texts of
+// errors and panics: customers' data in many services. So it must not be reachable by the public, by the customers themselves (each
 // would see the keys of all the others), or by everything else on the network. Serve it on a loopback or an operators'
 // address of its own, or behind a handler that admits only operators. A screenshot of it is customers' data too. The page
 // only reads: nothing that it serves changes a Flow.
@@ -57,9 +57,9 @@
 //
 // # What it costs
 //
-// While nobody looks: an Observer, which takes a lock and reads the clock for each event (0.13 µs a message), and some
-// 50 KB for each Flow. While somebody does: one [flow.Flow.Snapshot] and 0.15 ms to write it down for each look, at most four
-// times a second however many are looking, and 30 KB/s to each of them. A page in a background tab requests nothing.
+// While the page is not open: an Observer, which takes a lock and reads the clock for each event (0.13 µs a message), and some
+// 50 KB for each Flow. While it is: one [flow.Flow.Snapshot] and 0.15 ms to write it down, at most four times a second however
+// many readers there are, and 30 KB/s to each of them. A page in a background tab requests nothing.
 //
 // A stream of events ends when its client goes away, when the client has not read for ten seconds, or when its request's
 // context ends; the server's WriteTimeout does not end it. http.Server's Shutdown ends neither: let the requests'

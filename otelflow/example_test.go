@@ -39,7 +39,6 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer func() { _ = watching.Unregister() }()
 
 	readings := make(chan string, 3)
 	readings <- "21.5"
@@ -54,6 +53,7 @@ func Example() {
 	if err := reader.Collect(context.Background(), &all); err != nil {
 		log.Fatal(err)
 	}
+	_ = watching.Unregister() // not needed where the process ends
 	var lines []string
 	for _, m := range all.ScopeMetrics[0].Metrics {
 		if sum, ok := m.Data.(metricdata.Sum[int64]); ok {

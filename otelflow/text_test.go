@@ -72,11 +72,12 @@ func TestMetricNameIsCutAndValidUTF8(t *testing.T) {
 
 // A span waits in its batch until it is exported: a key that was cut from a message must not keep all of it.
 func TestSpanKeepsNoMessageAlive(t *testing.T) {
-	message := new([1 << 20]byte)
-	kept := weak.Make(message)
-	m := flow.Message[string]{Seq: 1, Key: unsafe.String(&message[0], 2), Attempt: 1}
-	span := spanOf(t, func(_ context.Context, m flow.Message[string]) error { return errors.New(m.Key) }, m, otelflow.WithKeys())
-	m, message = flow.Message[string]{}, nil
+	span, kept := func() (tracetest.SpanStub, weak.Pointer[[1 << 20]byte]) {
+		message := new([1 << 20]byte)
+		m := flow.Message[string]{Seq: 1, Key: unsafe.String(&message[0], 2), Attempt: 1}
+		fail := func(_ context.Context, m flow.Message[string]) error { return errors.New(m.Key) }
+		return spanOf(t, fail, m, otelflow.WithKeys()), weak.Make(message)
+	}()
 	runtime.GC()
 	if kept.Value() != nil {
 		t.Error("the message is still in memory")
