@@ -1,0 +1,301 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+)
+
+const (
+	defaultSaveEvery = time.Second
+	defaultTakeover  = 10 * time.Second
+
+	maxSessionGivenUp      = 1024     // keys
+	maxSessionGivenUpBytes = 64 << 10 // of these
+
+	// maxTakes bounds how often a session is taken while others take it between the Load and the Save.
+	maxTakes = 16
+)
+
+func (o *SessionOptions) validate() error {
+	switch {
+	case o.SaveEvery < 0:
+		return invalid("Sessions.SaveEvery", o.SaveEvery, "must not be negative")
+	case o.Takeover < 0:
+		return invalid("Sessions.Takeover", o.Takeover, "must not be negative")
+	}
+	return nil
+}
+
+// sessions are those of a Flow.
+type sessions struct {
+	owner     func(context.Context) (string, error) // nil: one name space for all
+	saveEvery time.Duration
+	takeover  time.Duration
+	calls     sessionCalls
+	memory    *sessionMemory // the store, if it is told which sessions are in use
+	table     *sessionTable
+	saved     savedVersions
+}
+
+func newSessions(o SessionOptions) *sessions {
+	s := &sessions{owner: o.Owner, saveEvery: o.SaveEvery, takeover: o.Takeover, table: newSessionTable()}
+	if s.saveEvery == 0 {
+		s.saveEvery = defaultSaveEvery
+	}
+	if s.takeover == 0 {
+		s.takeover = defaultTakeover
+	}
+	s.calls = sessionCalls{store: o.Store, limit: s.takeover}
+	if o.Store == nil {
+		s.calls.store = NewSessionMemory(0, 0)
+	}
+	s.memory, _ = s.calls.store.(*sessionMemory)
+	return s
+}
+
+// sessionStream is a stream's session, from what its client asks for to the last Save. Its methods are called in the
+// order in which they stand here.
+type sessionStream struct {
+	of      *sessions
+	request sessionRequest
+	turn    *sessionTurn
+
+	// stopped ends when the stream is to be refused that waits: by a shutdown.
+	stopped context.Context
+	refuse  context.CancelCauseFunc
+
+	// Set by take.
+	session Session
+	found   sessionFound
+	before  settledBefore // which messages are duplicates
+	stored  SessionState
+	version uint64
+	used    bool
+
+	saver    sessionSaver
+	started  bool // the saver
+	deadline struct {
+		sync.Mutex
+		timer *time.Timer
+	}
+}
+
+// ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
+// disturbed yet.
+func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	request, asked, err := parseSessionRequest(md)
+	switch {
+	case !asked:
+		return nil, nil
+	case err != nil:
+		return nil, malformedFailure(err)
+	}
+	id := SessionID{Name: request.name}
+	if s.owner != nil {
+		err := isolated(func() (err error) {
+			id.Owner, err = s.owner(ctx)
+			return err
+		})
+		if err != nil {
+			return nil, ownerFailure(err)
+		}
+	}
+	st := &sessionStream{of: s, request: request, session: Session{ID: id}}
+	st.turn = &sessionTurn{id: id, epoch: request.epoch, came: make(chan struct{})}
+	st.saver.ctx, st.saver.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	st.stopped, st.refuse = context.WithCancelCause(context.Background())
+	return st, nil
+}
+
+// stop refuses the stream if it waits for its session, or is yet to do so.
+func (s *sessionStream) stop() { s.refuse(newFailure(FailureShutdown, reasonShutdown)) }
+
+// take waits for the session and takes it. ctx is the stream's: its end, with its cause, ends the waiting. end is called
+// when the session is taken away, from any goroutine and maybe after release: it ends the stream with that failure, which
+// is to be the cause of ctx's end, and must not block.
+func (s *sessionStream) take(ctx context.Context, end func(*Failure)) *Failure {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopped, func() { cancel(context.Cause(s.stopped)) })()
+	s.turn.end = end
+	if f := s.of.table.enter(s.turn); f != nil {
+		return f
+	}
+	if f := s.of.table.wait(ctx, s.turn, s.of.takeover); f != nil {
+		return f
+	}
+	if s.of.memory != nil {
+		s.of.memory.use(s.session.ID)
+		s.used = true
+	}
+	for range maxTakes {
+		moved, f := s.load(ctx)
+		if ended := endOfContext(ctx); ended != nil {
+			return ended
+		}
+		if f != nil {
+			return f
+		}
+		if !moved {
+			s.of.table.began(s.turn, s.session.Epoch)
+			return nil
+		}
+	}
+	return storeFailure(errTakenByOthers)
+}
+
+var errTakenByOthers = errors.New("others take the session each time it has been loaded")
+
+// load takes the session as it is in the store: it decides on the epoch, merges, and saves if epoch or fence change. moved
+// says that it has moved meanwhile and is to be loaded again.
+func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure) {
+	stored, err := s.of.calls.load(ctx, s.session.ID)
+	if err != nil {
+		return false, storeFailure(err)
+	}
+	r, state := &s.request, stored.state
+	s.before = mergeSettled(state.Progress, r.first, r.skip)
+	switch {
+	case stored.version == 0 && r.claims() && r.first == 1:
+		s.found = sessionNew
+	case r.epoch > state.Epoch || r.first-1 > state.Progress.received:
+		s.found = sessionLost
+	default:
+		s.found = sessionKnown
+	}
+	epoch := r.epoch
+	switch {
+	case r.claims():
+		epoch = state.Epoch + 1
+	case r.epoch < state.Epoch:
+		return false, movedFailure(r.epoch, state.Epoch)
+	case r.epoch > max(state.Epoch, maxAdoptedEpoch):
+		return false, malformedFailure(malformed(headerEpoch, "the decimal number that the server gave", strconv.FormatUint(r.epoch, 10)))
+	}
+	s.stored, s.version = state, stored.version
+	if epoch != state.Epoch || !s.of.saved.is(s.session.ID, stored.version) {
+		next := SessionState{
+			Epoch: epoch, Fence: state.Fence + 1, Progress: s.before.progress(r.first-1, nil), GivenUp: state.GivenUp,
+		}
+		version, err := s.of.calls.save(ctx, s.session.ID, next, stored.version)
+		switch {
+		case err == nil:
+		case isError(err, ErrSessionMoved):
+			return true, nil
+		default:
+			return false, storeFailure(err)
+		}
+		s.stored, s.version = next, version
+	}
+	s.session.Epoch, s.session.Fence = s.stored.Epoch, s.stored.Fence
+	return false, nil
+}
+
+// header is the response header, to be sent before the first read.
+func (s *sessionStream) header() metadata.MD {
+	return sessionHeader(s.session.Epoch, s.found, s.before.progress(s.before.first-1, nil))
+}
+
+// sessionView is what a stream has of its session by now.
+type sessionView struct {
+	highest uint64   // the number of the last message that was received; below the first if none was
+	open    []uint64 // ascending: those that were received and are not settled, without duplicates
+	givenUp []string // the keys given up, all of the session. They are looked at after open, so that no message is seen settled by the skip of its key and that key is not
+}
+
+// keep saves from now on what view returns. failed is told of each Save that failed. If the session turns out to be
+// somebody else's, the stream ends as take says.
+func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
+	s.saver.calls, s.saver.id, s.saver.every = s.of.calls, s.session.ID, s.of.saveEvery
+	s.saver.view = func() (Progress, []string) {
+		v := view()
+		return s.before.progress(v.highest, v.open), v.givenUp
+	}
+	s.saver.failed, s.saver.moved = failed, s.turn.end
+	s.saver.start(s.stored, s.version)
+	s.started = true
+}
+
+// hurry bounds all saving to one second from now: the Flow is closed.
+func (s *sessionStream) hurry() {
+	s.deadline.Lock()
+	defer s.deadline.Unlock()
+	if s.deadline.timer == nil {
+		s.deadline.timer = time.AfterFunc(cutWait, func() { s.saver.cancel(errStoreTimeout) })
+	}
+}
+
+// finish saves for the last time, when nothing of the stream runs any more, and before it is answered. It returns how the
+// stream ends if the session is somebody else's.
+func (s *sessionStream) finish() *Failure {
+	if !s.started {
+		return nil
+	}
+	lost, version := s.saver.finish()
+	s.of.saved.set(s.session.ID, version)
+	return lost
+}
+
+// trailer says how far the session is. A stream that was refused says nothing.
+func (s *sessionStream) trailer(p Progress, f *Failure) metadata.MD {
+	return sessionTrailer(s.session.Epoch, p, failedSeq(f))
+}
+
+// release lets the next stream have the session. It is called for each stream in the end, whether it got it or not.
+func (s *sessionStream) release() {
+	s.deadline.Lock()
+	if s.deadline.timer != nil {
+		s.deadline.timer.Stop()
+	}
+	s.deadline.Unlock()
+	s.saver.cancel(nil)
+	s.refuse(nil)
+	s.of.table.leave(s.turn)
+	if s.used {
+		s.of.memory.unuse(s.session.ID)
+	}
+}
+
+// savedVersions remembers which version of a session this Flow saved last: whoever finds another has to raise the fence.
+// It is bounded, and what it has forgotten costs one Save more when the session is taken.
+type savedVersions struct {
+	mu       sync.Mutex
+	now, old map[SessionID]uint64 // what was saved of late, and before that
+}
+
+const maxSavedVersions = 8192 // of each of the two
+
+// is reports whether version is the one that this Flow saved last.
+func (v *savedVersions) is(id SessionID, version uint64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	last, ok := v.now[id]
+	if !ok {
+		last = v.old[id]
+	}
+	return version != 0 && last == version
+}
+
+// set remembers a version; 0: it is not known.
+func (v *savedVersions) set(id SessionID, version uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.old, id)
+	if version == 0 {
+		delete(v.now, id)
+		return
+	}
+	if len(v.now) >= maxSavedVersions {
+		v.old, v.now = v.now, nil
+	}
+	if v.now == nil {
+		v.now = map[SessionID]uint64{}
+	}
+	v.now[id] = version
+}
