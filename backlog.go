@@ -64,11 +64,7 @@ func (b *backlog[T]) visit(box *mailbox[T], see func(m *message[T], seq uint64, 
 	for m := b.live.first; m != nil; m = m.nextLive {
 		see(m, m.seq, &m.entry)
 	}
-	seq := b.ledger.received
-	show := func(e *entry[T]) {
-		seq++
-		see(nil, seq, e)
-	}
+	show := func(e *entry[T]) { see(nil, e.seq, e) }
 	for k, i := b.chunk, b.pos; k != nil; k, i = k.next, 0 {
 		for ; i < len(k.list); i++ {
 			show(&k.list[i])
@@ -77,16 +73,23 @@ func (b *backlog[T]) visit(box *mailbox[T], see func(m *message[T], seq uint64, 
 	box.visit(show)
 }
 
-// runs reports whether the message seq, which is m unless it is not lined up, is under way with a worker.
-func (b *backlog[T]) runs(m *message[T], seq uint64) bool {
-	if m != nil {
-		return m.runs()
-	}
+// inMailRun returns the Seq of the message that a mail run has claimed, or 0.
+func (b *backlog[T]) inMailRun() uint64 {
 	if b.mailRun == nil {
-		return false
+		return 0
 	}
 	at := b.mailRun.at.Load()
-	return at >= 0 && seq == b.mailRun.mail.before+uint64(at)+1
+	if at < 0 {
+		return 0
+	}
+	i := b.pos + int(at-b.mailRun.settled)
+	for k := b.chunk; k != nil; k = k.next {
+		if i < len(k.list) {
+			return k.list[i].seq
+		}
+		i -= len(k.list)
+	}
+	return 0
 }
 
 // firstPending returns the lowest Seq that is lined up and not finished, or 0.
@@ -95,6 +98,30 @@ func (b *backlog[T]) firstPending() uint64 {
 		return 0
 	}
 	return b.live.first.seq
+}
+
+// maxSkipped bounds the keys that a stream remembers as skipped: they are chosen by the client.
+const maxSkipped = 65536
+
+// skipsTooMany reports whether too many keys are skipped to be remembered: by a stream, or in what is saved of a session.
+func (b *backlog[T]) skipsTooMany(saved bool) bool {
+	if !saved {
+		return len(b.skipped) > maxSkipped
+	}
+	bytes := 0
+	for key := range b.skipped {
+		bytes += len(key)
+	}
+	return len(b.skipped) > maxSessionGivenUp || bytes > maxSessionGivenUpBytes
+}
+
+// skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped.
+func (b *backlog[T]) skipFromTheStart(key string) {
+	if b.skipped == nil {
+		b.skipped = make(map[string]uint64)
+	}
+	b.skipped[key] = 0
+	b.direct = true
 }
 
 // isSkipped reports whether m follows a message whose key OnFailure has skipped.

@@ -12,7 +12,8 @@ import (
 func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 	m := sh.free.get(&sh.r.messages)
 	b := &s.backlog
-	m.stream, m.entry, m.seq, m.home = s, *e, b.ledger.accept(), sh
+	m.stream, m.entry, m.home = s, *e, sh
+	b.ledger.accept(e.seq)
 	*e = entry[T]{}
 	b.live.add(m)
 	return m
@@ -482,7 +483,7 @@ func (sh *shard[T]) skip(m *message[T]) {
 	if from, ok := b.skipped[m.key]; !ok || m.seq < from {
 		b.skipped[m.key] = m.seq
 	}
-	if len(b.skipped) > maxSkipped {
+	if b.skipsTooMany(s.session != nil) {
 		f := m.failure(FailureOrdering, reasonManySkipped)
 		if s.state.fail(f) {
 			s.cancel(f)
@@ -491,9 +492,6 @@ func (sh *shard[T]) skip(m *message[T]) {
 	b.direct = true
 	sh.attend(s)
 }
-
-// maxSkipped bounds the keys that a stream remembers as skipped: they are chosen by the client.
-const maxSkipped = 65536
 
 // takeBack makes messages of r, from from on, what they were before: ready, or waiting behind others of their lane.
 func (sh *shard[T]) takeBack(r *run[T], from int32) {

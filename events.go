@@ -48,12 +48,52 @@ func (s *stream[T]) emitStart() {
 	}
 }
 
+// emitSession tells that the session is taken. A panic fails the stream.
+func (s *stream[T]) emitSession() {
+	if s.r.observer == nil {
+		return
+	}
+	err := isolated(func() error {
+		s.r.observer(s.ctx, Event{
+			Kind: EventSession, Stream: s.id, Session: s.origin.session, Found: string(s.session.found),
+		})
+		return nil
+	})
+	if err != nil {
+		s.fail(newFailure(FailureInternal, err))
+	}
+}
+
+// emitDuplicate tells of a message that was settled before. A panic fails the stream, as the reader sees to.
+func (s *stream[T]) emitDuplicate(seq uint64) {
+	if s.r.observer != nil {
+		s.r.observer(s.ctx, Event{Kind: EventDuplicate, Stream: s.id, Seq: seq})
+	}
+}
+
+// emitSaveFailed tells of a Save that failed, which fails nothing else: neither does a panic.
+func (s *stream[T]) emitSaveFailed(err error) {
+	if s.r.observer == nil {
+		return
+	}
+	f := newFailure(FailureInternal, err)
+	_ = isolated(func() error {
+		s.r.observer(s.parent, Event{
+			Kind: EventSaveFailed, Stream: s.id, Session: s.origin.session, Failure: f, Stack: stackOf(err),
+		})
+		return nil
+	})
+}
+
 // emitEnd tells of the stream's end. There is nothing left for a panic to fail.
 func (s *stream[T]) emitEnd(sum Summary, f *Failure) {
 	if s.r.observer == nil {
 		return
 	}
 	e := Event{Kind: EventStreamEnd, Stream: s.id, Took: s.clock(), Failure: f, Summary: sum}
+	if s.session != nil {
+		e.Session = s.session.session
+	}
 	if f != nil {
 		e.Stack = stackOf(f.Err)
 	}

@@ -93,6 +93,7 @@ func (p *tape) replay() map[uint64]flow.Summary {
 	delete(streams, 0) // of EventShutdown
 	for id, s := range streams {
 		slices.Sort(s.Unsettled)
+		s.Last = s.Received
 		if s.Committed = s.Received; len(s.Unsettled) > 0 {
 			s.Committed = s.Unsettled[0] - 1
 		}

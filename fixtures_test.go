@@ -200,10 +200,10 @@ func wantNow(t testing.TB, s *stage, want string) {
 // conserved checks what holds of every Summary.
 func conserved(t testing.TB, s flow.Summary) {
 	t.Helper()
-	if s.Received != s.Succeeded+s.Failed+s.Rejected+s.Dropped {
+	if s.Received != s.Succeeded+s.Failed+s.Rejected+s.Dropped+s.Duplicates {
 		t.Errorf("not conserved: %+v", s)
 	}
-	if n := uint64(len(s.Unsettled)); n == 0 && s.Committed != s.Received || n > 0 && s.Committed != s.Unsettled[0]-1 {
+	if n := uint64(len(s.Unsettled)); n == 0 && s.Committed != s.Last || n > 0 && s.Committed != s.Unsettled[0]-1 {
 		t.Errorf("committed is wrong: %+v", s)
 	}
 	if !slices.IsSorted(s.Unsettled) {

@@ -95,6 +95,10 @@ type Options struct {
 	OnFailure func(ctx context.Context, f *Failure) FailureAction
 	// Observer sees what happens. nil costs nothing, not even a clock reading.
 	Observer Observer
+
+	// Sessions have streams go on where others of the same client ended: see SessionOptions. nil means none: what a client
+	// asks for is ignored. They need a MaxPending, which bounds what is to be remembered of them.
+	Sessions *SessionOptions
 }
 
 // FailureAction is what Options.OnFailure decides.
@@ -105,8 +109,8 @@ const (
 	FailStream FailureAction = iota
 	// SkipMessage settles the message and goes on.
 	SkipMessage
-	// SkipKey settles the message and goes on, but runs no later message of this key in this stream, also with
-	// ScopeFlow. Each of them fails with FailureOrdering, counts as Rejected and comes to OnFailure in its turn.
+	// SkipKey settles the message and goes on, but runs no later message of this key in this stream, or in this session,
+	// also with ScopeFlow. Each of them fails with FailureOrdering, counts as Rejected and comes to OnFailure in its turn.
 	// Where there is no order ([OrderingNone], or "" with UnorderedEmptyKey) it is SkipMessage.
 	SkipKey
 )
@@ -165,6 +169,9 @@ func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow
 		r.bytes, r.sizeOf = newByteWindow(opts.MaxPendingBytes), sizeOf
 	}
 	r.idle, r.onFailure, r.observer = opts.IdleTimeout, opts.OnFailure, opts.Observer
+	if opts.Sessions != nil {
+		r.sessions = newSessions(*opts.Sessions)
+	}
 	coordinator.began = r.tellShutdown
 	return &Flow[T]{receiver: r, shutdown: coordinator, key: key}, nil
 }
@@ -180,6 +187,10 @@ func (o *Options) validate() error {
 		return invalid("MaxPendingBytes", o.MaxPendingBytes, "must not be negative")
 	case o.IdleTimeout < 0:
 		return invalid("IdleTimeout", o.IdleTimeout, "must not be negative")
+	case o.Sessions != nil && o.MaxPending < 0:
+		return invalid("MaxPending", o.MaxPending, "must not be negative with Sessions: it bounds what is remembered of them")
+	case o.Sessions != nil:
+		return o.Sessions.validate()
 	}
 	return nil
 }
@@ -224,7 +235,8 @@ func (f *Flow[T]) Close() error { return f.shutdown.Close() }
 func (f *Flow[T]) Stats() Stats { return f.receiver.snapshot(0).Stats }
 
 // Summary counts what became of the messages of a stream (or, in [Stats], of all streams).
-// Received = Succeeded + Failed + Rejected + Dropped, always.
+// Received = Succeeded + Failed + Rejected + Dropped + Duplicates, always. With a session the counts are the stream's;
+// Committed, Unsettled and Last are the session's.
 type Summary struct {
 	Received  uint64   // messages that recv returned and that the stream took on
 	Succeeded uint64   // the handler returned nil
@@ -233,7 +245,10 @@ type Summary struct {
 	Dropped   uint64   // accepted, never run: its stream ended first
 	Retried   uint64   // attempts beyond the first
 	Committed uint64   // every message with Seq <= Committed is settled: succeeded, or skipped by OnFailure
-	Unsettled []uint64 // the others of 1..Received, ascending; nil when there are none
+	Unsettled []uint64 // the others of 1..Last, ascending; nil when there are none
+
+	Duplicates uint64 // settled by an earlier stream of the session: received and not run
+	Last       uint64 // the highest number received; without a session that is Received
 }
 
 // String returns the counts that are not zero and what is settled, on one line:

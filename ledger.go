@@ -21,17 +21,19 @@ const (
 // Its invariants: received = finished + pending; finished = Succeeded + Failed + Rejected + Dropped; a message is
 // unsettled if it has finished without success and nobody has skipped it.
 type ledger struct {
-	received  uint64  // accepted so far; the next message has this Seq plus 1
+	received  uint64  // accepted so far
+	highest   uint64  // the Seq of the last that was accepted; below the first if none was
 	counts    Summary // of those that have finished; Received and Committed are not kept in it
 	firstOpen uint64  // the lowest unsettled Seq; math.MaxUint64 without one
 }
 
-func newLedger() ledger { return ledger{firstOpen: math.MaxUint64} }
+// newLedger returns the ledger of a stream whose first message has the Seq first.
+func newLedger(first uint64) ledger { return ledger{highest: first - 1, firstOpen: math.MaxUint64} }
 
-// accept counts one more message and returns its Seq.
-func (l *ledger) accept() (seq uint64) {
+// accept counts the message seq, which is above all before.
+func (l *ledger) accept(seq uint64) {
 	l.received++
-	return l.received
+	l.highest = seq
 }
 
 // finish counts the message seq, which was tried so many times, as finished.
@@ -58,9 +60,10 @@ func (l *ledger) finish(seq uint64, attempts int, as outcome, settled bool) {
 	}
 }
 
-// succeed accepts the next n messages and counts them as done at the first try.
-func (l *ledger) succeed(n uint64) {
+// succeed accepts the next n messages, up to the message last, and counts them as done at the first try.
+func (l *ledger) succeed(n, last uint64) {
 	l.received += n
+	l.highest = last
 	l.counts.Succeeded += n
 }
 
@@ -75,7 +78,7 @@ func (l *ledger) pending() uint64 { return l.received - l.finished() }
 // committed returns the Seq up to which all messages are settled, given the lowest that is pending (0: none is).
 func (l *ledger) committed(firstPending uint64) uint64 {
 	if firstPending == 0 {
-		firstPending = l.received + 1
+		firstPending = l.highest + 1
 	}
 	return min(firstPending, l.firstOpen) - 1
 }
@@ -83,20 +86,20 @@ func (l *ledger) committed(firstPending uint64) uint64 {
 // summary is complete once nothing is pending.
 func (l *ledger) summary() Summary {
 	sum := l.counts
-	sum.Received = l.received
+	sum.Received, sum.Last = l.received, l.highest
 	sum.Unsettled = slices.Clone(sum.Unsettled)
 	slices.Sort(sum.Unsettled)
 	sum.Committed = l.committed(0)
 	return sum
 }
 
-// progress returns which messages are settled while some are pending.
-func (l *ledger) progress(pending []uint64) Progress {
-	open := slices.Concat(l.counts.Unsettled, pending)
+// unsettled returns the highest Seq received, and what is not settled of what was received, while some are pending.
+func (l *ledger) unsettled(pending []uint64) (highest uint64, open []uint64) {
+	open = slices.Concat(l.counts.Unsettled, pending)
 	slices.Sort(open)
-	received := l.received
+	highest = l.highest
 	if len(pending) > 0 {
-		received = max(received, pending[len(pending)-1]) // not all of them are lined up yet
+		highest = max(highest, pending[len(pending)-1]) // not all of them are lined up yet
 	}
-	return Progress{received: received, unsettled: open}
+	return highest, open
 }

@@ -13,8 +13,7 @@ type mailRun[T any] struct {
 	s       *stream[T]
 	chunk   *chunk[T]
 	pos     int
-	n       int32  // entries, at most
-	before  uint64 // Seq of the message before the first
+	n       int32 // entries, at most
 	busy    busyKeys
 	err     error // of the entry next, if its attempt has failed
 	crashed bool  // that was a panic or a Goexit
@@ -29,14 +28,14 @@ const maxMail = 2 * maxRun
 func (w *worker[T]) serveMail(r *run[T]) {
 	x := r.mail
 	s := x.s
-	s.sendHeader()
+	s.sendHeader(nil)
 	k, pos := x.chunk, x.pos
 	for x.err == nil {
 		e := &k.list[pos]
 		if s.ctx.Err() != nil || e.crash != nil || x.busy.has(e.hash) {
 			return
 		}
-		m := Message[T]{Seq: x.before + uint64(r.next) + 1, Key: e.key, Value: e.value, Attempt: 1}
+		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: s.origin}
 		if x.err = s.r.engine.attempt(s.ctx, m); x.err != nil {
 			return
 		}
@@ -64,7 +63,7 @@ func (sh *shard[T]) mailRun(s *stream[T]) *run[T] {
 		sh.runs.reuse(r)
 		return nil
 	}
-	x.s, x.chunk, x.pos, x.before = s, b.chunk, b.pos, b.ledger.received
+	x.s, x.chunk, x.pos = s, b.chunk, b.pos
 	n := len(b.chunk.list) - b.pos
 	for k := b.chunk.next; k != nil && n < maxMail; k = k.next {
 		n += len(k.list)
@@ -175,7 +174,6 @@ func (sh *shard[T]) settleMail(r *run[T], at int32) {
 		return
 	}
 	r.settled = at
-	b.ledger.succeed(uint64(n))
 	for n > 0 {
 		b.skipEmpty(&sh.r.chunks)
 		list := b.chunk.list[b.pos:min(len(b.chunk.list), b.pos+n)]
@@ -184,6 +182,7 @@ func (sh *shard[T]) settleMail(r *run[T], at int32) {
 				sh.bytes += list[i].size
 			}
 		}
+		b.ledger.succeed(uint64(len(list)), list[len(list)-1].seq)
 		clear(list)
 		b.pos += len(list)
 		n -= len(list)

@@ -22,6 +22,7 @@ type mailbox[T any] struct {
 // entry is a message as it was received.
 type entry[T any] struct {
 	value    T
+	seq      uint64
 	key      string
 	hash     uint64 // of its lane
 	received int64  // when, in nanoseconds since the stream's start; kept for the Observer and IdleTimeout

@@ -16,7 +16,6 @@ type message[T any] struct {
 	prevLive, nextLive *message[T] // the stream's unfinished messages, in order of receipt
 
 	entry[T]
-	seq uint64
 	delivery[T]
 }
 
@@ -104,8 +103,11 @@ func (m *message[T]) abort(kind FailureKind) {
 	m.outcome, m.step = outcomeFailed, stepFailure
 }
 
-// runs reports whether a worker has m under way. It is the shard's to ask.
+// runs reports whether a worker has m under way; a nil m is one that is not lined up. It is the shard's to ask.
 func (m *message[T]) runs() bool {
+	if m == nil {
+		return false
+	}
 	r := m.run
 	if m.state != stateOut || r.kind == runFinish {
 		return false

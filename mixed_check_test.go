@@ -202,7 +202,7 @@ func (w *mixedWorld) readAgain(free bool) int {
 func (w *mixedWorld) checkResult(st *mixedStream, sum flow.Summary, err error) {
 	want := flow.Summary{
 		Received: sum.Received, Succeeded: st.sum.Succeeded, Failed: st.begun - st.sum.Succeeded, Dropped: sum.Dropped,
-		Committed: sum.Received,
+		Committed: sum.Received, Last: sum.Received,
 	}
 	want.Rejected = sum.Received - st.begun - sum.Dropped
 	for i := range sum.Received {

@@ -75,7 +75,7 @@ func (o *oracle) settle() {
 	for _, st := range o.streams {
 		if !st.done && st.pending == 0 && (!st.inRecv || st.stopping || st.over) {
 			st.done = true
-			st.sum.Committed = st.sum.Received
+			st.sum.Committed, st.sum.Last = st.sum.Received, st.sum.Received
 			if len(st.sum.Unsettled) > 0 {
 				st.sum.Committed = st.sum.Unsettled[0] - 1
 			}

@@ -47,6 +47,7 @@ func (w *world) observe(_ context.Context, e flow.Event) {
 	case flow.EventStreamEnd:
 		r.ended = true
 		slices.Sort(r.sum.Unsettled)
+		r.sum.Last = r.sum.Received
 		if r.sum.Committed = r.sum.Received; len(r.sum.Unsettled) > 0 {
 			r.sum.Committed = r.sum.Unsettled[0] - 1
 		}

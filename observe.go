@@ -36,8 +36,8 @@ func Observers(all ...Observer) Observer {
 // EventKind says what happened. Kinds may be added: unknown ones are to be ignored.
 type EventKind int
 
-// Each received message gets exactly one of EventSuccess, EventFailure, EventReject and EventDrop: replaying the events
-// gives every [Summary] again.
+// Each received message gets exactly one of EventSuccess, EventFailure, EventReject, EventDrop and EventDuplicate:
+// replaying the events gives every [Summary] again. Of a session they give back what its streams that were seen settled.
 const (
 	// EventStreamStart: a stream begins. A refused stream has a start and an end too.
 	EventStreamStart EventKind = iota
@@ -59,12 +59,21 @@ const (
 	EventStreamEnd
 	// EventShutdown: the end of the Flow begins; once, for the first Shutdown or Close.
 	EventShutdown
+	// EventDuplicate: the message was settled by an earlier stream of its session. It is not run.
+	EventDuplicate
+	// EventSession: the stream has taken its session, which was Found as that says; once a stream. One that is refused its
+	// session has none: its EventStreamEnd has a Session that no Fence was given to.
+	EventSession
+	// EventSaveFailed: the session's progress could not be saved, for the reason in Failure. It ends nothing, and the
+	// next Save tries again.
+	EventSaveFailed
 )
 
 // String returns the constant's name.
 func (k EventKind) String() string {
 	return enumName(int(k), "EventKind", "EventStreamStart", "EventAttempt", "EventRetry", "EventSuccess",
-		"EventFailure", "EventReject", "EventDrop", "EventPressure", "EventStreamEnd", "EventShutdown")
+		"EventFailure", "EventReject", "EventDrop", "EventPressure", "EventStreamEnd", "EventShutdown",
+		"EventDuplicate", "EventSession", "EventSaveFailed")
 }
 
 // Event is one thing that happened. Fields that say nothing about it are zero.
@@ -81,6 +90,8 @@ type Event struct {
 	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message
 	Stack   []byte        // of a recovered panic; not to be changed
 	Summary Summary       // for EventStreamEnd
+	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one
+	Found   string        // how a stream found its session, for EventSession: "new", "known" or "lost"
 }
 
 // SlogObserver writes events to l; nil means slog.Default. At Info and above it writes one line for each failed or
@@ -132,6 +143,15 @@ func (e *Event) line() (slog.Level, string) {
 		return slog.LevelInfo, "flow: stream ended"
 	case EventShutdown:
 		return slog.LevelInfo, "flow: shutting down"
+	case EventDuplicate: // not above Debug: a client that resumes may send thousands
+		return slog.LevelDebug, "flow: message was settled before"
+	case EventSession:
+		if e.Found == string(sessionLost) { // the client knows of messages that the server has forgotten
+			return slog.LevelWarn, "flow: session was lost"
+		}
+		return slog.LevelDebug, "flow: session taken"
+	case EventSaveFailed:
+		return slog.LevelWarn, "flow: session was not saved"
 	}
 	return 0, ""
 }
@@ -170,7 +190,10 @@ func (c *cause) blamesClient() bool {
 	return c.garbled
 }
 
-const maxLoggedKey = 64 // bytes: clients choose keys
+const (
+	maxLoggedKey     = 64 // bytes: clients choose keys
+	maxLoggedSession = 8  // bytes: who knows the name of a session may write it
+)
 
 func (e *Event) attrs() []slog.Attr {
 	attrs := make([]slog.Attr, 0, 16)
@@ -212,6 +235,16 @@ func (e *Event) attrs() []slog.Attr {
 		add(slog.Uint64("retried", s.Retried))
 		add(slog.Uint64("committed", s.Committed))
 		add(slog.Int("unsettled", len(s.Unsettled)))
+		if e.Session.ID.Name != "" {
+			add(slog.Uint64("duplicates", s.Duplicates))
+		}
+	}
+	if id := e.Session.ID; id.Name != "" {
+		add(slog.String("session", cutText(id.Name, maxLoggedSession)))
+		add(slog.Uint64("epoch", e.Session.Epoch))
+	}
+	if e.Found != "" {
+		add(slog.String("found", e.Found))
 	}
 	if len(e.Stack) > 0 {
 		add(slog.String("stack", string(e.Stack)))

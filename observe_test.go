@@ -24,7 +24,8 @@ func logged(level slog.Level, events ...Event) []string {
 
 func TestEveryEventKindHasItsName(t *testing.T) {
 	names := []string{"EventStreamStart", "EventAttempt", "EventRetry", "EventSuccess", "EventFailure", "EventReject",
-		"EventDrop", "EventPressure", "EventStreamEnd", "EventShutdown", "EventKind(10)"}
+		"EventDrop", "EventPressure", "EventStreamEnd", "EventShutdown", "EventDuplicate", "EventSession", "EventSaveFailed",
+		"EventKind(13)"}
 	for i, name := range names {
 		if EventKind(i).String() != name {
 			t.Errorf("%d is %v, want %s", i, EventKind(i), name)
@@ -89,7 +90,7 @@ func TestSlogObserverLevelSaysWhetherToAct(t *testing.T) {
 }
 
 func TestSlogObserverIgnoresKindsItDoesNotKnow(t *testing.T) {
-	if got := logged(slog.LevelDebug, Event{Kind: EventShutdown + 1}, Event{Kind: -1}); len(got) != 0 {
+	if got := logged(slog.LevelDebug, Event{Kind: EventSaveFailed + 1}, Event{Kind: -1}); len(got) != 0 {
 		t.Errorf("wrote %q", got)
 	}
 }
@@ -97,7 +98,7 @@ func TestSlogObserverIgnoresKindsItDoesNotKnow(t *testing.T) {
 func TestSlogObserverNeverWritesAValueAndLittleOfAKey(t *testing.T) {
 	const secret = "secret reading"
 	key := strings.Repeat("k", 64) + strings.Repeat("x", 1000)
-	for kind := EventStreamStart; kind <= EventShutdown; kind++ {
+	for kind := EventStreamStart; kind <= EventSaveFailed; kind++ {
 		for fk := FailureNone; fk <= FailureInternal; fk++ {
 			f := &Failure{Kind: fk, Seq: 1, Key: key, Value: secret, Err: newPanicError(struct{ v string }{secret})}
 			got := strings.Join(logged(slog.LevelDebug, Event{Kind: kind, Seq: 1, Key: key, Failure: f}), "\n")
@@ -117,7 +118,7 @@ func TestSlogObserverNeverWritesAValueAndLittleOfAKey(t *testing.T) {
 // Clients choose keys, and errors quote what clients send: neither may break the lines, or whoever reads them.
 func TestSlogObserverWritesValidUTF8OfLimitedLength(t *testing.T) {
 	garbage := strings.Repeat("k\xff\xfe€"[:4], 1<<18)
-	for kind := EventStreamStart; kind <= EventShutdown; kind++ {
+	for kind := EventStreamStart; kind <= EventSaveFailed; kind++ {
 		for _, fk := range []FailureKind{FailureHandlerError, FailureInternal, FailureOrdering, FailureContextCancelled} {
 			f := newFailure(fk, errors.New(garbage))
 			f.Seq, f.Key = 1, garbage

@@ -34,14 +34,15 @@ func (s Summary) Progress() Progress {
 	if len(s.Unsettled) == 0 || s.Unsettled[0]-1 != s.Committed {
 		return Progress{received: s.Committed}
 	}
+	highest := max(s.Received, s.Last) // Last, but in a Summary that knows of no sessions
 	last := uint64(0)
 	for _, seq := range s.Unsettled {
-		if seq <= last || seq > s.Received {
+		if seq <= last || seq > highest {
 			return Progress{received: s.Committed}
 		}
 		last = seq
 	}
-	return Progress{received: s.Received, unsettled: slices.Clone(s.Unsettled)}
+	return Progress{received: highest, unsettled: slices.Clone(s.Unsettled)}
 }
 
 // Committed is the highest Seq up to which every message is settled.

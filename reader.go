@@ -11,7 +11,8 @@ import (
 type reader[T any] struct {
 	s      *stream[T]
 	recv   func() (T, error)
-	seq    uint64 // messages received so far
+	seq    uint64 // messages received so far, without duplicates
+	number uint64 // the Seq of the message at hand, or of the last one
 	credit uint64 // messages that may be received before the window is looked at again
 	at     entry[T]
 	in     callersCode
@@ -68,11 +69,15 @@ func (rd *reader[T]) read() (crash error) {
 			s.fail(contextFailure(s.parent))
 			break
 		}
-		rd.at = entry[T]{value: v}
+		rd.number++
+		rd.at = entry[T]{value: v, seq: rd.number}
 		if timed {
 			rd.at.received = int64(s.clock())
 			s.activity.last.Store(rd.at.received)
 			s.activity.inCallersCode.Store(r.idle > 0)
+		}
+		if s.session != nil && rd.duplicate() {
+			continue
 		}
 		rd.in = inKey
 		if r.bytes != nil {
@@ -88,6 +93,22 @@ func (rd *reader[T]) read() (crash error) {
 	}
 	normal = true
 	return nil
+}
+
+// duplicate reports whether the message at hand was settled by an earlier stream of the session: it is only counted.
+func (rd *reader[T]) duplicate() bool {
+	s := rd.s
+	if !s.session.before.settled(rd.at.seq) {
+		s.session.saver.touch()
+		return false
+	}
+	s.duplicates.Add(1)
+	s.emitDuplicate(rd.at.seq)
+	rd.at = entry[T]{}
+	if s.r.idle > 0 {
+		s.activity.inCallersCode.Store(false)
+	}
+	return true
 }
 
 // put receives the message at hand. It reports whether more may be received.

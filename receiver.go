@@ -22,6 +22,7 @@ type Receiver[T any] struct {
 	idle       time.Duration
 	onFailure  func(context.Context, *Failure) FailureAction
 	observer   Observer
+	sessions   *sessions // nil: none
 
 	ids atomic.Uint64
 
@@ -123,7 +124,8 @@ func (s *Summary) add(o Summary) {
 	s.Rejected += o.Rejected
 	s.Dropped += o.Dropped
 	s.Retried += o.Retried
-	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped
+	s.Duplicates += o.Duplicates
+	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped + s.Duplicates
 }
 
 // FromChan makes a recv of a channel: a source other than gRPC. It blocks until there is a value; it returns io.EOF when

@@ -58,7 +58,7 @@ func TestMessagesAreNumberedFromOneInOrderOfReceipt(t *testing.T) {
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("handler saw %+v, want %+v", got, want)
 			}
-			if want := (flow.Summary{Received: 3, Succeeded: 3, Committed: 3}); err != nil || !reflect.DeepEqual(sum, want) {
+			if want := (flow.Summary{Received: 3, Succeeded: 3, Committed: 3, Last: 3}); err != nil || !reflect.DeepEqual(sum, want) {
 				t.Errorf("Run() = %+v, %v, want %+v, nil", sum, err, want)
 			}
 		}
@@ -99,7 +99,7 @@ func TestRunReturnsWhenAllMessagesHaveFinished(t *testing.T) {
 		}
 		s.finish(t, "c1")
 		sum, err := c.result(t)
-		if want := (flow.Summary{Received: 3, Succeeded: 3, Committed: 3}); err != nil || !reflect.DeepEqual(sum, want) {
+		if want := (flow.Summary{Received: 3, Succeeded: 3, Committed: 3, Last: 3}); err != nil || !reflect.DeepEqual(sum, want) {
 			t.Errorf("Run() = %+v, %v, want %+v, nil", sum, err, want)
 		}
 	})
@@ -144,7 +144,7 @@ func TestErrorOfRunIsAFailureAndItsSummaryIsComplete(t *testing.T) {
 		if !errors.Is(err, errHandler) {
 			t.Error("errors.Is does not see the handler's error")
 		}
-		want := flow.Summary{Received: 4, Succeeded: 1, Failed: 1, Dropped: 2, Committed: 1, Unsettled: []uint64{2, 3, 4}}
+		want := flow.Summary{Received: 4, Succeeded: 1, Failed: 1, Dropped: 2, Committed: 1, Unsettled: []uint64{2, 3, 4}, Last: 4}
 		if !reflect.DeepEqual(sum, want) {
 			t.Errorf("summary is %+v, want %+v", sum, want)
 		}

@@ -229,7 +229,7 @@ func (sh *shard[T]) flush() {
 			s.activity.noted(s.clock())
 		}
 		s.window.finished.Store(finished)
-		s.committed.Store(b.ledger.committed(b.firstPending()))
+		s.committed.Store(s.through(b.ledger.committed(b.firstPending())))
 		switch {
 		case b.ended:
 		case s.state.phase() != phaseOpen && s.box.total() == finished:

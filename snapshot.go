@@ -26,8 +26,9 @@ type StreamState struct {
 	Method    string        // the full name of the RPC; "" outside of gRPC
 	Age       time.Duration // since Run was called
 	Received  uint64
-	Pending   uint64 // of these, not finished
-	Committed uint64 // every message with Seq <= Committed is settled
+	Pending   uint64  // of these, not finished
+	Committed uint64  // every message with Seq <= Committed is settled
+	Session   Session // zero without one
 }
 
 // KeyState is a key that has messages which are not finished, in whatever streams. Keys are chosen by clients.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 // stream is one Run: what its shard, its reader, the workers and Run itself share.
@@ -26,6 +27,11 @@ type stream[T any] struct {
 	keyOf  OrderingKeyFunc[T]
 	rpc    rpc
 	order  streamOrder
+
+	session    *sessionStream // nil: its client asks for none. It is in stream_session.go
+	asked      bool           // its client asks for one, and may be refused
+	origin     *origin        // of its messages; nil while it has no session. Written under r.mu
+	duplicates atomic.Uint64  // messages that the session had settled before
 
 	state     runState
 	done      chan struct{} // closed by the shard when every message is finished and nothing more comes
@@ -47,7 +53,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.window.init(r.maxPending)
 	s.order.init(s.ctx, s.id, r.gate.ordering)
-	s.backlog.ledger = newLedger()
+	s.backlog.ledger = newLedger(1)
 	s.backlog.direct = r.gate.pressure.refuses() || s.order.decidesOnReceipt()
 	if r.gate.pressure.refuses() || s.order.refuses() {
 		s.verdict.given = make(chan struct{}, 1)
@@ -63,6 +69,9 @@ func (s *stream[T]) begin() (entered bool) {
 	s.r.streams[s] = struct{}{}
 	s.r.mu.Unlock()
 	s.emitStart()
+	if s.r.sessions != nil {
+		s.askForSession()
+	}
 	return s.r.gate.shutdown.enter(s)
 }
 
@@ -70,6 +79,9 @@ func (s *stream[T]) begin() (entered bool) {
 func (s *stream[T]) run(recv func() (T, error)) {
 	if s.parent.Err() != nil {
 		s.fail(contextFailure(s.parent))
+	}
+	if s.session != nil && s.state.phase() == phaseOpen {
+		s.takeSession()
 	}
 	if s.state.phase() >= phaseDraining { // it has failed, or a shutdown has come, before anything was read
 		s.state.finishedAll()
@@ -80,7 +92,7 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	if s.state.phase() != phaseOpen { // who changed that may have found no shard to tell
 		s.tell()
 	}
-	go (&reader[T]{s: s, recv: recv, refusable: s.verdict.given != nil}).run()
+	go (&reader[T]{s: s, recv: recv, number: s.backlog.ledger.highest, refusable: s.verdict.given != nil}).run()
 	var idle <-chan time.Time
 	if s.r.idle > 0 {
 		t := time.NewTimer(s.r.idle)
@@ -142,9 +154,14 @@ func (s *stream[T]) idleFor() time.Duration {
 func (s *stream[T]) end(entered bool) (Summary, error) {
 	s.cancel(nil)
 	s.order.end()
-	sum, f := s.backlog.ledger.summary(), s.failure(entered)
+	moved := s.saveSession()
+	sum, f := s.summary(), s.failure(entered)
+	if f == nil {
+		f = moved
+	}
+	trailer := s.trailer(sum, f)
 	// Its error says that this is not gRPC, where there is no client to tell. A panic is of the caller's own transport stream.
-	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, sum.trailer()); return nil })
+	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, trailer); return nil })
 	if crash != nil && f == nil {
 		f = newFailure(FailureInternal, crash)
 	}
@@ -153,6 +170,9 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 	delete(s.r.streams, s)
 	s.r.total.add(sum)
 	s.r.mu.Unlock()
+	if s.session != nil {
+		s.session.release()
+	}
 	if entered {
 		s.r.gate.shutdown.leave(s)
 	}
@@ -164,7 +184,7 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 
 // failure returns why the stream, which is done, has failed. It returns nil if it ended well.
 func (s *stream[T]) failure(entered bool) *Failure {
-	if !entered {
+	if failure, _ := s.state.reason(); !entered && failure == nil {
 		return &Failure{Kind: FailureShutdown, Err: reasonShutdown}
 	}
 	return s.state.result(len(s.backlog.ledger.counts.Unsettled) == 0, func() *Failure {
@@ -202,10 +222,18 @@ func (s *stream[T]) stop(drain bool) {
 	if s.state.stop(drain) {
 		s.tell()
 	}
+	if s.session != nil {
+		s.session.stop()
+	}
 }
 
 // close implements participant.
-func (s *stream[T]) close() { s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown}) }
+func (s *stream[T]) close() {
+	s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown})
+	if s.session != nil {
+		s.session.hurry()
+	}
+}
 
 // cut implements participant.
 func (s *stream[T]) cut() (n int, seq uint64, key string) {
@@ -216,8 +244,9 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	}
 	draining := s.state.phase() == phaseDraining
 	c := ask(s, func() (c cutOff) {
+		mailed := s.backlog.inMailRun()
 		s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
-			if draining || s.backlog.runs(m, seq) || m != nil && m.state == stateBackoff {
+			if draining || m.runs() || seq == mailed || m != nil && m.state == stateBackoff {
 				if c.n++; c.n == 1 {
 					c.seq, c.key = seq, e.key
 				}
@@ -260,12 +289,12 @@ func (s *stream[T]) view() (v streamView) {
 	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
 		sh.settleLong()
 	}
-	first := uint64(0)
+	first, mailed := uint64(0), s.backlog.inMailRun()
 	s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
 		if first == 0 {
 			first = seq
 		}
-		if !s.backlog.runs(m, seq) {
+		if !m.runs() && seq != mailed {
 			v.waiting = append(v.waiting, e.key)
 			return
 		}
@@ -282,22 +311,33 @@ func (s *stream[T]) view() (v streamView) {
 	v.counts = l.counts
 	pending := uint64(len(v.waiting) + len(v.running)) // and not the mailbox's count, which goes on meanwhile
 	v.state = StreamState{
-		ID: s.id, Age: now, Received: l.finished() + pending, Pending: pending, Committed: min(first-1, l.committed(first)),
+		ID: s.id, Age: now, Received: l.finished() + pending, Pending: pending, Committed: s.through(l.committed(first)),
 	}
-	if first == 0 {
-		v.state.Committed = l.committed(0)
+	if s.origin != nil {
+		v.state.Session = s.origin.session
+		v.counts.Duplicates = s.duplicates.Load()
+		v.state.Received += v.counts.Duplicates
 	}
 	return v
 }
 
 // progress returns which messages are settled. It is called by the shard, or when the stream is done.
 func (s *stream[T]) progress() Progress {
+	highest, open := s.unsettled()
+	if s.origin != nil {
+		return s.session.before.progress(highest, open)
+	}
+	return Progress{received: highest, unsettled: open}
+}
+
+// unsettled returns the highest Seq received, and what is not settled of what was received. It is called as progress is.
+func (s *stream[T]) unsettled() (highest uint64, open []uint64) {
 	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
 		sh.settleLong()
 	}
 	var pending []uint64
 	s.backlog.visit(&s.box, func(_ *message[T], seq uint64, _ *entry[T]) { pending = append(pending, seq) })
-	return s.backlog.ledger.progress(pending)
+	return s.backlog.ledger.unsettled(pending)
 }
 
 // abortKind returns the kind of failure of a message that the stream's end cuts short.
@@ -309,15 +349,15 @@ func (s *stream[T]) abortKind() FailureKind {
 	return FailureContextCancelled
 }
 
-// sendHeader sends the response header before the first message executes, so that no client replays what has had
-// effects.
-func (s *stream[T]) sendHeader() {
+// sendHeader sends the response header, once, before the first message executes, so that no client replays what has had
+// effects. That of a session is sent before the first read.
+func (s *stream[T]) sendHeader(md metadata.MD) {
 	if !s.rpc.is || s.ctx.Err() != nil {
 		return
 	}
 	s.rpc.header.Do(func() {
 		// It fails if the header is sent already, or if nobody is there to get it.
-		crash := recovered(func() error { _ = grpc.SendHeader(s.parent, nil); return nil })
+		crash := recovered(func() error { _ = grpc.SendHeader(s.parent, md); return nil })
 		if crash != nil { // it is the stream's, and not that of the message that is about to run
 			s.fail(newFailure(FailureInternal, crash))
 		}

@@ -158,7 +158,7 @@ func (w *worker[T]) crashed(err error) {
 // attempt runs the handler once and decides what comes of it.
 func (w *worker[T]) attempt(m *message[T]) {
 	s := m.stream
-	s.sendHeader()
+	s.sendHeader(nil)
 	if s.ctx.Err() != nil { // also of a slot that a cancelled handler has just left
 		m.abort(s.abortKind())
 		return
@@ -176,7 +176,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 	}
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{
-		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured,
+		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured, origin: s.origin,
 	})
 	if observer != nil {
 		s.timed(m, w.run)

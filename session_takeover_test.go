@@ -1,0 +1,376 @@
+package flow_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"example.com/flow"
+)
+
+func TestOldStreamEndsFirst(t *testing.T) {
+	// Each case brings an earlier stream of the session into a condition in which a1 has been received.
+	for _, c := range []struct {
+		name     string
+		options  func(*flow.Options)
+		old      func(t *testing.T, r *resumed, s *stage)
+		ends     func(t *testing.T, s *stage) // what it takes until the earlier stream is over; nil: nothing
+		runs     string                       // what runs then of the next stream, which sends a1 and b2
+		attempts int                          // of a1, in both
+	}{
+		{
+			name: "running", old: func(t *testing.T, r *resumed, s *stage) { wantNow(t, s, "a1") },
+			runs: "a1 b2", attempts: 2,
+		}, {
+			name: "half-closed", old: func(t *testing.T, r *resumed, s *stage) { r.End(); wantNow(t, s, "a1") },
+			runs: "a1 b2", attempts: 2,
+		}, {
+			name:    "waiting for a slot",
+			options: func(o *flow.Options) { o.Backpressure.Capacity = 1 },
+			old:     func(t *testing.T, r *resumed, s *stage) { r.Send("b2"); wantNow(t, s, "a1") },
+			runs:    "a1", attempts: 2,
+		}, {
+			name:    "in backoff",
+			options: func(o *flow.Options) { o.Retry = flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour} },
+			old:     func(t *testing.T, r *resumed, s *stage) { s.fail(t, "a1", errHandler); wantNow(t, s, "") },
+			runs:    "a1 b2", attempts: 2,
+		}, {
+			name: "idle", old: func(t *testing.T, r *resumed, s *stage) { s.finish(t, "a1") },
+			runs: "b2", attempts: 1,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newStage()
+				change := c.options
+				if change == nil {
+					change = func(*flow.Options) {}
+				}
+				f := withSessions(t, s.handle, nil, change)
+				old := resume(t, f, "", "a1")
+				old.wantHeader(t, "new epoch 1 committed 0")
+				c.old(t, old, s)
+				next := resume(t, f, "epoch=1", "a1", "b2")
+				old.wantEnd(t, "Aborted SESSION_MOVED 1", map[bool]string{
+					true: "epoch 1 committed 1", false: "epoch 1 committed 0"}[c.name == "idle"])
+				if _, err := old.result(t); !errors.Is(err, flow.ErrSessionMoved) {
+					t.Errorf("the earlier stream ended with %v", err)
+				}
+				wantNow(t, s, c.runs)
+				next.End()
+				s.finishAll(t)
+				next.wantEnd(t, "OK", "epoch 1 committed 2")
+				n := 0
+				for _, m := range s.attempts() {
+					if m.Value == "a1" {
+						n++
+					}
+				}
+				if n != c.attempts {
+					t.Errorf("a1 ran %d times, want %d", n, c.attempts)
+				}
+			})
+		})
+	}
+}
+
+// stubborn is a handler that doesn't heed its context: it ends when the test says so.
+func stubborn(s *stage) flow.Handler[string] {
+	return func(ctx context.Context, m flow.Message[string]) error {
+		return s.handle(context.WithoutCancel(ctx), m)
+	}
+}
+
+func TestOldStreamEndsFirstHoweverLongItsHandlerTakes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var cause error
+		s := newStage()
+		f := withSessions(t, func(ctx context.Context, m flow.Message[string]) error {
+			defer func() { cause = context.Cause(ctx) }()
+			return stubborn(s)(ctx, m)
+		}, nil)
+		old := resume(t, f, "", "a1", "a2")
+		wantNow(t, s, "a1")
+		waits := resume(t, f, "epoch=1", "a1", "a2")
+		waits.wantHeader(t, "")
+		wantNow(t, s, "a1")
+		if waits.Received() > 0 {
+			t.Error("a stream that waits is read")
+		}
+		newest := resume(t, f, "epoch=1", "a1", "a2") // what waits twice: the newest wins
+		waits.wantEnd(t, "Aborted SESSION_MOVED 1", "")
+		pass(time.Second)
+		newest.wantHeader(t, "")
+		s.finish(t, "a1") // it was cancelled and did it all the same: that is settled
+		if !errors.Is(cause, flow.ErrSessionMoved) {
+			t.Errorf("the handler's cause is %v", cause)
+		}
+		old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 1")
+		newest.wantHeader(t, "known epoch 1 committed 1")
+		wantNow(t, s, "a2")
+		newest.End()
+		s.finishAll(t)
+		newest.wantEnd(t, "OK", "epoch 1 committed 2")
+		if s.history() != "a1 a2" {
+			t.Errorf("ran: %s", s.history())
+		}
+	})
+}
+
+func TestTakeoverTimesOut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, stubborn(s), nil, func(o *flow.Options) { o.Sessions.Takeover = 3 * time.Second })
+		old := resume(t, f, "", "a1")
+		wantNow(t, s, "a1")
+		next := resume(t, f, "epoch=1", "a1")
+		pass(3*time.Second - 1)
+		if next.over() {
+			t.Fatal("it did not wait for Takeover")
+		}
+		pass(1)
+		next.wantEnd(t, "Unavailable BACKPRESSURE retry", "")
+		next.wantHeader(t, "") // trailers only: it may be tried again, by gRPC itself too
+		if next.sum.Received > 0 {
+			t.Errorf("it received %d", next.sum.Received)
+		}
+		s.finish(t, "a1")
+		old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 1")
+		if sum := uploadOK(t, f, "epoch=1", "a1"); sum.Duplicates != 1 {
+			t.Errorf("afterwards: %+v", sum)
+		}
+	})
+}
+
+func TestTakeoverIsTenSecondsByDefault(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, stubborn(s), nil)
+		resume(t, f, "", "a1")
+		next := resume(t, f, "epoch=1", "a1")
+		pass(10*time.Second - 1)
+		if next.over() {
+			t.Fatal("it did not wait for ten seconds")
+		}
+		pass(1)
+		next.wantEnd(t, "Unavailable BACKPRESSURE retry", "")
+		s.finish(t, "a1")
+	})
+}
+
+func TestLowerEpochDisturbsNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		store := flow.NewSessionMemory(0, 0)
+		f := withSessions(t, s.handle, store)
+		uploadOK(t, f, "")
+		r := resume(t, f, "", "a1") // claims: epoch 2
+		r.wantHeader(t, "known epoch 2 committed 0")
+		resume(t, f, "epoch=1", "a1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		wantNow(t, s, "a1")
+		s.finish(t, "a1")
+		r.End()
+		r.wantEnd(t, "OK", "epoch 2 committed 1")
+		// Nor is it let in when nobody writes.
+		resume(t, f, "epoch=1", "a1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		if got := stored(t, store); got != "epoch 2 fence 2 committed 1" {
+			t.Errorf("the store has %s", got)
+		}
+	})
+}
+
+func TestLostClaimAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, s.handle, nil)
+		first := resume(t, f, "", "a1") // its header does not arrive
+		again := resume(t, f, "", "a1")
+		first.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 0")
+		again.wantHeader(t, "known epoch 2 committed 0")
+		wantNow(t, s, "a1")
+		s.finish(t, "a1")
+		again.End()
+		again.wantEnd(t, "OK", "epoch 2 committed 1")
+	})
+}
+
+func TestTwoClaimsEndOneWriter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, stubborn(s), nil)
+		writer := resume(t, f, "", "a1")
+		one := resume(t, f, "")
+		two := resume(t, f, "")
+		one.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		s.finish(t, "a1")
+		writer.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 1")
+		two.wantHeader(t, "known epoch 2 committed 1")
+		two.End()
+		two.wantEnd(t, "OK", "epoch 2 committed 1")
+	})
+}
+
+func TestDeposedCantComeBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		store := flow.NewSessionMemory(0, 0)
+		f, other := withSessions(t, stubborn(s), store), withSessions(t, s.handle, store)
+		writer := resume(t, f, "", "a1")
+		claim := resume(t, f, "")
+		// Neither while the claim waits, nor when it has the session, nor afterwards, nor in another process.
+		resume(t, f, "epoch=1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		s.finish(t, "a1")
+		writer.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 1")
+		claim.wantHeader(t, "known epoch 2 committed 1")
+		resume(t, f, "epoch=1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		resume(t, other, "epoch=1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+		claim.End()
+		claim.wantEnd(t, "OK", "epoch 2 committed 1")
+		resume(t, f, "epoch=1").wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "")
+	})
+}
+
+func TestHigherEpochAfterLoss(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := withSessions(t, takes(0), nil) // its store is empty
+		r := resume(t, f, "epoch=7 start=101", "a1")
+		r.wantHeader(t, "lost epoch 7 committed 100")
+		r.End()
+		sum := r.wantEnd(t, "OK", "epoch 7 committed 101")
+		if sum.Last != 101 || sum.Succeeded != 1 {
+			t.Errorf("%+v", sum)
+		}
+		resume(t, f, "epoch=6").wantEnd(t, "FailedPrecondition SESSION_MOVED 7", "")
+		r = resume(t, f, "")
+		r.wantHeader(t, "known epoch 8 committed 101")
+		r.End()
+		// An epoch that no server gives is not taken on: no claim could be above it.
+		resume(t, f, "epoch=18446744073709551615").wantEnd(t, "InvalidArgument INTERNAL", "")
+	})
+}
+
+func TestSessionIsTakenByAnotherProcess(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, s2 := newStage(), newStage()
+		store := flow.NewSessionMemory(0, 0)
+		f, other := withSessions(t, s.handle, store), withSessions(t, s2.handle, store)
+		deposed := resume(t, f, "", "a1", "b2")
+		s.finish(t, "b2")
+		next := resume(t, other, "epoch=1", "a1", "b2") // the same writer, elsewhere
+		next.wantHeader(t, "known epoch 1 committed 0")
+		wantNow(t, s2, "a1 b2") // until the first process notices, both run
+		wantNow(t, s, "a1")
+		pass(time.Second)
+		deposed.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 0")
+		wantNow(t, s, "")
+		s2.finishAll(t)
+		next.End()
+		next.wantEnd(t, "OK", "epoch 1 committed 2")
+		if got := stored(t, store); got != "epoch 1 fence 2 committed 2" {
+			t.Errorf("the store has %s", got)
+		}
+	})
+}
+
+func TestFenceRisesUnlessTheFlowHasSavedLast(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var fences []uint64
+		note := func(_ context.Context, m flow.Message[string]) error {
+			fences = append(fences, m.Session().Fence)
+			if m.Session().ID != uploadID {
+				t.Errorf("the session is %v", m.Session())
+			}
+			return nil
+		}
+		store := flow.NewSessionMemory(0, 0)
+		f, other := withSessions(t, note, store), withSessions(t, note, store)
+		uploadOK(t, f, "", "a1")
+		uploadOK(t, f, "epoch=1 start=2", "a2")
+		uploadOK(t, other, "epoch=1 start=3", "a3") // another Flow
+		uploadOK(t, f, "epoch=1 start=4", "a4")     // and back
+		uploadOK(t, f, "start=5", "a5")             // another epoch
+		uploadOK(t, f, "epoch=2 start=6", "a6")
+		want := []uint64{1, 1, 2, 3, 4, 4}
+		if len(fences) != len(want) {
+			t.Fatalf("fences are %v, want %v", fences, want)
+		}
+		for i := range want {
+			if fences[i] != want[i] {
+				t.Fatalf("fences are %v, want %v", fences, want)
+			}
+		}
+	})
+}
+
+func TestStateMovedBetweenLoadAndSave(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		store := newBrokenStore()
+		f := withSessions(t, takes(0), store)
+		// Another process claims it after this one has loaded: twice.
+		store.setAfter(func(_ context.Context, call string, n int) error {
+			if call == "load" && n <= 2 {
+				return claim(store.SessionStore)
+			}
+			return nil
+		})
+		r := resume(t, f, "")
+		r.wantHeader(t, "known epoch 3 committed 0")
+		r.End()
+		r.wantEnd(t, "OK", "epoch 3 committed 0")
+		if got := stored(t, store); got != "epoch 3 fence 3 committed 0" {
+			t.Errorf("the store has %s", got)
+		}
+	})
+}
+
+func TestSessionThatMovesEachTimeIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		store := newBrokenStore()
+		store.setBefore(func(_ context.Context, call string, _ int) error {
+			if call == "save" {
+				return flow.ErrSessionMoved
+			}
+			return nil
+		})
+		resume(t, withSessions(t, takes(0), store), "").wantEnd(t, "Unavailable BACKPRESSURE retry", "")
+	})
+}
+
+func TestShutdownWhileWaiting(t *testing.T) {
+	for name, end := range map[string]func(*flow.Flow[string]){
+		"Shutdown": func(f *flow.Flow[string]) { go func() { _ = f.Shutdown(context.Background()) }() },
+		"Close":    func(f *flow.Flow[string]) { _ = f.Close() },
+	} {
+		for _, drain := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					s := newStage()
+					f := withSessions(t, stubborn(s), nil, func(o *flow.Options) { o.Shutdown.DrainOnClose = drain })
+					old := resume(t, f, "", "a1")
+					next := resume(t, f, "epoch=1", "a1")
+					end(f)
+					next.wantEnd(t, "Unavailable SHUTDOWN retry", "")
+					next.wantHeader(t, "")
+					s.finish(t, "a1")
+					old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 1")
+					resume(t, f, "epoch=1", "a1").wantEnd(t, "Unavailable SHUTDOWN retry", "")
+				})
+			})
+		}
+	}
+}
+
+func TestShutdownRefusesAStreamWhoseStoreHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		store := newBrokenStore()
+		store.setBefore(func(ctx context.Context, _ string, _ int) error { <-ctx.Done(); return ctx.Err() })
+		f := withSessions(t, takes(0), store)
+		r := resume(t, f, "")
+		began := time.Now()
+		if err := f.Shutdown(context.Background()); err != nil || time.Since(began) > 0 {
+			t.Errorf("Shutdown: %v after %v", err, time.Since(began))
+		}
+		r.wantEnd(t, "Unavailable SHUTDOWN retry", "")
+	})
+}

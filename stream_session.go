@@ -1,0 +1,94 @@
+package flow
+
+import (
+	"maps"
+	"slices"
+
+	"google.golang.org/grpc/metadata"
+)
+
+// What a session adds to the life of a stream: its beginning is longer, its numbers don't begin with 1, some of its
+// messages are duplicates, and its end is saved before it is told.
+
+// askForSession reads what the client asks for. It comes before the shutdown is looked at: what is malformed is refused as
+// that.
+func (s *stream[T]) askForSession() {
+	session, refused := s.r.sessions.ask(s.parent)
+	s.asked = session != nil || refused != nil
+	s.session = session
+	if refused != nil {
+		s.fail(refused)
+	}
+}
+
+// takeSession waits for the session and takes it, before anything is read.
+func (s *stream[T]) takeSession() {
+	if refused := s.session.take(s.ctx, s.fail); refused != nil {
+		s.fail(refused)
+		return
+	}
+	s.r.mu.Lock() // nobody looks at the stream meanwhile
+	s.origin = &origin{session: s.session.session}
+	s.backlog.ledger = newLedger(s.session.before.first)
+	s.committed.Store(s.through(s.session.before.first - 1))
+	for _, key := range s.session.stored.GivenUp {
+		s.backlog.skipFromTheStart(key)
+	}
+	s.r.mu.Unlock()
+	s.session.keep(s.viewForSession, s.emitSaveFailed)
+	s.emitSession()
+	s.sendHeader(s.session.header())
+}
+
+// saveSession saves what has come of the stream, of which nothing runs any more. It returns how the stream ends if the
+// session turns out to be somebody else's.
+func (s *stream[T]) saveSession() (moved *Failure) {
+	if s.session == nil {
+		return nil
+	}
+	return s.session.finish()
+}
+
+// viewForSession returns what is to be saved by now.
+func (s *stream[T]) viewForSession() sessionView {
+	return ask(s, func() (v sessionView) {
+		v.highest, v.open = s.unsettled()
+		if len(s.backlog.skipped) > 0 {
+			v.givenUp = slices.Collect(maps.Keys(s.backlog.skipped))
+		}
+		return v
+	})
+}
+
+// through returns up to which number everything is settled, if the stream's own messages are up to committed.
+func (s *stream[T]) through(committed uint64) uint64 {
+	if s.origin == nil {
+		return committed
+	}
+	return s.session.before.through(committed, s.backlog.ledger.highest)
+}
+
+// summary is complete once the stream is done. Counts are the stream's, and what is settled is the session's.
+func (s *stream[T]) summary() Summary {
+	sum := s.backlog.ledger.summary()
+	if s.origin == nil {
+		return sum
+	}
+	sum.Duplicates = s.duplicates.Load()
+	sum.Received += sum.Duplicates
+	p := s.session.before.progress(s.backlog.ledger.highest, sum.Unsettled)
+	sum.Committed, sum.Unsettled, sum.Last = p.Committed(), p.unsettled, p.received
+	return sum
+}
+
+// trailer says how far the stream got, or its session. One that was refused its session says nothing: what is settled is
+// not known to it.
+func (s *stream[T]) trailer(sum Summary, f *Failure) metadata.MD {
+	switch {
+	case s.origin != nil:
+		return s.session.trailer(sum.Progress(), f)
+	case s.asked:
+		return nil
+	}
+	return sum.trailer()
+}
