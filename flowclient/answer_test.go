@@ -94,54 +94,63 @@ func TestSenderSettledAheadOfALotIsNotSentAgain(t *testing.T) {
 	}
 }
 
-func TestSenderEndsWhenAnAnswerCantBeTrue(t *testing.T) {
-	set := func(key, value string) func(metadata.MD) { return func(md metadata.MD) { md.Set(key, value) } }
-	both := func(fs ...func(metadata.MD)) func(metadata.MD) {
-		return func(md metadata.MD) {
-			for _, f := range fs {
-				f(md)
-			}
-		}
-	}
-	for _, c := range []struct {
-		name  string
-		plans map[int]plan
-		says  string
-	}{
-		{"OverAck in the trailers", map[int]plan{1: {trailer: set("flow-committed", "3")}}, "flow-committed is 3, above what was sent, which is 2"},
-		{"OverAck in the header", map[int]plan{1: {header: set("flow-committed", "1")}}, "flow-committed is 1, above what was sent, which is 0"},
-		{"BackwardAck in the trailers", map[int]plan{2: {trailer: set("flow-committed", "1")}}, "flow-committed is 1, below flow-start - 1, which is 2"},
-		{"BackwardAck in the header", map[int]plan{2: {header: set("flow-committed", "0")}}, "flow-committed is 0, below flow-start - 1, which is 2"},
-		{"another epoch in the header", map[int]plan{2: {header: set("flow-epoch", "9")}}, "flow-epoch is 9, the stream's is 1"},
-		{"another epoch in the trailers", map[int]plan{1: {trailer: set("flow-epoch", "9")}}, "flow-epoch is 9, the stream's is 1"},
-		{"epoch 0", map[int]plan{1: {header: set("flow-epoch", "0")}}, `flow-epoch ["0"]`},
-		{"two epochs", map[int]plan{1: {header: func(md metadata.MD) { md.Append("flow-epoch", "1") }}}, `flow-epoch ["1" "1"]`},
-		{"no number", map[int]plan{1: {trailer: set("flow-committed", "two")}}, "malformed flow-committed"},
-		{"malformed progress", map[int]plan{1: {trailer: set("flow-progress-bin", "\xff")}}, "malformed flow-committed, or flow-progress-bin"},
-		{"progress that is not its committed", map[int]plan{1: {trailer: both(set("flow-committed", "1"), set("flow-progress-bin", "\x02"))}}, "malformed flow-committed, or flow-progress-bin"},
-		{"a failed message that was not sent", map[int]plan{1: {endAfter: 1, end: status.Error(codes.Aborted, "x"), trailer: set("flow-failed", "9")}}, "flow-failed is 9, which was not sent"},
-		{"flow-failed is no number", map[int]plan{1: {end: status.Error(codes.Aborted, "x"), trailer: set("flow-failed", "x")}}, `flow-failed ["x"]`},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				_, client := serve(t, func(n int) plan {
-					p := c.plans[n]
-					p.headerTime = ms
-					return p
-				})
-				s := newSender(t, client, flowclient.Options{})
-				send(t, s, "a", "b")
-				if c.plans[2].header != nil || c.plans[2].trailer != nil {
-					if err := s.Flush(t.Context()); err != nil {
-						t.Fatal(err)
-					}
-					send(t, s, "c")
-				}
-				if err := ended(t, s); !strings.HasPrefix(err.Error(), "flowclient: the server's answer makes no sense: "+c.says) {
-					t.Errorf("the Sender ended with %v", err)
-				}
-			})
+// set sets a key of a header, or of trailers.
+func set(key, value string) func(metadata.MD) { return func(md metadata.MD) { md.Set(key, value) } }
+
+// checkDisbelieved checks that a Sender that sends two messages, and a third on a second stream if that is planned, ends
+// because of an answer that makes no sense.
+func checkDisbelieved(t *testing.T, says string, plans map[int]plan) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		_, client := serve(t, func(n int) plan {
+			p := plans[n]
+			p.headerTime = ms // not before all is sent
+			return p
 		})
+		s := newSender(t, client, flowclient.Options{})
+		send(t, s, "a", "b")
+		if plans[2].header != nil || plans[2].trailer != nil {
+			if err := s.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			send(t, s, "c")
+		}
+		if err := ended(t, s); !strings.HasPrefix(err.Error(), "flowclient: the server's answer makes no sense: "+says) {
+			t.Errorf("the Sender ended with %v, want %s", err, says)
+		}
+	})
+}
+
+func TestSenderOverAck(t *testing.T) {
+	checkDisbelieved(t, "flow-committed is 3, above what was sent, which is 2", map[int]plan{1: {trailer: set("flow-committed", "3")}})
+	checkDisbelieved(t, "flow-committed is 1, above what was sent, which is 0", map[int]plan{1: {header: set("flow-committed", "1")}})
+}
+
+func TestSenderBackwardAck(t *testing.T) {
+	checkDisbelieved(t, "flow-committed is 1, below flow-start - 1, which is 2", map[int]plan{2: {trailer: set("flow-committed", "1")}})
+	checkDisbelieved(t, "flow-committed is 0, below flow-start - 1, which is 2", map[int]plan{2: {header: set("flow-committed", "0")}})
+}
+
+func TestSenderAnotherEpoch(t *testing.T) {
+	checkDisbelieved(t, "flow-epoch is 9, the stream's is 1", map[int]plan{2: {header: set("flow-epoch", "9")}})
+	checkDisbelieved(t, "flow-epoch is 9, the stream's is 1", map[int]plan{1: {trailer: set("flow-epoch", "9")}})
+}
+
+func TestSenderMalformedAnswer(t *testing.T) {
+	twice := func(md metadata.MD) { md.Append("flow-epoch", "1") }
+	disagree := func(md metadata.MD) { md.Set("flow-committed", "1"); md.Set("flow-progress-bin", "\x02") }
+	aborted := status.Error(codes.Aborted, "x")
+	for says, p := range map[string]plan{
+		`flow-epoch ["0"]`:                               {header: set("flow-epoch", "0")},
+		`flow-epoch ["-1"]`:                              {header: set("flow-epoch", "-1")},
+		`flow-epoch ["1" "1"]`:                           {header: twice},
+		"malformed flow-committed, or":                   {trailer: set("flow-committed", "two")},
+		"malformed flow-committed, or flow-progress-bin": {trailer: set("flow-progress-bin", "\xff")},
+		"malformed flow-committed, or flow-progress":     {trailer: disagree},
+		"flow-failed is 9, which was not sent":           {endAfter: 1, end: aborted, trailer: set("flow-failed", "9")},
+		`flow-failed ["x"]`:                              {end: aborted, trailer: set("flow-failed", "x")},
+	} {
+		checkDisbelieved(t, says, map[int]plan{1: p})
 	}
 }
 

@@ -39,7 +39,7 @@ func TestSenderUnsettledIsExact(t *testing.T) {
 		if !errors.As(err, &u) || u.Seq != 3 || u.Count != 3 || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Close() = %v", err)
 		}
-		check(t, "text", err.Error(), "flowclient: 3 messages are not known to be settled, the first is 3: flowclient: closed before all was settled: context deadline exceeded")
+		check(t, "text", err.Error(), "flowclient: not known to be settled: 3 of the messages, from 3 on: flowclient: closed before all was settled: context deadline exceeded")
 		check(t, "unsettled", unsettled(s), []string{"3=m3", "5=m5", "8=m8"})
 		if again := s.Close(t.Context()); again.Error() != err.Error() {
 			t.Errorf("Close() = %v the second time", again)

@@ -26,7 +26,7 @@ type UnsettledError struct {
 
 // Error names the first message and says how many are not settled, and why.
 func (e *UnsettledError) Error() string {
-	return fmt.Sprintf("flowclient: %d messages are not known to be settled, the first is %d: %v", e.Count, e.Seq, e.Err)
+	return fmt.Sprintf("flowclient: not known to be settled: %d of the messages, from %d on: %v", e.Count, e.Seq, e.Err)
 }
 
 // Unwrap returns Err.
