@@ -72,14 +72,19 @@ func TestSenderSkipOfAMiddle(t *testing.T) {
 			return flowclient.Skip
 		}})
 		send(t, s, numbered("m", 5)...)
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		send(t, s, "m6")
 		mustClose(t, s)
-		check(t, "ran", server.hasRun(), []string{"m1", "m2", "m4", "m5"})
+		check(t, "ran", server.hasRun(), []string{"m1", "m2", "m4", "m5", "m6"})
 		check(t, "failures", seen, []string{"3 m3 FailureHandlerError InvalidArgument\n"})
-		check(t, "begun", begun(server), []time.Duration{0, 0})
+		check(t, "begun", begun(server), []time.Duration{0, 0, 0})
 		check(t, "start, skip", server.seen()[1].start+","+server.seen()[1].skip, "3,3")
+		check(t, "start, skip, when it is committed", server.seen()[2].start+","+server.seen()[2].skip, "6,")
 		check(t, "unsettled", unsettled(s), []string(nil))
 		st := s.Stats()
-		check(t, "stats", fmt.Sprint(st.Taken, st.Settled, st.Skipped), "5 4 1")
+		check(t, "stats", fmt.Sprint(st.Taken, st.Settled, st.Skipped), "6 5 1")
 	})
 }
 

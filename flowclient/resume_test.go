@@ -223,3 +223,21 @@ func TestSenderLostIsCountedAndGoesOn(t *testing.T) {
 		check(t, "lost", s.Stats().Lost, 1)
 	})
 }
+
+func TestSenderUnsettledKnowsWhatWasSettledBeforeTheClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, func(n int) plan { return plan{silent: n > 1} })
+		server.settle("upload", 1, 3, 5)
+		s := newSender(t, client, flowclient.Options{Session: "upload"})
+		if next, err := s.Resume(t.Context()); next != 4 || err != nil {
+			t.Fatalf("Resume() = %d, %v", next, err)
+		}
+		send(t, s, "four", "five", "six")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := s.Close(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, flowclient.ErrClosed) {
+			t.Errorf("Close() = %v", err)
+		}
+		check(t, "unsettled", unsettled(s), []string{"4=four", "6=six"})
+	})
+}

@@ -90,22 +90,17 @@ func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int) move {
 	defer s.mu.Unlock()
 	s.noteSentLocked(st, sent)
 	b := &s.buffer
-	flush := s.flushTo > b.committed
 	count, bytes := b.maxCount-b.maxCount/2-st.carried, b.maxBytes-b.maxBytes/2-st.carriedBytes // up to half of a bound
 	switch {
 	case s.err != nil:
 		return moveStop
-	case st.blank, !b.pending(), st.overdue.Load(), count == 0, bytes <= 0, flush && st.cursor > s.flushTo:
+	case st.blank, !b.pending(), st.overdue.Load(), count == 0, bytes <= 0, s.flushTo > b.committed && st.cursor > s.flushTo:
 		return moveHalfClose
 	case st.cursor < b.first: // its header has settled all there was, and more came since, which is behind a gap
 		return moveHalfClose
 	}
-	to := b.last
-	if flush {
-		to = min(to, s.flushTo)
-	}
 	st.batch = st.batch[:0]
-	for n := st.cursor; n <= to && uint64(len(st.batch)) < min(count, batchSize) && bytes > 0; n++ {
+	for n := st.cursor; n <= b.last && uint64(len(st.batch)) < min(count, batchSize) && bytes > 0; n++ {
 		e := b.at(n)
 		st.batch = append(st.batch, e.message)
 		bytes -= int64(e.size)
