@@ -52,6 +52,7 @@ func (c *config) load() string {
 
 // connect runs the client alone.
 func connect(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error {
+	t.note("server %s; %s", cfg.connect, cfg.load())
 	return (&job{cfg: cfg, t: t, addr: cfg.connect}).run(ctx, stdin)
 }
 

@@ -27,6 +27,7 @@ func main() {
 	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
 		signal.Notify(signals, syscall.SIGHUP)
 	}
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the output may go, and the database is still to be removed
 	go func() {
 		<-signals
 		drain()

@@ -243,6 +243,13 @@ type started struct {
 
 func start(t *testing.T, args ...string) *started {
 	t.Helper()
+	p := prepare(t, args...)
+	p.begin(t)
+	return p
+}
+
+func prepare(t *testing.T, args ...string) *started {
+	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("no such signals on Windows")
 	}
@@ -253,12 +260,16 @@ func start(t *testing.T, args ...string) *started {
 	p := &started{Cmd: exec.Command(self, args...), folders: t.TempDir(), ended: make(chan error, 1)}
 	p.Env = append(os.Environ(), asProgram+"=1", "TMPDIR="+p.folders)
 	p.Stdout, p.Stderr = &p.out, &p.errs
+	return p
+}
+
+func (p *started) begin(t *testing.T) {
+	t.Helper()
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { p.ended <- p.Wait() }()
 	t.Cleanup(func() { _ = p.Process.Kill() })
-	return p
 }
 
 // signal sends it once the program has said what it is sent for.
@@ -338,5 +349,21 @@ func TestFirstSignalEndsTheProgramWhileItOpensAFIFO(t *testing.T) {
 	}
 	if left := p.left(t); len(left) > 0 || p.out.String() != "" {
 		t.Errorf("left behind: %v; said %s", left, p.out.String())
+	}
+}
+
+// As in a pipe to a program that has seen enough.
+func TestOutputThatNobodyReadsLeavesNothingBehind(t *testing.T) {
+	p := prepare(t, "-records", "100", "-slow", "none")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Stdout = w
+	_ = r.Close()
+	p.begin(t)
+	_ = w.Close()
+	if code := p.code(t); code != exitOK || len(p.left(t)) > 0 {
+		t.Errorf("exit code %d, left behind: %v: %s", code, p.left(t), p.errs.String())
 	}
 }
