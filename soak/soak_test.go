@@ -23,6 +23,9 @@ func few(length time.Duration) config {
 }
 
 func TestAFewSecondsOfMixedLoadKeepEveryPromise(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
 	var r *report
 	for range 3 { // the machine may be too slow for a while; whoever is hurt while it keeps up is so at once
 		var err error
@@ -45,6 +48,9 @@ func TestAFewSecondsOfMixedLoadKeepEveryPromise(t *testing.T) {
 }
 
 func TestWhoIsHurtByStalledStreamsShows(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
 	for what, worsen := range map[string]func(*flow.Options){
 		"by slots": func(o *flow.Options) { o.Backpressure.Capacity = 5 }, // ten handlers stand still
 		"by order": func(o *flow.Options) { o.Ordering.Scope = flow.ScopeFlow },

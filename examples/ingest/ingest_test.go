@@ -64,7 +64,7 @@ func await(t *testing.T, what string, ok func() bool) {
 }
 
 func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
-	for _, args := range []string{
+	all := []string{
 		"-records 2000",
 		"-records 1 -restart",
 		"-records 2000 -streams 7",
@@ -81,7 +81,11 @@ func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
 		"-records 100 -devices 20 -fail 0.9",
 		"-records 2000 -restart -fail 0.1 -streams 2 -slow device-5 -slow-by 2ms",
 		"-in testdata/packages.log -key 5 -bad skip -restart",
-	} {
+	}
+	if testing.Short() {
+		all = all[:3]
+	}
+	for _, args := range all {
 		t.Run(args, func(t *testing.T) {
 			t.Parallel()
 			code, out, errs := try(t, context.Background(), "", strings.Fields(args)...)
