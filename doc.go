@@ -47,33 +47,4 @@
 // Every [Summary] adds up, whatever happened, and says exactly which messages are settled: succeeded, or skipped. Under gRPC
 // that reaches the client in trailers: [ProgressFromTrailer] reads them, [RetryAfter] says whether to go on, and [Rest] is
 // what to send then.
-//
-// # How it is built
-//
-// A stream is three stages: a Receiver reads the transport and numbers the messages; a [Gate] admits them, by order,
-// capacity and shutdown; an [Engine] runs the handler.
-//
-//		recv → intake → inbox → lease ────────────────→ worker → handler
-//		                    └─→ lanes → ready queue ──┘
-//
-//	  - The intake is a goroutine of its own, because a blocked Recv can't be interrupted: Run returns without it.
-//	  - The inbox joins it to the workers. A channel that carries single messages would be a lock, and often a wake-up, for
-//	    each of them, and a wake-up costs ten times what a queue costs. So whole batches change hands.
-//	  - A lease is the fast way through: one worker runs a chunk of the inbox as it was received, without a lock. That
-//	    keeps any order and costs about 30 ns a message, but nothing runs beside it. So another worker looks out, and
-//	    calls the lease in when it is stuck. When messages take some microseconds, the inbox is partitioned by their
-//	    keys, and as many leases run side by side as there are processors.
-//	  - The lanes are the order of all else: intrusive lists in a hash table, which exist only while something is in them.
-//	    With them a message costs some 100 ns, and slow keys delay nobody.
-//	  - The ready queue holds what has its turn and lacks a worker. Workers are goroutines with a slot; there are as many
-//	    as have something to do, and none while the stream is idle.
-//	  - A message has one owner at a time, and one state transition under the stream's lock decides whether it runs or is
-//	    dropped when its stream ends.
-//
-// Channels carry what ends things: done (all is finished), space (there is room to read), the shutdown's stages. The
-// lifetimes are errgroups: one for the carriers of a stream, one for a Shutdown. Capacity is a semaphore.Weighted, which
-// serves whoever asks in order; a stream asks with at most one goroutine, and that is what makes streams share fairly.
-//
-// Locks are taken in this order: Receiver.mu, stream.mu, then inbox.mu or a lane shard's. None is held while a function
-// of the caller's runs, or across a wait.
 package flow
