@@ -93,7 +93,7 @@ func (w *mixedWorld) look() string {
 
 // snapshot is what must be seen at rest.
 func (w *mixedWorld) snapshot() (s flow.Snapshot) {
-	s.Capacity, s.Stats.Capacity = w.Options.Backpressure.Capacity, w.Options.Backpressure.Capacity
+	s.Stats.Capacity = w.Options.Backpressure.Capacity
 	total := &s.Stats.Total
 	keys := map[string]flow.KeyState{}
 	for _, st := range w.streams {

@@ -11,8 +11,7 @@ import (
 
 // Snapshot is what a Flow has under way, for an operator's eyes: see [Flow.Snapshot].
 type Snapshot struct {
-	Stats    Stats
-	Capacity int // of executions in flight; 0 is unlimited
+	Stats Stats
 
 	Streams []StreamState    // those with most pending first; then the oldest
 	Keys    []KeyState       // those with most waiting first; then those whose message runs longest
@@ -111,7 +110,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		keys.add(k)
 	}
 	snap := Snapshot{
-		Stats: c.stats, Capacity: c.stats.Capacity, Keys: keys.take(), Running: c.running.take(),
+		Stats: c.stats, Keys: keys.take(), Running: c.running.take(),
 	}
 	for _, sc := range c.streams.take() {
 		if p, ok := peer.FromContext(sc.s.parent); ok && p.Addr != nil {

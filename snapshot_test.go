@@ -55,9 +55,6 @@ func TestSnapshotNamesTheHottestKeysFirst(t *testing.T) {
 				{Key: "a", Running: true, Age: 2 * time.Second},
 			})
 			wantSnapshot(t, "stats", snap.Stats, flow.Stats{Streams: 2, InFlight: 3, Waiting: 6, ActiveKeys: 4, Capacity: 3})
-			if snap.Capacity != 3 {
-				t.Errorf("capacity is %d", snap.Capacity)
-			}
 		})
 	}
 }
