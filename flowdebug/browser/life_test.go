@@ -35,7 +35,7 @@ func TestPageComesBackAfterItsServer(t *testing.T) {
 	go func() { served <- next.Serve(listener) }()
 	defer func() { _ = next.Close(); <-served }()
 	time.Sleep(1500 * time.Millisecond) // the browser asks, and is told 404
-	page.Add("uploads", fake{Capacity: 7})
+	page.Add("uploads", fake{Stats: flow.Stats{Capacity: 7}})
 	b.await(live)
 	b.await(`document.getElementById("inflight").textContent === "0 of 7"`)
 }
