@@ -241,3 +241,15 @@ func TestSenderUnsettledKnowsWhatWasSettledBeforeTheClaim(t *testing.T) {
 		check(t, "unsettled", unsettled(s), []string{"4=four", "6=six"})
 	})
 }
+
+// The answer to a stream that another claim has ended may say that claim's epoch.
+func TestSenderDeposedInTheMiddleEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, client := serve(t, always(plan{headerTime: ms, endAfter: 1, end: moved(codes.FailedPrecondition, "9"), trailer: set("flow-epoch", "9")}))
+		s := newSender(t, client, flowclient.Options{})
+		send(t, s, "a", "b")
+		if err := ended(t, s); !errors.Is(err, flow.ErrSessionMoved) {
+			t.Errorf("the Sender ended with %v", err)
+		}
+	})
+}

@@ -271,3 +271,36 @@ func TestSenderUnderManyCallers(t *testing.T) {
 		check(t, "settled", s.Stats().Settled, uint64(count.Load()))
 	})
 }
+
+// A call of Send that waits for a place is served by the next answer, and does not wait for the stream to become old.
+func TestSenderBlockedSendHalfCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, nil)
+		s := newSender(t, client, flowclient.Options{MaxBufferedBytes: 1000})
+		send(t, s, strings.Repeat("a", 400))
+		synctest.Wait()
+		send(t, s, strings.Repeat("b", 800))
+		check(t, "time", time.Since(server.began), 0)
+		mustClose(t, s)
+	})
+}
+
+func TestSenderHalfOfABoundHalfCloses(t *testing.T) {
+	for _, o := range []flowclient.Options{{MaxBuffered: 10}, {MaxBufferedBytes: 10 * 105}} {
+		synctest.Test(t, func(t *testing.T) {
+			server, client := serve(t, always(plan{answerTime: second}))
+			s := newSender(t, client, o)
+			var values []string
+			for i := range 10 {
+				values = append(values, fmt.Sprint(i, strings.Repeat("x", 100)))
+			}
+			send(t, s, values...)
+			check(t, "time", time.Since(server.began), 0)
+			time.Sleep(second / 2)
+			check(t, "received", len(server.seen()[0].received), 5)
+			check(t, "half-closed", server.seen()[0].halfClosed, 0)
+			mustClose(t, s)
+			check(t, "begun", begun(server), []time.Duration{0, second})
+		})
+	}
+}
