@@ -4,10 +4,12 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"testing"
 
 	"example.com/flow"
+	"google.golang.org/grpc/metadata"
 )
 
 // What a message costs in allocations is exact, so it is gated, where times on shared machines can't be.
@@ -103,5 +105,25 @@ func TestOneMessageInFlightAllocatesOnceAtMost(t *testing.T) {
 				t.Errorf("%.4f allocations a message, want at most one", got)
 			}
 		})
+	}
+}
+
+func TestSessionAllocatesNothingPerMessage(t *testing.T) {
+	skipUnderRace(t)
+	from, handle := ahead(records(1024))
+	o := busyOptions(flow.OrderingKeyedFIFO)
+	o.Sessions = &flow.SessionOptions{}
+	f := newFlow(t, handle, o)
+	name := 0
+	got := allocsPerMessage(100_000, func(n int) {
+		name++ // another session each time: none is a duplicate
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("flow-session", strconv.Itoa(name)))
+		if _, err := f.Run(ctx, from(n)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("%.4f allocations a message", got)
+	if got >= allocSlack {
+		t.Errorf("%.4f allocations a message, want none", got)
 	}
 }

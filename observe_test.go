@@ -180,3 +180,30 @@ func TestSlogObserverWithoutALoggerUsesTheDefault(t *testing.T) {
 		t.Errorf("wrote %q", b.String())
 	}
 }
+
+func TestSlogObserverWritesOfSessionsWhatAnOperatorNeeds(t *testing.T) {
+	session := Session{ID: SessionID{Owner: "tenant", Name: "secret-session-name"}, Epoch: 3, Fence: 5}
+	for _, c := range []struct {
+		e     Event
+		level slog.Level
+		has   string
+	}{
+		{Event{Kind: EventSession, Stream: 1, Session: session, Found: "new"}, slog.LevelDebug, "found=new"},
+		{Event{Kind: EventSession, Stream: 1, Session: session, Found: "lost"}, slog.LevelWarn, "session was lost"},
+		{Event{Kind: EventDuplicate, Stream: 1, Seq: 7}, slog.LevelDebug, "seq=7"},
+		{Event{Kind: EventSaveFailed, Stream: 1, Session: session, Failure: newFailure(FailureInternal, errors.New("down"))}, slog.LevelWarn, "down"},
+		{Event{Kind: EventStreamEnd, Stream: 1, Session: session, Summary: Summary{Duplicates: 4}}, slog.LevelInfo, "duplicates=4"},
+		{Event{Kind: EventStreamEnd, Stream: 1, Session: session, Failure: busyFailure()}, slog.LevelWarn, "still busy"},
+		{Event{Kind: EventStreamEnd, Stream: 1, Session: session, Failure: malformedFailure(errors.New("flow-start is malformed"))}, slog.LevelWarn, "flow-start"},
+		{Event{Kind: EventStreamEnd, Stream: 1, Session: session, Failure: movedFailure(3, 4)}, slog.LevelInfo, "moved"},
+	} {
+		got := logged(c.level, c.e)
+		if len(got) != 1 || len(logged(c.level+1, c.e)) != 0 || !strings.Contains(got[0], c.has) {
+			t.Errorf("%v: %q", c.e.Kind, got)
+			continue
+		}
+		if strings.Contains(got[0], "secret-s") != (c.e.Kind != EventDuplicate) || strings.Contains(got[0], "secret-se") {
+			t.Errorf("%v does not quote 8 bytes of the name: %q", c.e.Kind, got)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,6 +121,35 @@ func TestServicesOwnHeaderTakesThePlaceOfFlows(t *testing.T) {
 		md, _ := u.Header()
 		wantSaid(t, md, "")
 		wantSaid(t, u.Trailer(), "epoch 1 committed 1")
+	})
+}
+
+func TestSessionThroughTheInterceptor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		st := newStage()
+		f := sessionFlow(t, st.handle, flow.SessionOptions{})
+		s := serve(t, func(stream uploading) error {
+			if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+				return err
+			}
+			sum, _ := flow.SummaryFromContext(stream.Context())
+			return answer(stream, sum)
+		}, grpc.StreamInterceptor(f.StreamServerInterceptor()))
+		u := openOn(t, forSession(), s.client, "a1", "b2")
+		st.finish(t, "b2")
+		u.cancel()
+		pass(time.Second)
+		u = openOn(t, forSession("flow-epoch", "1"), s.client, "a1", "b2")
+		md, err := u.Header()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSaid(t, md, "known epoch 1 committed 0")
+		st.finish(t, "a1")
+		if n, status := u.end(t); n != 1 {
+			t.Errorf("answer is %d, %v", n, status)
+		}
+		wantSaid(t, u.Trailer(), "epoch 1 committed 2")
 	})
 }
 

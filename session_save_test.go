@@ -3,6 +3,7 @@ package flow_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -69,6 +70,36 @@ func TestSaveMovedEndsStream(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestHandlerThatSeesTheSessionMovedEndsStream(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		store := newBrokenStore()
+		f := withSessions(t, s.handle, store)
+		saw := flow.Permanent(fmt.Errorf("the fence is another: %w", flow.ErrSessionMoved))
+		r := resume(t, f, "", "a1", "b2")
+		if err := claim(store.SessionStore); err != nil {
+			t.Fatal(err)
+		}
+		s.fail(t, "a1", saw)
+		sum := r.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 0") // and not that message 1 has failed
+		if sum.Failed != 2 {
+			t.Errorf("%+v", sum)
+		}
+		// If it has not moved, the handler has failed. The same goes for what can't be known.
+		for name, h := range map[string]hook{
+			"not moved": nil, "not known": func(context.Context, string, int) error { return errHandler },
+		} {
+			r = resume(t, f, "", "a1")
+			store.setBefore(h)
+			s.fail(t, "a1", saw)
+			if _, err := r.result(t); flow.ClassifyFailure(err) != flow.FailureHandlerError {
+				t.Errorf("%s: %v", name, err)
+			}
+			store.setBefore(nil)
+		}
+	})
 }
 
 func TestSaveFails(t *testing.T) {

@@ -120,6 +120,16 @@ func (s *sessionSaver) reload(ctx context.Context) error {
 	return nil
 }
 
+// check looks whether the session is somebody else's by now.
+func (s *sessionSaver) check() (lost bool) {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	if s.lost == nil && s.reload(s.ctx) != nil {
+		return false // it is not known, and the next Save will see
+	}
+	return s.lost != nil
+}
+
 // finish saves for the last time; the stream does nothing any more. It takes at most the time of one call. It returns
 // the end of a stream whose session is somebody else's, and the version that the store has; 0 if that is not known.
 func (s *sessionSaver) finish() (lost *Failure, version uint64) {

@@ -60,17 +60,25 @@ func (b *settledBefore) settled(seq uint64) bool {
 func (b *settledBefore) progress(highest uint64, open []uint64) Progress {
 	from, _ := slices.BinarySearch(b.holes, highest+1) // those the stream came by are settled or open
 	holes := b.holes[from:]
+	p := Progress{received: b.known(highest)}
+	if n := len(open) + len(holes); n > 0 {
+		p.unsettled = slices.Concat(open, holes)
+	}
+	return p
+}
+
+// known is the highest number that the session knows of once the stream has received highest.
+func (b *settledBefore) known(highest uint64) uint64 {
 	last := max(b.last, highest)
+	if len(b.ahead) == 0 {
+		return last
+	}
 	above, found := slices.BinarySearch(b.ahead, last)
 	if found {
 		above++
 	}
 	last, _ = swallow(last, b.ahead[above:])
-	p := Progress{received: last}
-	if n := len(open) + len(holes); n > 0 {
-		p.unsettled = slices.Concat(open, holes)
-	}
-	return p
+	return last
 }
 
 // through is up to where all of the session's messages are settled, if all of the stream's are up to committed, of which
@@ -79,6 +87,8 @@ func (b *settledBefore) through(committed, highest uint64) uint64 {
 	if committed < highest {
 		return committed
 	}
-	p := b.progress(highest, nil)
-	return p.Committed()
+	if from, _ := slices.BinarySearch(b.holes, highest+1); from < len(b.holes) {
+		return b.holes[from] - 1
+	}
+	return b.known(highest)
 }

@@ -222,6 +222,9 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 	s.started = true
 }
 
+// moved looks whether the session is somebody else's by now, and ends the stream if so. It blocks for a call of the store.
+func (s *sessionStream) moved() bool { return s.saver.check() }
+
 // hurry bounds all saving to one second from now: the Flow is closed.
 func (s *sessionStream) hurry() {
 	s.deadline.Lock()

@@ -49,6 +49,12 @@ func (s *stream[T]) saveSession() (moved *Failure) {
 	return s.session.finish()
 }
 
+// sessionMoved reports whether the session is somebody else's, as err, of a handler that has looked at it in the store,
+// says. Then that is what ends the stream, and no failure of a message.
+func (s *stream[T]) sessionMoved(err error) bool {
+	return s.origin != nil && isError(err, ErrSessionMoved) && s.session.moved()
+}
+
 // viewForSession returns what is to be saved by now.
 func (s *stream[T]) viewForSession() sessionView {
 	return ask(s, func() (v sessionView) {

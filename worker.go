@@ -195,7 +195,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 func (w *worker[T]) failed(m *message[T], err error) {
 	s := m.stream
 	f := m.failure(FailureHandlerError, err)
-	if f.endedBy(s.ctx) {
+	if s.sessionMoved(err) || f.endedBy(s.ctx) {
 		f.Kind = s.abortKind()
 		m.failWith(f)
 		return
