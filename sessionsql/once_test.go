@@ -249,9 +249,16 @@ func TestDeposedAfterPrune(t *testing.T) {
 // In PostgreSQL a transaction that sees the past must not take an outdated Fence for the current one.
 func TestDeposedAfterPruneInEveryIsolation(t *testing.T) {
 	db := onPostgres(t)
-	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
-		t.Run(level.String(), func(t *testing.T) {
-			ctx, name := t.Context(), fmt.Sprint("n", int(level))
+	var want []string
+	for i, level := range []sql.IsolationLevel{
+		sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
+		sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
+	} {
+		name := fmt.Sprint("n", i)
+		want = append(want, name)
+		saves := i / 3 // of the holder, before it is deposed: then the row that the past shows is not the one that was locked
+		t.Run(fmt.Sprint(level, " after ", saves, " Saves"), func(t *testing.T) {
+			ctx, s := t.Context(), db.store(t)
 			late := messages(t, db, name, name)
 			tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: level})
 			if err != nil {
@@ -262,10 +269,20 @@ func TestDeposedAfterPruneInEveryIsolation(t *testing.T) {
 			if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM "+db.table).Scan(&n); err != nil { // its snapshot is taken
 				t.Fatal(err)
 			}
-			if sum, err := run(t, newFlow(t, db.store(t), db.once(db.store(t))), name, name); err != nil || sum.Succeeded != 1 {
+			for range saves {
+				id := flow.SessionID{Name: name}
+				state, version, err := s.Load(ctx, id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Save(ctx, id, state, version); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if sum, err := run(t, newFlow(t, s, db.once(s)), name, name); err != nil || sum.Succeeded != 1 {
 				t.Fatalf("%+v, %v", sum, err)
 			}
-			first, err := sessionsql.Once(ctx, tx, db.store(t), late[0])
+			first, err := sessionsql.Once(ctx, tx, s, late[0])
 			if err == nil || first {
 				t.Errorf("a deposed process does it again: %v, %v", first, err)
 			}
@@ -274,13 +291,44 @@ func TestDeposedAfterPruneInEveryIsolation(t *testing.T) {
 			}
 		})
 	}
-	wantEffects(t, db, "n2", "n4", "n6")
+	wantEffects(t, db, want...)
+}
+
+func TestHoldersSavesDisturbNoTransaction(t *testing.T) {
+	db := onPostgres(t)
+	for i, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
+		t.Run(level.String(), func(t *testing.T) {
+			ctx, s, id := t.Context(), db.store(t), flow.SessionID{Name: fmt.Sprint("h", i)}
+			m := messages(t, db, id.Name, "a")
+			err := db.inTx(ctx, &sql.TxOptions{Isolation: level}, func(tx *sql.Tx) error {
+				var n int
+				if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM "+db.table).Scan(&n); err != nil {
+					return err
+				}
+				state, version, err := s.Load(ctx, id)
+				if err != nil {
+					return err
+				}
+				if version, err = s.Save(ctx, id, state, version); err != nil {
+					return err
+				}
+				if first, err := sessionsql.Once(ctx, tx, s, m[0]); !first || err != nil {
+					t.Errorf("first is %v, %v", first, err)
+				}
+				_, err = s.Save(ctx, id, state, version)
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // waitsForLock waits until a backend of PostgreSQL waits for a lock in a statement on the test's tables.
 func waitsForLock(t *testing.T, db database) {
 	t.Helper()
-	for {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		var n int
 		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity
 			WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%'`, db.table).Scan(&n)
@@ -290,8 +338,8 @@ func waitsForLock(t *testing.T, db database) {
 		if n > 0 {
 			return
 		}
-		time.Sleep(time.Millisecond)
 	}
+	t.Fatal("nobody waits for a lock")
 }
 
 func TestTakingSaveWaitsForTransactionsUnderWay(t *testing.T) {
