@@ -502,6 +502,9 @@ func TestPanicWithNilIsAPanicAlsoWhereRecoverDoesNotShowIt(t *testing.T) {
 			gate := flow.NewGate(resolverFunc(func(context.Context, string) (flow.ReleaseFunc, error) { panic(nil) }), nil, nil)
 			_, err := flow.NewReceiver(gate, flow.NewEngine(succeed, flow.RetryOptions{})).Receive(t.Context(), given("a1"), keyOf)
 			failureOf(t, err, flow.FailureInternal)
+			if _, ok := errors.AsType[*runtime.PanicNilError](err); !ok {
+				t.Errorf("the cause is %v, want the panic", errors.Unwrap(err))
+			}
 		})
 	})
 	t.Run("an error's method", func(t *testing.T) {

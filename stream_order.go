@@ -149,14 +149,10 @@ func (o *externalOrder) turn(key string, answered func(ReleaseFunc, error)) {
 	go func() {
 		var release ReleaseFunc
 		err := errGoexit
-		normal := false
-		defer func() {
-			if v := recover(); v != nil && !normal {
-				err = newPanicError(v)
-			}
-			answered(release, err)
-		}()
-		release, err = o.Wait(o.ctx, key)
-		normal = true
+		defer func() { answered(release, err) }()
+		err = recovered(func() (err error) {
+			release, err = o.Wait(o.ctx, key)
+			return err
+		})
 	}()
 }
