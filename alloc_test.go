@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"example.com/flow"
 	"google.golang.org/grpc/metadata"
@@ -88,6 +89,38 @@ func TestRunAllocatesNothingPerMessage(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// No option costs an allocation a message.
+func TestRunAllocatesNothingPerMessageWhateverTheOptions(t *testing.T) {
+	skipUnderRace(t)
+	keyed := busyOptions(flow.OrderingKeyedFIFO)
+	for name, change := range map[string]func(*flow.Options){
+		"AttemptTimeout": func(o *flow.Options) { o.Retry.AttemptTimeout = time.Minute },
+		"HardReject": func(o *flow.Options) {
+			o.Backpressure = flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1 << 20}
+		},
+		"QueueCapacity":     func(o *flow.Options) { o.Backpressure.QueueCapacity = 1 << 20 },
+		"SoftAllow":         func(o *flow.Options) { o.Backpressure.Policy = flow.BackpressureSoftAllow },
+		"ScopeFlow":         func(o *flow.Options) { o.Ordering.Scope = flow.ScopeFlow },
+		"Ordering.Capacity": func(o *flow.Options) { o.Ordering.Capacity = 1 << 20 },
+		"KeyCapacity":       func(o *flow.Options) { o.Ordering.KeyCapacity = 1 << 20 },
+		"MaxPendingBytes":   func(o *flow.Options) { o.MaxPendingBytes = 1 << 30 },
+		"MaxPending":        func(o *flow.Options) { o.MaxPending = 8 },
+		"IdleTimeout":       func(o *flow.Options) { o.IdleTimeout = time.Hour },
+		"Observer":          func(o *flow.Options) { o.Observer = func(context.Context, flow.Event) {} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := keyed
+			change(&o)
+			f, list := newFlow(t, noop, o), records(1024)
+			got := allocsPerMessage(50_000, func(n int) { runAll(t, f, repeat(list, n)) })
+			t.Logf("%.4f allocations a message", got)
+			if limit := allocSlack + map[string]float64{"AttemptTimeout": 1. / 64}[name]; got >= limit { // 64 contexts at a time
+				t.Errorf("%.4f allocations a message, want none", got)
+			}
+		})
 	}
 }
 

@@ -36,7 +36,7 @@ func (w *worker[T]) serveMail(r *run[T]) {
 			return
 		}
 		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: s.origin}
-		if x.err = s.r.engine.attempt(s.ctx, m); x.err != nil {
+		if x.err = s.r.engine.attempt(s.ctx, m, &w.slab); x.err != nil {
 			return
 		}
 		if r.next++; r.next == x.n {

@@ -17,7 +17,7 @@ type reader[T any] struct {
 	at     entry[T]
 	in     callersCode
 
-	refusable bool // messages may be refused on receipt: no further one is read before that is decided, and done
+	refusable bool // messages may be refused on receipt
 }
 
 // callersCode says which of the caller's functions a reader is in: whose panic it is.
@@ -117,7 +117,8 @@ func (rd *reader[T]) put() (open bool) {
 	if s.order.resolver != nil && rd.at.crash == nil {
 		rd.at.hash, _ = s.order.place(rd.at.key)
 	}
-	if rd.refusable {
+	waits := rd.refusable && rd.mayBeRefused()
+	if waits {
 		s.verdict.ask(rd.seq + 1)
 	}
 	ok, tell := s.box.put(&rd.at, &s.r.chunks)
@@ -130,7 +131,7 @@ func (rd *reader[T]) put() (open bool) {
 		if tell {
 			s.tell()
 		}
-		if rd.refusable {
+		if waits {
 			s.verdict.await(s.done)
 		}
 	}
@@ -139,6 +140,21 @@ func (rd *reader[T]) put() (open bool) {
 		s.activity.inCallersCode.Store(false)
 	}
 	return ok
+}
+
+// mayBeRefused reports whether the message at hand may find a bound reached. Then no further one is read before that is
+// decided and, if it is refused, done: so refusals slow their client down. Far from the bounds there is nothing to wait for,
+// and to wait would cost a microsecond a message.
+func (rd *reader[T]) mayBeRefused() bool {
+	s := rd.s
+	p := s.r.gate.pressure
+	undecided := int64(rd.seq + 1 - s.window.linedUp.Load())
+	switch {
+	case p.opts.Policy == BackpressureHardReject && p.inUse.Load()+undecided > int64(p.opts.Capacity),
+		p.opts.QueueCapacity > 0 && p.inUse.Load()+p.queued.Load()+undecided > int64(p.opts.Capacity+p.opts.QueueCapacity):
+		return true
+	}
+	return s.order.mayRefuse(undecided, int64(rd.seq+1-s.window.finished.Load()))
 }
 
 // ended handles recv's first error. recv is not called again.

@@ -160,7 +160,7 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 			return contextFailure(ctx)
 		}
 		m.Attempt++
-		err := e.attempt(ctx, *m)
+		err := e.attempt(ctx, *m, &contextSlab{})
 		if err == nil {
 			return nil
 		}
@@ -183,26 +183,21 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 	}
 }
 
-// attempt calls the handler once. It lets panics through.
-func (e *Engine[T]) attempt(ctx context.Context, m Message[T]) error {
-	err := e.call(ctx, m)
+// attempt calls the handler once, under a context from slab if attempts have a time limit. It lets panics through.
+func (e *Engine[T]) attempt(ctx context.Context, m Message[T], slab *contextSlab) (err error) {
+	if e.retry.AttemptTimeout <= 0 {
+		err = e.handler(ctx, m)
+	} else {
+		err = e.timed(slab.new(ctx, e.retry.AttemptTimeout), m)
+	}
 	if err == nil && e.budget != nil {
 		e.budget.give()
 	}
 	return err
 }
 
-func (e *Engine[T]) call(ctx context.Context, m Message[T]) error {
-	if e.retry.AttemptTimeout <= 0 {
-		return e.handler(ctx, m)
-	}
-	return e.timed(ctx, m)
-}
-
-// timed calls the handler with AttemptTimeout.
-func (e *Engine[T]) timed(ctx context.Context, m Message[T]) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, e.retry.AttemptTimeout, ErrAttemptTimeout)
-	defer cancel()
+func (e *Engine[T]) timed(ctx *attemptContext, m Message[T]) error {
+	defer ctx.end()
 	return e.handler(ctx, m)
 }
 

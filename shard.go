@@ -229,6 +229,7 @@ func (sh *shard[T]) flush() {
 			s.activity.noted(s.clock())
 		}
 		s.window.finished.Store(finished)
+		s.window.linedUp.Store(b.ledger.received)
 		s.committed.Store(s.through(b.ledger.committed(b.firstPending())))
 		switch {
 		case b.ended:

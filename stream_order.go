@@ -48,6 +48,20 @@ func (o *streamOrder) decidesOnReceipt() bool {
 	return o.external != nil || o.shared != nil || o.refuses()
 }
 
+// mayRefuse reports whether one of so many messages that are to be lined up may find a bound reached, where so many of the
+// stream are pending.
+func (o *streamOrder) mayRefuse(undecided, pending int64) bool {
+	if !o.refuses() {
+		return false
+	}
+	bounds := o.own.bounds
+	if o.shared != nil {
+		bounds = o.resolver.flow
+	}
+	limit, keyLimit := int64(o.resolver.opts.Capacity), int64(o.resolver.opts.KeyCapacity)
+	return limit > 0 && bounds.waiting.Load()+undecided > limit || keyLimit > 0 && (o.shared != nil || pending > keyLimit)
+}
+
 // asks reports whether a message of the hash needs the turn of a caller's own resolver.
 func (o *streamOrder) asks(hash uint64) bool { return o.external != nil && hash != 0 }
 

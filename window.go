@@ -18,6 +18,7 @@ const defaultMaxPending = 1024
 type window struct {
 	limit    uint64
 	finished atomic.Uint64 // messages; the shard's to write
+	linedUp  atomic.Uint64 // messages whose lane, and whether they are refused, is decided; the shard's to write
 	waiting  atomic.Bool   // the reader waits for space
 	space    chan struct{} // wakes it; a token may be left over from a wake-up that it did not need
 }

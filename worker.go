@@ -10,6 +10,7 @@ type worker[T any] struct {
 	run     *run[T]       // the one at hand
 	claimed bool          // its message next is this worker's
 	began   time.Duration // when its first message was claimed
+	slab    contextSlab   // of its attempts' contexts
 }
 
 // work runs until the shard closes runs. A panic of the caller's code is recovered in serve. runtime.Goexit ends the
@@ -177,7 +178,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{
 		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured, origin: s.origin,
-	})
+	}, &w.slab)
 	if observer != nil {
 		s.timed(m, w.run)
 	}
