@@ -140,18 +140,19 @@ func TestSenderCloseReleasesWaitingCalls(t *testing.T) {
 		_, client := serve(t, always(plan{silent: true}))
 		s := newSender(t, client, flowclient.Options{MaxBuffered: 1})
 		send(t, s, "a")
+		began := time.Now()
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
-				if err := s.Send(t.Context(), requestOf("b")); err != flowclient.ErrClosed {
-					t.Errorf("Send() = %v", err)
+				if err := s.Send(t.Context(), requestOf("b")); err != flowclient.ErrClosed || time.Since(began) != 0 {
+					t.Errorf("Send() = %v after %v", err, time.Since(began))
 				}
 			})
 		}
 		synctest.Wait()
 		wg.Go(func() {
-			if _, err := s.Resume(t.Context()); err != flowclient.ErrClosed {
-				t.Errorf("Resume() = %v", err)
+			if _, err := s.Resume(t.Context()); err != flowclient.ErrClosed || time.Since(began) != 0 {
+				t.Errorf("Resume() = %v after %v", err, time.Since(began))
 			}
 		})
 		wg.Go(func() {

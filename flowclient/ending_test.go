@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -245,6 +246,11 @@ func TestSenderCallersPanicsEndNothingButTheSender(t *testing.T) {
 		}, flowclient.Options{}},
 		{"Header", "flowclient: panic in the stream: Header", fake("Header"), flowclient.Options{}},
 		{"Send", "flowclient: panic in the stream: Send", fake("Send"), flowclient.Options{}},
+		{"an error", "flowclient: panic in the stream's error: runtime error: invalid memory address or nil pointer dereference", fake("error"), flowclient.Options{}},
+		{"an error of Send", "flowclient: panic in the stream's error: runtime error: invalid memory address or nil pointer dereference", fake("error of Send"), flowclient.Options{}},
+		{"Logger", "flowclient: panic in Options.OnReply: mine", fake(""), flowclient.Options{
+			Logger: slog.New(panickingHandler{}), OnReply: func(any) { panic("mine") },
+		}},
 		{"CloseSend", "flowclient: panic in the stream: CloseSend", fake("CloseSend"), flowclient.Options{}},
 		{"RecvMsg", "flowclient: panic in the stream: RecvMsg", fake("RecvMsg"), flowclient.Options{}},
 		{"OnReply", "flowclient: panic in Options.OnReply: mine", fake(""), flowclient.Options{OnReply: func(any) { panic("mine") }}},

@@ -2,12 +2,14 @@ package flowclient_test
 
 import (
 	"context"
+	"log/slog"
 	"strconv"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // fakeStream is a stream without a connection, whose server settles what it is sent. One of its methods may panic.
@@ -33,6 +35,9 @@ func (f *fakeStream) Header() (metadata.MD, error) {
 
 func (f *fakeStream) Send(*request) error {
 	f.panic("Send")
+	if f.panics == "error of Send" {
+		return (*nilError)(nil)
+	}
 	f.sent.Add(1)
 	return nil
 }
@@ -47,6 +52,9 @@ func (f *fakeStream) CloseAndRecv() (*reply, error) { panic("bug: not called") }
 
 func (f *fakeStream) RecvMsg(any) error {
 	f.panic("RecvMsg")
+	if f.panics == "error" {
+		return (*nilError)(nil)
+	}
 	select {
 	case <-f.halfClosed:
 		return nil
@@ -67,3 +75,17 @@ func openAs[Req any](ctx context.Context, client testpb.TestServiceClient, o ...
 	}
 	return &grpc.GenericClientStream[Req, reply]{ClientStream: stream}, nil
 }
+
+// nilError panics, as a nil of its type, whenever it is asked something.
+type nilError struct{ st *status.Status }
+
+func (e *nilError) Error() string              { return e.st.Message() }
+func (e *nilError) GRPCStatus() *status.Status { return e.st }
+
+// panickingHandler panics at each log.
+type panickingHandler struct{}
+
+func (panickingHandler) Enabled(context.Context, slog.Level) bool  { panic("Enabled") }
+func (panickingHandler) Handle(context.Context, slog.Record) error { panic("Handle") }
+func (h panickingHandler) WithAttrs([]slog.Attr) slog.Handler      { return h }
+func (h panickingHandler) WithGroup(string) slog.Handler           { return h }

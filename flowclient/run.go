@@ -158,8 +158,7 @@ func (s *Sender[Req, Resp]) releaseLocked(st *stream[Req, Resp]) {
 func (s *Sender[Req, Resp]) believe(st *stream[Req, Resp], a answer) error {
 	lost, err := s.takeAnswer(st, a)
 	if lost {
-		s.options.Logger.Warn("flowclient: the server has lost what it had said before of the session",
-			"session", s.shownName(), "from", st.start)
+		s.log(slog.LevelWarn, "flowclient: the server has lost what it had said before of the session", "from", st.start)
 	}
 	return err
 }
@@ -362,11 +361,9 @@ func (s *Sender[Req, Resp]) pause(st *stream[Req, Resp], e ending[Resp], v verdi
 	if v.step != stepRestart {
 		level = slog.LevelInfo
 	}
-	s.options.Logger.Log(s.ctx, level, "flowclient: a stream has ended",
-		"session", s.shownName(), "carried", st.String(), "error", err, "delay", delay)
+	s.log(level, "flowclient: a stream has ended", "carried", st.String(), "error", err, "delay", delay)
 	if s.headerHeld && !st.noHeader {
-		s.options.Logger.Warn("flowclient: the response header came with the answer only, and is not waited for any more: set Options.NoHeader",
-			"session", s.shownName())
+		s.log(slog.LevelWarn, "flowclient: the response header came with the answer only, and is not waited for any more: set Options.NoHeader")
 	}
 }
 

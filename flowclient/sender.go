@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	mathrand "math/rand/v2"
 	"reflect"
 	"sync"
@@ -406,13 +407,18 @@ func (s *Sender[Req, Resp]) end(err error) {
 	}
 	s.mu.Unlock()
 	if first && err != ErrClosed {
-		s.options.Logger.Error("flowclient: the Sender has ended", "session", s.shownName(), "error", err)
+		s.log(slog.LevelError, "flowclient: the Sender has ended", "error", err)
 	}
 }
 
-// shownName is what logs show of the session's name, which may be all that guards it.
-func (s *Sender[Req, Resp]) shownName() string {
-	return s.options.Session[:min(8, len(s.options.Session))]
+// log logs with the first bytes of the session's name, the rest of which may be all that guards it. A handler that panics
+// ends nothing.
+func (s *Sender[Req, Resp]) log(level slog.Level, text string, args ...any) {
+	name := s.options.Session[:min(8, len(s.options.Session))]
+	_ = guarded("Options.Logger", func() error {
+		s.options.Logger.Log(context.Background(), level, text, append([]any{"session", name}, args...)...)
+		return nil
+	})
 }
 
 // watchLocked notes that there was progress, or that there is something to wait for, and has the Sender end if that

@@ -285,6 +285,26 @@ func TestSenderBlockedSendHalfCloses(t *testing.T) {
 	})
 }
 
+// A call of Send that has stopped waiting is no reason to half-close any more.
+func TestSenderCancelledSendLeavesTheStreamOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, always(plan{headerTime: 2 * second}))
+		s := newSender(t, client, flowclient.Options{MaxBuffered: 4, NoHeader: true})
+		send(t, s, numbered("m", 4)...)
+		ctx, cancel := context.WithTimeout(t.Context(), second)
+		defer cancel()
+		if err := s.Send(ctx, requestOf("cancelled")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Send() = %v", err)
+		}
+		time.Sleep(10 * second) // all is settled
+		before := len(server.seen())
+		send(t, s, "n1")
+		time.Sleep(3 * second)
+		check(t, "half-closed", server.seen()[before].halfClosed, 0)
+		mustClose(t, s)
+	})
+}
+
 func TestSenderHalfOfABoundHalfCloses(t *testing.T) {
 	for _, o := range []flowclient.Options{{MaxBuffered: 10}, {MaxBufferedBytes: 10 * 105}} {
 		synctest.Test(t, func(t *testing.T) {

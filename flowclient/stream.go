@@ -252,8 +252,7 @@ func (st *stream[Req, Resp]) sendBatch() (sent int, ended bool, err error) {
 // sendError is what Send of the stream returned, other than that the server has ended it.
 type sendError struct{ err error }
 
-func (e *sendError) Error() string { return e.err.Error() }
-func (e *sendError) Unwrap() error { return e.err }
+func (e *sendError) Error() string { return "flowclient: a message could not be sent" }
 
 // hear reads the response header. An error is why the stream can't go on.
 func (st *stream[Req, Resp]) hear(md metadata.MD) error {
@@ -294,9 +293,9 @@ func (st *stream[Req, Resp]) await() ending[Resp] {
 func (st *stream[Req, Resp]) abort(err error) ending[Resp] {
 	st.cancel(err)
 	r := <-st.done
-	if send, ok := errors.AsType[*sendError](err); ok {
+	if send, ok := err.(*sendError); ok {
 		e := st.ended(reception[Resp]{err: send.err, trailer: r.trailer})
-		code := status.Code(send.err)
+		code := status.Code(e.err)
 		e.unsent = code == codes.Internal || code == codes.ResourceExhausted
 		return e
 	}
@@ -308,8 +307,12 @@ func (st *stream[Req, Resp]) abort(err error) ending[Resp] {
 
 // ended returns how the stream ended, if r is its answer.
 func (st *stream[Req, Resp]) ended(r reception[Resp]) ending[Resp] {
-	if panicked, ok := errors.AsType[*panicError](r.err); ok {
+	if panicked, ok := r.err.(*panicError); ok {
 		return ending[Resp]{fatal: panicked}
+	}
+	// From here on it is a status and nothing else: an error of the caller's may panic whenever it is asked something.
+	if err := guarded("the stream's error", func() error { r.err = statusOf(r.err).Err(); return nil }); err != nil {
+		return ending[Resp]{fatal: err}
 	}
 	select {
 	case md := <-st.header: // it came with the answer
