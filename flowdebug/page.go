@@ -11,8 +11,8 @@
 //
 // # Who must not see it
 //
-// The page does not authenticate its readers, and it shows the keys of messages, the addresses of clients and the texts of
-// errors and panics: customers' data in many services. So it must not be reachable by the public, by the customers themselves (each
+// The page does not authenticate its readers, and it shows the keys of messages, the addresses of clients, the names of
+// their sessions and the texts of errors and panics: customers' data in many services. So it must not be reachable by the public, by the customers themselves (each
 // would see the keys of all the others), or by everything else on the network. Serve it on a loopback or an operators'
 // address of its own, or behind a handler that admits only operators. A screenshot of it is customers' data too. The page
 // only reads: nothing that it serves changes a Flow.
@@ -41,9 +41,10 @@
 //	activeKeys     keys that have messages running or waiting
 //	openStreams    streams under way
 //	total          what became of all finished messages so far:
-//	               received, succeeded, failed, rejected, dropped, and retried, which counts attempts beyond the first
+//	               received, succeeded, failed, rejected, dropped, duplicates (settled by an earlier stream of their session), and
+//	               retried, which counts attempts beyond the first
 //	streams        at most 20, those with most pending first:
-//	               id, peer and method (empty outside gRPC), age, received, pending, committed
+//	               id, peer and method (empty outside gRPC), age, received, pending, committed, session (owner/name; empty without one)
 //	keys           at most 20, those with most waiting first:
 //	               key, waiting, running (whether one of its messages runs), age (of that)
 //	running        at most 20 messages, the longest-running first:

@@ -153,7 +153,7 @@ function show(f) {
   fill("running", f.running.map((m) => [key(m.key), number(time(m.age)), number(count(m.attempt)),
     number(count(m.stream)), number(count(m.seq))]), 0, f.inFlight);
   fill("streams", f.streams.map((s) => [number(count(s.id)), number(count(s.pending)), number(count(s.received)),
-    number(count(s.committed)), number(time(s.age)), { text: s.peer, name: "" }, { text: s.method, name: "" }]), 0, f.openStreams);
+    number(count(s.committed)), number(time(s.age)), { text: s.peer, name: "" }, { text: s.method, name: "" }, { text: s.session || "–", name: "" }]), 0, f.openStreams);
   fill("failures", f.failures.map((e) => [number(time(e.ago)), e.seq ? key(e.key) : { text: "(stream)", name: "none" },
     { text: e.kind.replace(/^Failure/, "") + (e.settled ? ", skipped" : ""), name: "" }, { text: e.error, name: "text" },
     number(e.attempt ? count(e.attempt) : "–"), number(count(e.stream)), number(e.seq ? count(e.seq) : "–")]), 1, f.failuresSoFar);

@@ -30,8 +30,12 @@ type document struct {
 		Observed bool
 		InFlight int
 		Capacity int
-		Streams  []struct{ ID, Received, Pending, Committed uint64 }
-		Keys     []struct {
+		Total    struct{ Received, Duplicates uint64 }
+		Streams  []struct {
+			ID, Received, Pending, Committed uint64
+			Session                          string
+		}
+		Keys []struct {
 			Key     string
 			Waiting int
 			Running bool
@@ -278,6 +282,34 @@ func TestObserverSurvivesAnErrorWhoseErrorMethodPanics(t *testing.T) {
 	if len(got) != 1 || got[0].Error != "no text: the error's Error method panicked" {
 		t.Errorf("failures are %+v", got)
 	}
+}
+
+func TestJSONHasSessionsAndTheirDuplicates(t *testing.T) {
+	page := flowdebug.New()
+	page.Add("f", fake{
+		Stats:   flow.Stats{Total: flow.Summary{Received: 5, Succeeded: 2, Duplicates: 3}},
+		Streams: []flow.StreamState{{ID: 1, Session: flow.Session{ID: flow.SessionID{Owner: "me", Name: "up/load \xff"}}}, {ID: 2}},
+	})
+	synctest.Test(t, func(t *testing.T) {
+		observe := page.Observer("f")
+		observe(t.Context(), flow.Event{Kind: flow.EventDuplicate, Seq: 1})
+		observe(t.Context(), flow.Event{Kind: flow.EventDuplicate, Seq: 2})
+		time.Sleep(2 * time.Second)
+		f := read(t, page, "?format=json").Flows[0]
+		if f.Total.Received != 5 || f.Total.Duplicates != 3 {
+			t.Errorf("total is %+v", f.Total)
+		}
+		if got, want := f.Streams[0].Session, "me/up%2Fload%20%FF"; got != want || f.Streams[1].Session != "" {
+			t.Errorf("sessions are %q and %q, want %q and none", got, f.Streams[1].Session, want)
+		}
+		finished := 0
+		for _, n := range f.History.Finished {
+			finished += n
+		}
+		if finished != 2 {
+			t.Errorf("%d finished, want both duplicates", finished)
+		}
+	})
 }
 
 // Everything that the page says is UTF-8, and no longer than it must be, whatever a client, a handler or an operator calls things.

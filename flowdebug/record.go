@@ -73,6 +73,8 @@ func (r *record) observe(_ context.Context, e flow.Event) {
 		}
 	case flow.EventRetry:
 		s.handled(e.Took)
+	case flow.EventDuplicate:
+		s.finished++
 	case flow.EventSuccess:
 		s.finished++
 		s.handled(e.Took)

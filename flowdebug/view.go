@@ -26,12 +26,13 @@ type (
 		History  *historyView  `json:"history"` // null if not observed
 	}
 	totalView struct {
-		Received  uint64 `json:"received"`
-		Succeeded uint64 `json:"succeeded"`
-		Failed    uint64 `json:"failed"`
-		Rejected  uint64 `json:"rejected"`
-		Dropped   uint64 `json:"dropped"`
-		Retried   uint64 `json:"retried"`
+		Received   uint64 `json:"received"`
+		Succeeded  uint64 `json:"succeeded"`
+		Failed     uint64 `json:"failed"`
+		Rejected   uint64 `json:"rejected"`
+		Dropped    uint64 `json:"dropped"`
+		Retried    uint64 `json:"retried"`
+		Duplicates uint64 `json:"duplicates"`
 	}
 	streamView struct {
 		ID        uint64  `json:"id"`
@@ -41,6 +42,7 @@ type (
 		Received  uint64  `json:"received"`
 		Pending   uint64  `json:"pending"`
 		Committed uint64  `json:"committed"`
+		Session   string  `json:"session"`
 	}
 	keyView struct {
 		Key     string  `json:"key"`
@@ -81,13 +83,14 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 	v := flowView{
 		Flow: name, Time: now, Observed: r != nil,
 		InFlight: st.InFlight, Capacity: st.Capacity, Waiting: st.Waiting, Active: st.ActiveKeys, Open: st.Streams,
-		Total:   totalView{sum.Received, sum.Succeeded, sum.Failed, sum.Rejected, sum.Dropped, sum.Retried},
+		Total:   totalView{sum.Received, sum.Succeeded, sum.Failed, sum.Rejected, sum.Dropped, sum.Retried, sum.Duplicates},
 		Streams: make([]streamView, 0, len(snap.Streams)), Keys: make([]keyView, 0, len(snap.Keys)),
 		Running: make([]runningView, 0, len(snap.Running)), Failures: []failureView{},
 	}
 	for _, s := range snap.Streams {
 		v.Streams = append(v.Streams, streamView{
 			s.ID, displayText(s.Peer, maxKey), displayText(s.Method, maxKey), s.Age.Seconds(), s.Received, s.Pending, s.Committed,
+			sessionText(s.Session.ID),
 		})
 	}
 	for _, k := range snap.Keys {
@@ -126,4 +129,12 @@ func mean(sum time.Duration, n int) float64 {
 		return 0
 	}
 	return (sum / time.Duration(n)).Seconds()
+}
+
+// sessionText returns id for display: empty for a stream without a session.
+func sessionText(id flow.SessionID) string {
+	if id == (flow.SessionID{}) {
+		return ""
+	}
+	return displayText(id.String(), maxKey)
 }

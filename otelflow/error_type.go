@@ -45,8 +45,9 @@ func typeOf(f *flow.Failure) errorType {
 	return errorType(f.Kind)
 }
 
-// streamType returns the error.type of a stream that ended with e. Where the source broke with a gRPC status that is the
-// status' code: RESOURCE_EXHAUSTED is a client whose message is too large, and no bug of the service's.
+// streamType returns the error.type of a failure that is no message's: of a stream that ended with e, or of a session's Save.
+// Where the source broke with a gRPC status, and where flow has a code for the reason, that is the code: RESOURCE_EXHAUSTED is
+// a client whose message is too large, and no bug of the service's.
 func streamType(e *flow.Event) errorType {
 	f := e.Failure
 	if f == nil || f.Kind != flow.FailureInternal || f.Seq > 0 || len(e.Stack) > 0 {
@@ -55,6 +56,9 @@ func streamType(e *flow.Event) errorType {
 	c := guarded(func() codes.Code {
 		if st, ok := status.FromError(f.Err); ok {
 			return st.Code()
+		}
+		if c := status.Code(f); c != codes.Internal { // which is that of every other
+			return c
 		}
 		return codes.OK
 	}, codes.OK)

@@ -2,6 +2,7 @@ package otelflow
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"go.opentelemetry.io/otel"
@@ -19,12 +20,16 @@ type metrics struct {
 	wait     metric.Float64Histogram
 	handler  metric.Float64Histogram
 	stream   metric.Float64Histogram
+	sessions metric.Int64Counter
+	saves    metric.Int64Counter
 
 	plain    []metric.AddOption
 	plainRec []metric.RecordOption
 	ended    [errorTypes][]metric.RecordOption           // error.type
 	counted  [outcomes][otherKind + 1][]metric.AddOption // flow.outcome and error.type, which is a kind
 	attempt  [outcomes][otherKind + 1][]metric.RecordOption
+	taken    map[string][]metric.AddOption  // flow.session.found
+	unsaved  [errorTypes][]metric.AddOption // error.type
 }
 
 // outcome is what became of a message, or of one attempt. Its names are the values of flow.outcome.
@@ -36,10 +41,20 @@ const (
 	rejected
 	dropped
 	retried
+	duplicate
 	outcomes
 )
 
-var outcomeNames = [outcomes]string{"succeeded", "failed", "rejected", "dropped", "retried"}
+var outcomeNames = [outcomes]string{"succeeded", "failed", "rejected", "dropped", "retried", "duplicate"}
+
+// The values of flow.session.found: what Event.Found may be, and what became of a stream that did not get its session.
+const (
+	movedSession   = "moved"
+	refusedSession = "refused"
+	otherSession   = "_OTHER" // Found is newer than this package
+)
+
+var sessionsFound = []string{"new", "known", "lost", movedSession, refusedSession, otherSession}
 
 // The boundaries for handlers are those that the semantic conventions advise for durations, and three below them: a handler
 // may be much faster than a request. A message may wait for as long as a key is stuck, and a stream may last for a day.
@@ -53,7 +68,7 @@ var (
 
 func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 	var m metrics
-	var errs [5]error
+	var errs [7]error
 	m.messages, errs[0] = meter.Int64Counter("flow.messages",
 		metric.WithUnit("{message}"), metric.WithDescription("Messages finished, by outcome."))
 	m.retries, errs[1] = meter.Int64Counter("flow.retries",
@@ -67,6 +82,10 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 	m.stream, errs[4] = meter.Float64Histogram("flow.stream.duration",
 		metric.WithUnit("s"), metric.WithDescription("Time from a stream's start to its end."),
 		metric.WithExplicitBucketBoundaries(streamSeconds...))
+	m.sessions, errs[5] = meter.Int64Counter("flow.sessions",
+		metric.WithUnit("{stream}"), metric.WithDescription("Streams that asked for a session, by how they found it."))
+	m.saves, errs[6] = meter.Int64Counter("flow.session.saves",
+		metric.WithUnit("{save}"), metric.WithDescription("Saves of a session's progress that failed."))
 	for _, err := range errs {
 		if err != nil {
 			otel.Handle(err)
@@ -75,6 +94,10 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 	set := func(attrs ...attribute.KeyValue) metric.MeasurementOption {
 		return metric.WithAttributeSet(attribute.NewSet(append(name.ToSlice(), attrs...)...))
 	}
+	m.taken = make(map[string][]metric.AddOption)
+	for _, found := range sessionsFound {
+		m.taken[found] = []metric.AddOption{set(attribute.String("flow.session.found", found))}
+	}
 	m.plain, m.plainRec = []metric.AddOption{set()}, []metric.RecordOption{set()}
 	for t := range errorTypes {
 		var failure []attribute.KeyValue
@@ -82,6 +105,7 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 			failure = []attribute.KeyValue{attribute.String("error.type", t.String())}
 		}
 		m.ended[t] = []metric.RecordOption{set(failure...)}
+		m.unsaved[t] = []metric.AddOption{set(failure...)}
 		if t > otherKind {
 			continue
 		}
@@ -115,9 +139,31 @@ func (m *metrics) observe(ctx context.Context, e flow.Event) {
 		m.finished(ctx, rejected, &e)
 	case flow.EventDrop:
 		m.finished(ctx, dropped, &e)
+	case flow.EventDuplicate:
+		m.finished(ctx, duplicate, &e)
+	case flow.EventSession:
+		m.asked(ctx, e.Found)
+	case flow.EventSaveFailed:
+		m.saves.Add(ctx, 1, m.unsaved[streamType(&e)]...)
 	case flow.EventStreamEnd:
+		if e.Session.ID != (flow.SessionID{}) && e.Session.Fence == 0 { // it asked for a session and has none
+			found := refusedSession
+			if guarded(func() bool { return errors.Is(e.Failure, flow.ErrSessionMoved) }, false) {
+				found = movedSession
+			}
+			m.asked(ctx, found)
+		}
 		m.stream.Record(ctx, e.Took.Seconds(), m.ended[streamType(&e)]...)
 	}
+}
+
+// asked counts a stream that asked for a session.
+func (m *metrics) asked(ctx context.Context, found string) {
+	opts, known := m.taken[found]
+	if !known {
+		opts = m.taken[otherSession]
+	}
+	m.sessions.Add(ctx, 1, opts...)
 }
 
 // finished counts a message, and its last attempt if it had one.

@@ -228,7 +228,9 @@ func TestMetricsHaveNoKeysAndNoSequenceNumbers(t *testing.T) {
 func TestMetricsHaveTheUnitsOfTheConventions(t *testing.T) {
 	reader := sdk.NewManualReader()
 	tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
-	for _, kind := range []flow.EventKind{flow.EventAttempt, flow.EventRetry, flow.EventSuccess, flow.EventStreamEnd} {
+	for _, kind := range []flow.EventKind{
+		flow.EventAttempt, flow.EventRetry, flow.EventSuccess, flow.EventStreamEnd, flow.EventSession, flow.EventSaveFailed,
+	} {
 		tel.Observer()(t.Context(), flow.Event{Kind: kind, Attempt: 1, Took: time.Second})
 	}
 	reg, err := tel.Watch(busy)
@@ -245,7 +247,7 @@ func TestMetricsHaveTheUnitsOfTheConventions(t *testing.T) {
 		"flow.messages": "{message}", "flow.retries": "{retry}", "flow.message.wait.duration": "s",
 		"flow.handler.duration": "s", "flow.stream.duration": "s", "flow.messages.in_flight": "{message}",
 		"flow.messages.waiting": "{message}", "flow.keys.active": "{key}", "flow.streams.active": "{stream}",
-		"flow.capacity": "{message}",
+		"flow.capacity": "{message}", "flow.sessions": "{stream}", "flow.session.saves": "{save}",
 	}
 	if fmt.Sprint(units) != fmt.Sprint(want) {
 		t.Errorf("units are %v, want %v", units, want)
