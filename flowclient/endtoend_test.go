@@ -349,23 +349,25 @@ func TestSenderWithFlowResumesAfterEveryFaultOfTheConnection(t *testing.T) {
 			if f.atReads && !strings.HasSuffix(where, "reads") {
 				continue
 			}
-			t.Run(f.name+" where the "+where, func(t *testing.T) {
-				t.Parallel()
-				n := int64(1)
-				for ; flowUploadOver(t, &faultyNet{fault: f, reads: strings.HasSuffix(where, "reads"), n: n}, where); n++ {
-					if t.Failed() {
-						t.Fatalf("with the fault at operation %d", n)
+			for how, o := range map[string]flowclient.Options{"": {}, ", named": {Session: "upload"}, ", no header": {NoHeader: true}} {
+				t.Run(f.name+" where the "+where+how, func(t *testing.T) {
+					t.Parallel()
+					n := int64(1)
+					for ; flowUploadOver(t, &faultyNet{fault: f, reads: strings.HasSuffix(where, "reads"), n: n}, where, o); n++ {
+						if t.Failed() {
+							t.Fatalf("with the fault at operation %d", n)
+						}
 					}
-				}
-				if n < 6 {
-					t.Errorf("only %d places for a fault: that is no upload", n-1)
-				}
-			})
+					if n < 6 {
+						t.Errorf("only %d places for a fault: that is no upload", n-1)
+					}
+				})
+			}
 		}
 	}
 }
 
-func flowUploadOver(t *testing.T, network *faultyNet, where string) bool {
+func flowUploadOver(t *testing.T, network *faultyNet, where string, o flowclient.Options) bool {
 	synctest.Test(t, func(t *testing.T) {
 		config := &flowServer{}
 		if strings.HasPrefix(where, "server") {
@@ -381,7 +383,7 @@ func flowUploadOver(t *testing.T, network *faultyNet, where string) bool {
 				return network.wrap(c), nil
 			}, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second})))
 		}
-		s := newSender(t, client, flowclient.Options{})
+		s := newSender(t, client, o)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		uploadKeys(ctx, t, s, 5)
