@@ -211,8 +211,7 @@ func (o *Options) validate() error {
 //
 // Under gRPC, Run sends the response header before the first message executes, so that a client's automatic retry can't
 // replay messages that have had effects: set your own headers before, and call grpc.SetSendCompressor before, if at all.
-// When it ends, it sets trailers that say how far
-// it got: see [ProgressFromTrailer].
+// When it ends, it sets trailers that say how far it got: see [ProgressFromTrailer].
 func (f *Flow[T]) Run(ctx context.Context, recv func() (T, error)) (Summary, error) {
 	return f.receiver.Receive(ctx, recv, f.key)
 }
@@ -254,17 +253,17 @@ type Summary struct {
 // String returns the counts that are not zero and what is settled, on one line:
 // "5 received: 3 succeeded, 1 failed, 1 dropped; 2 retried; settled up to 3".
 func (s Summary) String() string {
-	if s.Received == 0 {
-		return "nothing received"
+	b := []byte("nothing received")
+	if s.Received > 0 {
+		b = append(strconv.AppendUint(nil, s.Received, 10), " received"...)
 	}
-	b := strconv.AppendUint(nil, s.Received, 10)
-	b = append(b, " received"...)
 	separator := ": "
 	for _, c := range [...]struct {
 		n    uint64
 		name string
 	}{
 		{s.Succeeded, "succeeded"}, {s.Failed, "failed"}, {s.Rejected, "rejected"}, {s.Dropped, "dropped"},
+		{s.Duplicates, "settled before"},
 	} {
 		if c.n > 0 {
 			b = append(b, separator...)

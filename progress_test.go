@@ -304,6 +304,8 @@ func TestSummaryStringIsOneLineOfWhatIsNotZero(t *testing.T) {
 		},
 		{Summary{Received: 1, Dropped: 1, Unsettled: []uint64{1}}, "1 received: 1 dropped; nothing settled"},
 		{Summary{Received: 9, Succeeded: 9}, "9 received: 9 succeeded"}, // as in Stats.Total
+		{Summary{Received: 3, Succeeded: 2, Duplicates: 1, Committed: 9, Last: 9}, "3 received: 2 succeeded, 1 settled before; settled up to 9"},
+		{Summary{Committed: 9, Last: 9}, "nothing received; settled up to 9"},
 	} {
 		if got := c.s.String(); got != c.want {
 			t.Errorf("String() = %q, want %q", got, c.want)
