@@ -70,8 +70,7 @@ func serve(ctx context.Context, cfg *config, t *terminal) error {
 	select {
 	case <-ctx.Done():
 		t.note("shutting down: what was accepted is stored, for at most %v; a second signal kills", cfg.grace)
-	case err = <-n.current().served:
-		n.current().served <- err // stop looks at it too
+	case <-n.current().served: // stop says why
 	}
 	err = n.stop()
 	end()
@@ -124,6 +123,9 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	}
 	end := j.t.watch(in.total(), show)
 	err = c.upload(ctx, stop, in, j.cfg.streams)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause // of what happened in the middle: it says more than the calls that it ended
+	}
 	cancel(nil)
 	middle()
 	end()

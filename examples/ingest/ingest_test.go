@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -354,6 +355,37 @@ func TestConnectionThatBreaksIsNotResumedBlindly(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "replay: no (") {
 		t.Errorf("%s", out.String())
+	}
+	if err := n.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The server stops, and then its address is taken: that is an error, and everything ends all the same.
+func TestServerThatCantStartAgainEndsTheProgram(t *testing.T) {
+	cfg, err := parse([]string{"-records", "200", "-slow", "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := newNode(cfg, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs lockedBuffer
+	j := &job{cfg: cfg, t: newTerminal(&out, &errs), addr: n.current().addr}
+	j.middle = func() error {
+		if err := n.current().stop(); err != nil {
+			return err
+		}
+		somebodyElse, err := net.Listen("tcp", n.current().addr)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = somebodyElse.Close() }()
+		return n.restart()
+	}
+	if err := j.run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "restart: ") {
+		t.Errorf("error %v\n%s%s", err, out.String(), errs.String())
 	}
 	if err := n.stop(); err != nil {
 		t.Error(err)

@@ -26,7 +26,8 @@ type server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	addr   string
-	served chan error
+	served chan struct{} // closed when grpc.Serve has returned
+	err    error         // what it returned then
 }
 
 func startServer(cfg *config, addr, file string, see flow.Observer) (*server, error) {
@@ -38,7 +39,7 @@ func startServer(cfg *config, addr, file string, see flow.Observer) (*server, er
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(grpc.Creds(creds)), health: health.NewServer(), served: make(chan error, 1)}
+	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(grpc.Creds(creds)), health: health.NewServer(), served: make(chan struct{})}
 	s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, cfg.flowOptions(see))
 	if err != nil {
 		_ = st.close()
@@ -53,7 +54,10 @@ func startServer(cfg *config, addr, file string, see flow.Observer) (*server, er
 	pb.RegisterIngestServer(s.grpc, s)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
-	go func() { s.served <- s.grpc.Serve(lis) }()
+	go func() {
+		defer close(s.served)
+		s.err = s.grpc.Serve(lis)
+	}()
 	return s, nil
 }
 
@@ -103,13 +107,14 @@ const linger = 2 * time.Second
 
 // stop ends the server: clients are told to go elsewhere, what was accepted is stored (for as long as the grace period
 // lasts), and then no upload is left for GracefulStop to wait for. The error says whether records were cut off.
+// It may be called again, as after a restart in which no other server could take over.
 func (s *server) stop() error {
 	s.health.Shutdown()
 	err := s.flow.Shutdown(context.Background())
 	defer time.AfterFunc(linger, s.grpc.Stop).Stop()
 	go s.grpc.GracefulStop() // it would wait for a handler that ignores its context, whatever Stop does; Serve doesn't
-	if e := <-s.served; err == nil {
-		err = e
+	if <-s.served; err == nil {
+		err = s.err
 	}
 	if e := s.store.close(); err == nil {
 		err = e
