@@ -16,6 +16,7 @@ type backlog[T any] struct {
 	live    liveList[T]
 	ready   messageQueue[T] // those that have their turn and no worker
 	ledger  ledger
+	bytes   int64             // of messages that have finished since the last flush
 	skipped map[string]uint64 // keys that OnFailure has skipped, from which Seq on
 
 	direct   bool // messages are lined up as they are received, since that decides something

@@ -52,7 +52,6 @@ func TestNewRefusesWhatCantMeanAnything(t *testing.T) {
 		set          func(*flow.Options)
 	}{
 		// negatives
-		{"MaxPendingBytes", "-1", func(o *flow.Options) { o.MaxPendingBytes = -1 }},
 		{"IdleTimeout", "-1s", func(o *flow.Options) { o.IdleTimeout = -time.Second }},
 		{"Ordering.Capacity", "-2", func(o *flow.Options) { o.Ordering.Capacity = -2 }},
 		{"Ordering.KeyCapacity", "-3", func(o *flow.Options) { o.Ordering = flow.OrderingOptions{Mode: 1, KeyCapacity: -3} }},

@@ -454,7 +454,7 @@ func (sh *shard[T]) settle(m *message[T]) {
 		sh.skip(m)
 	}
 	b.ledger.finish(m.seq, m.attempts, m.outcome, m.settled)
-	sh.bytes += m.size
+	b.bytes += m.size
 	sh.touch(s)
 	if m.lane != nil {
 		if next := s.order.leave(&m.turn, m.hash, sh); next != nil {

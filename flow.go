@@ -78,8 +78,11 @@ type Options struct {
 	MaxPending int
 	// MaxPendingBytes bounds the bytes of all messages of the Flow that are received and not finished, measured by
 	// proto.Size, by a method Size() int, or as the length of a string or []byte; New refuses it for other types.
-	// It is checked before each read: over it, streams that have something pending are not read. A stream with nothing
-	// pending always is, so nothing deadlocks and the excess is at most one message a stream. 0 means unbounded.
+	// It is checked before each read. At the bound, a stream is read only while it has less pending than its share, the
+	// bound divided by the number of streams: one that stands still may fill the bound, and the others go on all the
+	// same. The bytes pending are at most twice the bound, plus one message a stream: for when streams that stand still
+	// hold twice the bound, only streams with nothing pending are read. 0 means 64 MiB, or unbounded for messages without
+	// a size; negative means unbounded.
 	MaxPendingBytes int64
 	// IdleTimeout ends a stream from which nothing came for so long, counted from its last receipt or the finish of
 	// its last message, whichever is later, while a read is blocked and nothing is pending. A message counts when it has
@@ -165,8 +168,8 @@ func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow
 	case opts.MaxPending > 0:
 		r.maxPending = int64(opts.MaxPending)
 	}
-	if opts.MaxPendingBytes > 0 {
-		r.bytes, r.sizeOf = newByteWindow(opts.MaxPendingBytes), sizeOf
+	if opts.MaxPendingBytes != 0 {
+		r.boundBytes(opts.MaxPendingBytes, sizeOf)
 	}
 	r.idle, r.onFailure, r.observer = opts.IdleTimeout, opts.OnFailure, opts.Observer
 	if opts.Sessions != nil {
@@ -183,8 +186,6 @@ func (o *Options) validate() error {
 		}
 	}
 	switch {
-	case o.MaxPendingBytes < 0:
-		return invalid("MaxPendingBytes", o.MaxPendingBytes, "must not be negative")
 	case o.IdleTimeout < 0:
 		return invalid("IdleTimeout", o.IdleTimeout, "must not be negative")
 	case o.Sessions != nil && o.MaxPending < 0:

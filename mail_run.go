@@ -151,12 +151,16 @@ func (sh *shard[T]) recallMail(r *run[T]) {
 		b.skipEmpty(&sh.r.chunks)
 		k := b.chunk
 		e := k.list[b.pos]
-		x.last = sh.lift(s, &e)
-		x.last.state, x.last.run = stateOut, r
-		r.list = append(r.list, x.last)
-		r.end = 1
 		rest := k.list[b.pos+1:]
 		b.chunk, b.pos = k.next, 0
+		if x.busy.has(e.hash) { // the worker leaves it alone, and there may be some of its key in front of it
+			sh.receive(s, &e, nil)
+		} else {
+			x.last = sh.lift(s, &e)
+			x.last.state, x.last.run = stateOut, r
+			r.list = append(r.list, x.last)
+			r.end = 1
+		}
 		for i := range rest {
 			e := rest[i]
 			sh.receive(s, &e, nil)
@@ -179,7 +183,7 @@ func (sh *shard[T]) settleMail(r *run[T], at int32) {
 		list := b.chunk.list[b.pos:min(len(b.chunk.list), b.pos+n)]
 		if sh.r.bytes != nil {
 			for i := range list {
-				sh.bytes += list[i].size
+				b.bytes += list[i].size
 			}
 		}
 		b.ledger.succeed(uint64(len(list)), list[len(list)-1].seq)

@@ -171,11 +171,15 @@ func (w *mixedWorld) checkRest() {
 		w.broken("%d run of %d that can, want %d", all.runs, all.runnable, want)
 	}
 	limit := int(w.Options.MaxPendingBytes)
-	if limit > 0 && all.bytes-all.last >= limit {
+	if limit > 0 && all.bytes-all.last >= 2*limit {
 		w.broken("%d bytes are pending", all.bytes)
 	}
 	for st, r := range rested {
-		full := limit > 0 && all.bytes >= limit && r.pending > 0
+		if limit > 0 && r.bytes-r.last >= limit {
+			w.broken("%d bytes of stream %d are pending", r.bytes, st.id)
+		}
+		share := r.bytes*len(rested) < limit && all.bytes < 2*limit
+		full := limit > 0 && all.bytes >= limit && r.bytes > 0 && !share
 		if !w.ending && !full && st.unread() && r.pending <= w.readAgain(all.runs < slots) {
 			w.broken("stream %d is not read, with %d pending; %d bytes", st.id, r.pending, all.bytes)
 		}

@@ -142,7 +142,7 @@ func drawMixedOptions(t *rapid.T) (o flow.Options) {
 	}
 	o.Backpressure.Capacity = oneOf(t, 0, 1, 2, 3, 5)
 	o.MaxPending = oneOf(t, 0, 1, 2, 3, 8, 16, 20, 40, 64, 100, -1)
-	o.MaxPendingBytes = oneOf[int64](t, 0, 0, 0, 1, 10, 60, 500)
+	o.MaxPendingBytes = oneOf[int64](t, 0, 0, -1, 1, 10, 60, 500)
 	if o.Retry.MaxAttempts = evenly(t, 5); o.Retry.MaxAttempts > 1 {
 		o.Retry.Backoff = oneOf(t, 0, mixedBackoff)
 	}

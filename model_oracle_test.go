@@ -121,12 +121,21 @@ func (o *oracle) maxPending() int {
 
 // room says whether st may be read.
 func (o *oracle) room(st *modelStream) bool {
-	bytes := int64(0)
+	return st.pending < o.maxPending() && o.roomForBytes(st)
+}
+
+// roomForBytes says whether st may be read as far as MaxPendingBytes goes: below it, or at it below the stream's share, or
+// at twice it with nothing.
+func (o *oracle) roomForBytes(st *modelStream) bool {
+	var all, own int64
 	for m := range o.pending() {
-		bytes += int64(m.Bytes)
+		all += int64(m.Bytes)
+		if m.st == st {
+			own += int64(m.Bytes)
+		}
 	}
 	limit := o.Options.MaxPendingBytes
-	return st.pending < o.maxPending() && (limit == 0 || bytes < limit || st.pending == 0)
+	return limit <= 0 || all < limit || own == 0 || all < 2*limit && own*int64(len(o.underWay())) < limit
 }
 
 func (m *modelMessage) givenUp() bool {

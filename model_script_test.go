@@ -169,7 +169,7 @@ func drawOptions(t *rapid.T) (o flow.Options) {
 		}
 	}
 	o.MaxPending = max(0, small("MaxPending", 8)-4)
-	o.MaxPendingBytes = int64(max(0, small("MaxPendingBytes", 8)-4))
+	o.MaxPendingBytes = rapid.SampledFrom([]int64{0, 0, -1, 1, 2, 3, 4, 8}).Draw(t, "MaxPendingBytes")
 	// What comes of different reasons never comes at the same time: hence the odd milliseconds.
 	if n := max(0, small("AttemptTimeout", 6)-3); n > 0 {
 		o.Retry.AttemptTimeout = time.Duration(n)*tick + 13*time.Millisecond

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"context"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,26 +11,6 @@ import (
 
 // Each test here is about two steps that must be one, or must come in this order: what comes between them is too short
 // to be met by chance, so the test holds a lock that one of them takes, or puts the steps one after the other itself.
-
-// A receiver joins those who wait for bytes, and only then looks whether it has to: what is taken off looks for waiters
-// afterwards.
-func TestBytesThatComeFreeAsAReceiverJoinsTheWaitersAreSeen(t *testing.T) {
-	for range 20 {
-		w := newByteWindow(1)
-		w.add(1)
-		space, joined := make(chan struct{}, 1), make(chan bool)
-		w.mu.Lock() // the joining has to wait
-		go func() { joined <- w.join(space) }()
-		for range 100 {
-			runtime.Gosched()
-		}
-		w.sub(1) // nobody is there to be woken yet
-		w.mu.Unlock()
-		if <-joined {
-			t.Fatal("it waits for room that is there")
-		}
-	}
-}
 
 // A slot is counted off before it is given back: else whoever gets it makes one more than there are, and HardReject
 // refuses for a slot that is free. The semaphore panics over a slot that nobody has, so what came before that can be seen.

@@ -121,11 +121,15 @@ func (rd *reader[T]) put() (open bool) {
 	if waits {
 		s.verdict.ask(rd.seq + 1)
 	}
+	size := rd.at.size
+	if size > 0 { // before the shard can count them off
+		s.window.share.add(size)
+	}
 	ok, tell := s.box.put(&rd.at, &s.r.chunks)
+	if size > 0 && !ok {
+		s.window.share.sub(size)
+	}
 	if ok {
-		if rd.at.size > 0 {
-			s.r.bytes.add(rd.at.size)
-		}
 		rd.seq++
 		rd.credit--
 		if tell {
@@ -196,47 +200,49 @@ func (rd *reader[T]) awaitRoom() bool {
 			s.fail(contextFailure(s.parent)) // there is no recv that could say more
 			return false
 		}
-		full := s.r.bytes != nil && s.r.bytes.full()
-		if !full {
-			if rd.credit > 0 {
-				return true
-			}
-			if rd.credit = w.room(rd.seq); rd.credit > 0 {
-				return true
-			}
-		} else if rd.credit = 0; w.finished.Load() == rd.seq {
-			rd.credit = 1 // nothing is pending: one message is always allowed
+		if rd.credit == 0 {
+			rd.credit = w.room(rd.seq)
+		}
+		switch {
+		case rd.credit == 0:
+			rd.waitForRoom()
+		case w.share != nil && !w.share.mayRead():
+			rd.waitForBytes()
+		default:
 			return true
 		}
-		rd.wait(full)
 	}
 	return false
 }
 
-// wait blocks until there may be room.
-func (rd *reader[T]) wait(full bool) {
-	s := rd.s
-	w := &s.window
-	s.activity.inRecv.Store(false)
+// waitForRoom blocks until MaxPending may allow for more.
+func (rd *reader[T]) waitForRoom() {
+	w := &rd.s.window
 	w.waiting.Store(true)
-	defer func() {
-		w.waiting.Store(false)
-		s.activity.inRecv.Store(true)
-	}()
-	switch {
-	case full && w.finished.Load() == rd.seq, !full && w.room(rd.seq) > 0:
-		return // it has come since it was looked for
-	case full && !s.r.bytes.join(w.space):
-		s.r.bytes.quit(w.space)
-		return
+	defer w.waiting.Store(false)
+	if w.room(rd.seq) == 0 { // otherwise it has come since it was looked for
+		rd.waitForSpace()
 	}
+}
+
+// waitForBytes blocks until MaxPendingBytes may allow for more.
+func (rd *reader[T]) waitForBytes() {
+	share := rd.s.window.share
+	defer share.stopWaiting()
+	if share.wait() {
+		rd.waitForSpace()
+	}
+}
+
+// waitForSpace blocks until the reader is woken, or its stream ends.
+func (rd *reader[T]) waitForSpace() {
+	s := rd.s
+	s.activity.inRecv.Store(false)
+	defer s.activity.inRecv.Store(true)
 	select {
-	case <-w.space:
+	case <-s.window.space:
 	case <-s.ctx.Done():
 	case <-s.done:
-	}
-	if full {
-		s.r.bytes.quit(w.space)
 	}
 }
 

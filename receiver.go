@@ -16,8 +16,8 @@ type Receiver[T any] struct {
 	gate   *Gate
 	engine *Engine[T]
 
-	maxPending int64 // unboundedPending: no bound
-	bytes      *byteWindow
+	maxPending int64       // unboundedPending: no bound
+	bytes      *byteWindow // nil: bytes are not counted
 	sizeOf     func(T) int // nil without bytes
 	idle       time.Duration
 	onFailure  func(context.Context, *Failure) FailureAction
@@ -44,9 +44,19 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 	if gate == nil || engine == nil {
 		panic("flow: a Receiver needs a Gate and an Engine, got nil")
 	}
-	return &Receiver[T]{
+	r := &Receiver[T]{
 		gate: gate, engine: engine, maxPending: defaultMaxPending, streams: make(map[*stream[T]]struct{}),
 		shards: make([]*shard[T], shardCount(gate)),
+	}
+	r.boundBytes(defaultMaxPendingBytes, sizeFunc[T]())
+	return r
+}
+
+// boundBytes has r count bytes by sizeOf, up to bound. Without a sizeOf, or with a negative bound, it counts none.
+func (r *Receiver[T]) boundBytes(bound int64, sizeOf func(T) int) {
+	r.bytes, r.sizeOf = nil, nil
+	if sizeOf != nil && bound > 0 {
+		r.bytes, r.sizeOf = newByteWindow(bound), sizeOf
 	}
 }
 

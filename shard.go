@@ -35,7 +35,6 @@ type shard[T any] struct {
 	runs   runSet[T]
 	pace   pace
 	slots  slots
-	bytes  int64         // of messages that have finished since the last flush
 	sent   int           // runs since the shard last let others run
 	lookAt time.Duration // when to look whether long runs stand still; 0: not at all
 }
@@ -230,6 +229,10 @@ func (sh *shard[T]) flush() {
 		}
 		s.window.finished.Store(finished)
 		s.window.linedUp.Store(b.ledger.received)
+		if b.bytes > 0 {
+			s.window.share.sub(b.bytes)
+			b.bytes = 0
+		}
 		s.committed.Store(s.through(b.ledger.committed(b.firstPending())))
 		switch {
 		case b.ended:
@@ -243,10 +246,6 @@ func (sh *shard[T]) flush() {
 		}
 	}
 	sh.look = sh.look[:0]
-	if sh.bytes > 0 {
-		sh.r.bytes.sub(sh.bytes)
-		sh.bytes = 0
-	}
 }
 
 // makeRoom wakes s's reader if it waits for room and there is enough. For less it is woken when nothing else is to be done,

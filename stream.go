@@ -92,6 +92,10 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	if s.state.phase() != phaseOpen { // who changed that may have found no shard to tell
 		s.tell()
 	}
+	if s.r.bytes != nil {
+		s.window.share = s.r.bytes.join(s.window.space)
+		defer s.window.share.leave()
+	}
 	go (&reader[T]{s: s, recv: recv, number: s.backlog.ledger.highest, refusable: s.verdict.given != nil}).run()
 	var idle <-chan time.Time
 	if s.r.idle > 0 {

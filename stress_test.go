@@ -105,7 +105,7 @@ func newLife(seed uint64) *life {
 	}
 	o.Shutdown = flow.ShutdownOptions{GracePeriod: time.Duration(n(3)) * time.Millisecond, DrainOnClose: n(2) == 0}
 	o.MaxPending = []int{0, 1, 3, 20, -1}[n(5)]
-	o.MaxPendingBytes = int64(n(2) * n(30))
+	o.MaxPendingBytes = int64(n(2)*n(31)) - 1
 	if n(4) == 0 {
 		o.IdleTimeout = time.Duration(1+n(2000)) * time.Microsecond
 	}

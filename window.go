@@ -2,10 +2,7 @@ package flow
 
 import (
 	"math"
-	"reflect"
 	"sync/atomic"
-
-	"google.golang.org/protobuf/proto"
 )
 
 const defaultMaxPending = 1024
@@ -19,8 +16,9 @@ type window struct {
 	limit    uint64
 	finished atomic.Uint64 // messages; the shard's to write
 	linedUp  atomic.Uint64 // messages whose lane, and whether they are refused, is decided; the shard's to write
-	waiting  atomic.Bool   // the reader waits for space
+	waiting  atomic.Bool   // the reader waits for finished to change
 	space    chan struct{} // wakes it; a token may be left over from a wake-up that it did not need
+	share    *byteShare    // of the bytes that may be pending over the Flow; nil: they are not counted
 }
 
 func (w *window) init(limit int64) { w.limit, w.space = uint64(limit), make(chan struct{}, 1) }
@@ -50,23 +48,6 @@ func (w *window) signal() {
 	case w.space <- struct{}{}:
 	default:
 	}
-}
-
-// sizeFunc returns what measures a T in bytes. It returns nil if T has no size.
-func sizeFunc[T any]() func(T) int {
-	t := reflect.TypeFor[T]()
-	switch {
-	case t.Implements(reflect.TypeFor[proto.Message]()):
-		return func(v T) int {
-			m, _ := any(v).(proto.Message)
-			return proto.Size(m)
-		}
-	case t.Implements(reflect.TypeFor[interface{ Size() int }]()):
-		return func(v T) int { return max(0, any(v).(interface{ Size() int }).Size()) }
-	case t.Kind() == reflect.String, t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
-		return func(v T) int { return reflect.ValueOf(&v).Elem().Len() }
-	}
-	return nil
 }
 
 // unboundedPending is the window of a stream whose MaxPending is negative.

@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -169,8 +172,11 @@ func TestMessagesWithoutASizeCanHaveNoBytesLimit(t *testing.T) {
 	refusesBytes[*string](t)
 	refusesBytes[any](t)
 	refusesBytes[error](t)
-	if _, err := flow.New(func(context.Context, flow.Message[int]) error { return nil }, nil, flow.Options{}); err != nil {
-		t.Errorf("without the limit: %v", err)
+	for _, none := range []int64{0, -1} {
+		_, err := flow.New(func(context.Context, flow.Message[int]) error { return nil }, nil, flow.Options{MaxPendingBytes: none})
+		if err != nil {
+			t.Errorf("with MaxPendingBytes %d: %v", none, err)
+		}
 	}
 }
 
@@ -180,46 +186,166 @@ func refusesBytes[T any](t *testing.T) {
 	wantRefusal(t, err, "MaxPendingBytes", "77")
 }
 
-func TestOverTheBytesOnlyStreamsWithNothingPendingAreRead(t *testing.T) {
+// At the bound a stream is read below its share: the bound, here of 12, divided by the number of streams.
+func TestMaxPendingBytesAtTheBoundAStreamIsReadUpToItsShare(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newStage()
-		f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 4, Ordering: keyed})
-		one := start(t, f, "a1", "b1", "c1")
-		wantRead(t, one, 2) // 4 bytes, checked before the read of the third
-		two := start(t, f, "long1", "d1", "e1")
-		wantRead(t, two, 1) // it has nothing pending, so it is read; then it has
-		wantNow(t, s, "a1 b1 long1")
-		s.finish(t, "long1") // back to 4: still full, yet the stream has nothing pending again
-		wantRead(t, two, 2)
-		wantRead(t, one, 2)
-		s.finish(t, "a1") // 4 of b1 and d1
-		wantRead(t, one, 2)
-		s.finish(t, "b1") // nothing pending
-		wantRead(t, one, 3)
-		s.finish(t, "d1") // c1 alone is pending
-		wantRead(t, two, 3)
-		wantNow(t, s, "c1 e1")
+		f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 12, Ordering: keyed})
+		one := start(t, f, "a1", "b1", "c1", "d1", "e1", "f1", "g1", "h1")
+		wantRead(t, one, 6) // 12 bytes, checked before the read of the seventh
+		two := start(t, f, "i1", "j1", "k1", "l1")
+		wantRead(t, two, 3) // its share of 6
+		s.finish(t, "i1")   // 4 bytes of a share of 6
+		wantRead(t, two, 4)
+		s.finish(t, "a1", "b1") // the total is still above the bound
+		wantRead(t, one, 6)
+		s.finish(t, "j1", "k1", "l1") // 8 bytes are pending in all
+		wantRead(t, one, 8)
 		one.End()
 		two.End()
 		s.finishAll(t)
-		for _, c := range []*call{one, two} {
-			if sum, err := c.result(t); err != nil || sum.Succeeded != 3 {
+		for c, n := range map[*call]uint64{one: 8, two: 4} {
+			if sum, err := c.result(t); err != nil || sum.Succeeded != n {
 				t.Errorf("Run() = %+v, %v", sum, err)
 			}
 		}
 	})
 }
 
-func TestOneStreamsFinishLetsAnotherBeRead(t *testing.T) {
+func TestMaxPendingBytesBelowTheBoundAnotherStreamsFinishMakesRoom(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newStage()
 		f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 8, Ordering: keyed})
-		one := start(t, f, "a1", "b1", "c1")
-		two := start(t, f, "d1", "e1")
-		wantRead(t, one, 3)
-		wantRead(t, two, 1) // 8 are pending
-		s.finish(t, "a1")
+		one := start(t, f, "a1", "b1", "c1", "f1")
+		two := start(t, f, "d1", "e1", "g1")
+		wantRead(t, one, 4)
+		wantRead(t, two, 2) // 12 are pending, and 4 is its share
+		s.finish(t, "a1", "b1")
 		wantRead(t, two, 2)
+		s.finish(t, "c1")
+		wantRead(t, two, 3)
+	})
+}
+
+// A message of a stream that stands still is nobody's concern but that stream's: the others have 16 messages in flight
+// each, which is their share, and not one.
+func TestMaxPendingBytesOneDeafStreamMakesNoOtherSerial(t *testing.T) {
+	const others, share, each = 4, 16, 48
+	message := func(name string) string { return (name + "xxxxxxxxxx")[:10] }
+	for _, bound := range []int64{10 * share * (others + 1), 10*share*(others+1) - 9} { // rounded up, that is the same
+		bubble(t, func(t *testing.T) {
+			release := make(chan struct{})
+			f := mustNew(t, func(ctx context.Context, m flow.Message[string]) error {
+				if m.Value[0] == 'd' {
+					<-release
+					return nil
+				}
+				return takes(time.Second)(ctx, m)
+			}, flow.Options{MaxPendingBytes: bound, Ordering: flow.OrderingOptions{Mode: flow.OrderingNone}})
+			deaf := start(t, f, slices.Repeat([]string{message("d")}, 1000)...)
+			wantRead(t, deaf, share*(others+1))
+			began := time.Now()
+			var calls []*call
+			for range others {
+				calls = append(calls, start(t, f))
+			}
+			for _, c := range calls {
+				c.Send(slices.Repeat([]string{message("o")}, each)...)
+				c.End()
+			}
+			for _, c := range calls {
+				<-c.done
+				if sum, err := c.result(t); err != nil || sum.Succeeded != each {
+					t.Errorf("Run() = %+v, %v", sum, err)
+				}
+			}
+			if took := time.Since(began); took != each/share*time.Second {
+				t.Errorf("%d messages of a second took %v beside a stream that stands still, want %d at a time", each, took, share)
+			}
+			deaf.cancel(nil)
+			close(release)
+		})
+	}
+}
+
+func TestMaxPendingBytesSharesFollowTheNumberOfStreams(t *testing.T) {
+	for name, end := range map[string]func(c *call){
+		"it ends well":    func(c *call) { c.End() },
+		"it is cancelled": func(c *call) { c.cancel(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newStage()
+				f := mustNew(t, s.handle, flow.Options{MaxPendingBytes: 12, Ordering: keyed})
+				full := start(t, f, "a1", "b1", "c1", "d1", "e1", "f1", "g1")
+				wantRead(t, full, 6)
+				idle := start(t, f)
+				waits := start(t, f, "h1", "i1", "j1", "k1", "l1")
+				wantRead(t, waits, 2) // of three streams: 4 bytes each
+				fourth := start(t, f)
+				fifth := start(t, f)
+				s.finish(t, "h1") // of five: 2.4 bytes each, of which it has 2
+				wantRead(t, waits, 3)
+				end(fourth)
+				end(fifth)
+				time.Sleep(time.Second) // a recv that is blocked gets a moment to say why its context has ended
+				wantRead(t, waits, 3)   // of three again: 4 bytes each, which it has
+				end(idle)
+				time.Sleep(time.Second)
+				wantRead(t, waits, 4) // of two: 6 bytes
+				end(full)
+				full.cancel(nil)
+				wantRead(t, waits, 5)
+			})
+		})
+	}
+}
+
+// Streams that come one after the other, and of which none gets on, have each a smaller share than the one before. All of
+// these shares together would grow without bound.
+func TestMaxPendingBytesTotalIsAtMostTwiceTheBoundAndAMessageAStream(t *testing.T) {
+	const streams, bound, size = 30, 600, 5
+	bubble(t, func(t *testing.T) {
+		f := mustNew(t, func(ctx context.Context, m flow.Message[string]) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, flow.Options{MaxPendingBytes: bound, Ordering: keyed})
+		var all []*call
+		total := 0
+		for range streams {
+			c := start(t, f, slices.Repeat([]string{"xxxxx"}, bound)...)
+			synctest.Wait()
+			if c.Received() == 0 {
+				t.Errorf("stream %d is not read at all", len(all)+1)
+			}
+			total += c.Received() * size
+			all = append(all, c)
+		}
+		if most := 2*bound + streams*size; total > most || total < 2*bound {
+			t.Errorf("%d bytes are pending, want at least %d, and at most %d", total, 2*bound, most)
+		}
+	})
+}
+
+func TestMaxPendingBytesIs64MiBWhereMessagesHaveASize(t *testing.T) {
+	mebibyte := strings.Repeat("x", 1<<20)
+	values := slices.Repeat([]string{mebibyte}, 100)
+	never := func(ctx context.Context, _ flow.Message[string]) error { <-ctx.Done(); return ctx.Err() }
+	for name, c := range map[string]struct {
+		bytes int64
+		want  int
+	}{"default": {0, 64}, "unbounded": {-1, 100}, "the least there is": {math.MinInt64, 100}} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				wantRead(t, start(t, mustNew(t, never, flow.Options{MaxPendingBytes: c.bytes}), values...), c.want)
+			})
+		})
+	}
+	t.Run("of a Receiver alone", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			r := flow.NewReceiver(flow.NewGate(nil, nil, nil), flow.NewEngine(never, flow.RetryOptions{}))
+			wantRead(t, receive(t, r, keyOf, values...), 64)
+		})
 	})
 }
 
