@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"example.com/flow"
+	"google.golang.org/grpc/metadata"
 )
 
 // The library's own costs. How they compare with what people use instead is measured in bench/, a module of its own,
@@ -97,6 +98,25 @@ func BenchmarkRun(b *testing.B) {
 				b.ReportAllocs()
 				b.ResetTimer()
 				runAll(b, f, repeat(list, b.N))
+			})
+		}
+	}
+}
+
+// BenchmarkRunSession is BenchmarkRun of a session in memory, beside the same stream without one.
+func BenchmarkRunSession(b *testing.B) {
+	for _, m := range modes {
+		for _, sessions := range []*flow.SessionOptions{nil, {}} {
+			b.Run(fmt.Sprintf("%s/session=%v", m.name, sessions != nil), func(b *testing.B) {
+				o := busyOptions(m.mode)
+				o.Sessions = sessions
+				f, list := newFlow(b, noop, o), records(100)
+				ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs("flow-session", "upload"))
+				b.ReportAllocs()
+				b.ResetTimer()
+				if _, err := f.Run(ctx, repeat(list, b.N)); err != nil {
+					b.Error(err)
+				}
 			})
 		}
 	}

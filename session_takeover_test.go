@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
+	"google.golang.org/grpc/metadata"
 )
 
 func TestOldStreamEndsFirst(t *testing.T) {
@@ -372,5 +374,51 @@ func TestShutdownRefusesAStreamWhoseStoreHangs(t *testing.T) {
 			t.Errorf("Shutdown: %v after %v", err, time.Since(began))
 		}
 		r.wantEnd(t, "Unavailable SHUTDOWN retry", "")
+	})
+}
+
+func TestIdleTimeoutBeginsWithReading(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, stubborn(s), nil, func(o *flow.Options) { o.IdleTimeout = 5 * time.Second })
+		resume(t, f, "", "a1")
+		next := resume(t, f, "epoch=1", "a1")
+		pass(8 * time.Second) // longer than IdleTimeout, and it has nothing to read
+		if next.over() {
+			t.Fatal("it was idle while it waited")
+		}
+		s.finish(t, "a1")
+		next.wantHeader(t, "known epoch 1 committed 1")
+		pass(5*time.Second - 1)
+		if next.over() {
+			t.Fatal("it was idle before its reading had begun")
+		}
+		pass(1)
+		next.wantEnd(t, "DeadlineExceeded CONTEXT_CANCELLED", "epoch 1 committed 1")
+	})
+}
+
+func TestStartedStreamSpeaksOfItsSession(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := withSessions(t, s.handle, nil)
+		source := flowtest.NewSource(t, "a11", "b12", "c13")
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("flow-session", "upload", "flow-start", "11", "flow-skip", "14"))
+		st := f.Start(ctx, source.Recv)
+		s.finish(t, "a11", "c13")
+		if got := st.Committed(); got != 11 {
+			t.Errorf("committed is %d", got)
+		}
+		if p := st.Progress(); p.Committed() != 11 || p.Settled(12) || !p.Settled(13) || !p.Settled(14) || p.Settled(15) {
+			t.Errorf("progress is %v", p)
+		}
+		s.finish(t, "b12")
+		if got := st.Committed(); got != 14 {
+			t.Errorf("committed is %d", got)
+		}
+		source.End()
+		if sum, err := st.Wait(); err != nil || sum.Committed != 14 || sum.Last != 14 {
+			t.Errorf("%+v, %v", sum, err)
+		}
 	})
 }
