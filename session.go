@@ -113,7 +113,7 @@ func (s *SessionState) UnmarshalBinary(data []byte) error {
 	}
 	data = data[1:]
 	var numbers [4]uint64 // epoch, fence, received, how many are unsettled
-	ok := true
+	var ok bool
 	for i := range numbers {
 		if numbers[i], data, ok = cutUvarint(data); !ok {
 			return errMalformedSessionState

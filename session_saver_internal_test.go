@@ -156,7 +156,7 @@ func TestSaverSavesOnChangeOnly(t *testing.T) {
 		v.settles(2)
 		time.Sleep(time.Second - 1)
 		v.want(t, "", 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		v.want(t, "save 2", 0)
 		time.Sleep(time.Hour)
 		v.want(t, "", 0)

@@ -364,7 +364,6 @@ func TestSessionsNobodyAskedForAreNotThere(t *testing.T) {
 
 func TestOwnersDontMeet(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		type who struct{}
 		store := flow.NewSessionMemory(0, 0)
 		s := newStage()
 		f := withSessions(t, s.handle, store, func(o *flow.Options) {

@@ -20,7 +20,6 @@ func ExampleOnce() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer func() { _ = db.Close() }()
 	store, err := sessionsql.New(db, sessionsql.Options{Dialect: sessionsql.SQLite})
 	if err != nil {
 		log.Fatal(err)
@@ -74,6 +73,7 @@ func ExampleOnce() {
 		log.Fatal(err)
 	}
 	fmt.Println("rows:", n)
+	_ = db.Close()
 	// Output:
 	// committed: 2 duplicates: 0
 	// committed: 3 duplicates: 2
