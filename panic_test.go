@@ -50,7 +50,7 @@ func on(kind flow.EventKind) func(*flow.Options, func()) {
 }
 
 // sites is every function of the caller's that runs on a goroutine of the Flow's. The handler fails with messages whose
-// key is f, and takes a second for the others.
+// key is f after a millisecond, and takes a second for the others.
 var sites = map[string]crashSite{
 	"handler":      {values: []string{"a1"}, hand: func(crash func()) { crash() }, failed: 1},
 	"key function": {values: []string{"a1"}, key: func(crash func()) { crash() }, failed: 1},
@@ -109,6 +109,7 @@ func (c crashSite) make(t *testing.T, how func()) (f *flow.Flow[string], armed *
 			c.hand(crash)
 		}
 		if m.Key == "f" {
+			time.Sleep(time.Millisecond) // what is behind it has been received
 			return errHandler
 		}
 		time.Sleep(time.Second)
