@@ -3,6 +3,9 @@ package flow_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,4 +247,218 @@ func TestShutdownOfAFlowWithoutStreamsIsNilWhateverItsContext(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// hangsAt is an Observer that hangs at the first event of a kind until it is released, and counts those.
+func hangsAt(kind flow.EventKind) (o flow.Observer, release func(), times *atomic.Int64) {
+	times = new(atomic.Int64)
+	gate := make(chan struct{})
+	return func(_ context.Context, e flow.Event) {
+		if e.Kind == kind && times.Add(1) == 1 {
+			<-gate
+		}
+	}, func() { close(gate) }, times
+}
+
+func TestShutdownIsHeldByAnObserverThatHangsNoLongerThanItsLimit(t *testing.T) {
+	impatient := errors.New("the supervisor is impatient")
+	for name, c := range map[string]struct {
+		shutdown flow.ShutdownOptions
+		ctx      time.Duration
+		streams  bool
+		want     flow.ShutdownError
+		after    time.Duration
+	}{
+		"of ctx": {flow.ShutdownOptions{}, 3 * time.Second, true,
+			flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: impatient}, 4 * time.Second},
+		"of the grace period": {flow.ShutdownOptions{GracePeriod: 2 * time.Second}, time.Hour, true,
+			flow.ShutdownError{CutOff: 1, Seq: 1, Key: "a", Err: flow.ErrGracePeriod}, 3 * time.Second},
+		"in a drain": {flow.ShutdownOptions{DrainOnClose: true, GracePeriod: 2 * time.Second}, time.Hour, true,
+			flow.ShutdownError{CutOff: 2, Seq: 1, Key: "a", Err: flow.ErrGracePeriod}, 3 * time.Second},
+		"although nothing else runs": {flow.ShutdownOptions{}, 3 * time.Second, false,
+			flow.ShutdownError{Err: impatient}, 4 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				observer, release, times := hangsAt(flow.EventShutdown)
+				defer release()
+				s := newStage()
+				f := mustNew(t, s.handle, flow.Options{Observer: observer, Shutdown: c.shutdown})
+				var busy, silent *call
+				if c.streams {
+					busy, silent = start(t, f, "a1", "a2"), start(t, f)
+				}
+				ctx, cancel := context.WithTimeoutCause(context.Background(), c.ctx, impatient)
+				defer cancel()
+				began := time.Now()
+				if c.streams {
+					go func() {
+						time.Sleep(time.Second) // long before the limit
+						if _, err := silent.result(t); flow.ClassifyFailure(err) != flow.FailureShutdown {
+							t.Errorf("the silent stream ended with %v: it has not been told", err)
+						}
+					}()
+				}
+				wantCut(t, ctx, f, c.want, c.after)
+				if c.streams && !busy.over() {
+					t.Error("the stream that was cut off has not ended")
+				}
+				if err := f.Shutdown(context.Background()); err == nil || time.Since(began) != c.after {
+					t.Errorf("Shutdown() once more = %v after %v, want the same, at once", err, time.Since(began))
+				}
+				if n := times.Load(); n != 1 {
+					t.Errorf("EventShutdown came %d times", n)
+				}
+			})
+		})
+	}
+}
+
+func TestShutdownWaitsForAnObserverThatIsSlow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := mustNew(t, takes(0), flow.Options{Observer: func(_ context.Context, e flow.Event) {
+			if e.Kind == flow.EventShutdown {
+				time.Sleep(5 * time.Second)
+			}
+		}, Shutdown: flow.ShutdownOptions{GracePeriod: 6 * time.Second}})
+		began := time.Now()
+		if err := f.Shutdown(context.Background()); err != nil || time.Since(began) != 5*time.Second {
+			t.Errorf("Shutdown() = %v after %v, want nil when the Observer has returned", err, time.Since(began))
+		}
+	})
+}
+
+func TestCloseIsNotHeldByAnObserverThatHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		observer, release, times := hangsAt(flow.EventShutdown)
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{Observer: observer})
+		c := start(t, f, "a1", "a2")
+		began := time.Now()
+		for range 2 {
+			if err := f.Close(); err != nil || time.Since(began) != 0 {
+				t.Errorf("Close() = %v after %v", err, time.Since(began))
+			}
+		}
+		_, err := c.result(t)
+		failureOf(t, err, flow.FailureShutdown)
+		down := shutdownOf(t, f)
+		wantWaits(t, down)
+		release()
+		wantIn(t, down)
+		if n := times.Load(); n != 1 {
+			t.Errorf("EventShutdown came %d times", n)
+		}
+	})
+}
+
+func TestShutdownIsToldToTheObserverAfterAllStreams(t *testing.T) {
+	const streams = 10
+	bubble(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var handlers []context.Context
+		told := 0
+		f := mustNew(t, func(ctx context.Context, _ flow.Message[string]) error {
+			mu.Lock()
+			handlers = append(handlers, ctx)
+			mu.Unlock()
+			<-ctx.Done()
+			return ctx.Err()
+		}, flow.Options{Observer: func(_ context.Context, e flow.Event) {
+			if e.Kind != flow.EventShutdown {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			told++
+			for i, ctx := range handlers {
+				if ctx.Err() == nil {
+					t.Errorf("handler %d has not been told yet", i)
+				}
+			}
+		}})
+		for range streams {
+			start(t, f, "a1")
+		}
+		_ = f.Close()
+		synctest.Wait()
+		if len(handlers) != streams || told != 1 {
+			t.Errorf("%d handlers, EventShutdown came %d times", len(handlers), told)
+		}
+	})
+}
+
+// A message that was refused, or whose key was skipped, needs no handler, but its OnFailure is the caller's code too.
+func TestShutdownIsNilOnlyWhenOnFailureOfARefusedMessageHasReturned(t *testing.T) {
+	for name, c := range map[string]struct {
+		ordering flow.OrderingOptions
+		fails    bool
+		seq      uint64 // which one's OnFailure takes long
+	}{
+		"its key is skipped": {keyed, true, 2},
+		"refused on receipt": {flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, KeyCapacity: 1}, false, 3},
+	} {
+		for after, want := range map[time.Duration]flow.ShutdownError{
+			4 * time.Second:                      {}, // within the grace period
+			5*time.Second + 300*time.Millisecond: {CutOff: 1, Seq: c.seq, Key: "a", Err: flow.ErrGracePeriod},
+			time.Minute:                          {CutOff: 1, Seq: c.seq, Key: "a", Err: flow.ErrGracePeriod},
+		} {
+			t.Run(fmt.Sprint(name, " ", after), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					s := newStage()
+					f := mustNew(t, s.handle, flow.Options{
+						Ordering: c.ordering, Shutdown: flow.ShutdownOptions{GracePeriod: 5 * time.Second},
+						OnFailure: func(_ context.Context, failure *flow.Failure) flow.FailureAction {
+							if failure.Seq == c.seq {
+								time.Sleep(after) // whatever its context says
+							}
+							return flow.SkipKey
+						},
+					})
+					r := start(t, f, "a1", "a2", "a3")
+					if c.fails {
+						s.fail(t, "a1", errHandler)
+					} else {
+						s.finish(t, "a1")
+					}
+					if !c.fails {
+						s.finish(t, "a2")
+					}
+					if want.Err == nil {
+						began := time.Now()
+						if err := f.Shutdown(context.Background()); err != nil || time.Since(began) != after {
+							t.Errorf("Shutdown() = %v after %v, want nil after %v", err, time.Since(began), after)
+						}
+					} else {
+						wantCut(t, context.Background(), f, want, min(after, 6*time.Second))
+						time.Sleep(time.Minute)
+					}
+					if !r.over() {
+						t.Error("Run has not returned")
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestShutdownIsNotNilWhileAnObserverRunsThatWasToldOfAStream(t *testing.T) {
+	for _, kind := range []flow.EventKind{flow.EventDrop, flow.EventStreamEnd} {
+		t.Run(kind.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				observer, release, _ := hangsAt(kind)
+				s := newStage()
+				f := mustNew(t, s.handle, flow.Options{Observer: observer, Shutdown: flow.ShutdownOptions{GracePeriod: time.Second}})
+				start(t, f, "a1", "a2")
+				down := shutdownOf(t, f)
+				s.finish(t, "a1")
+				time.Sleep(time.Hour)
+				var late *flow.ShutdownError
+				if !errors.As(down.err, &late) || late.CutOff != 0 || !errors.Is(late, flow.ErrGracePeriod) {
+					t.Errorf("Shutdown() = %v while the Observer still runs", down.err)
+				}
+				release()
+			})
+		})
+	}
 }

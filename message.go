@@ -103,6 +103,11 @@ func (m *message[T]) abort(kind FailureKind) {
 	m.outcome, m.step = outcomeFailed, stepFailure
 }
 
+// asks reports whether OnFailure is asked about m, or was; a nil m is one that is not lined up. It is the shard's to ask.
+func (m *message[T]) asks() bool {
+	return m != nil && m.state == stateOut && m.run.asking.Load() == m
+}
+
 // runs reports whether a worker has m under way; a nil m is one that is not lined up. It is the shard's to ask.
 func (m *message[T]) runs() bool {
 	if m == nil {

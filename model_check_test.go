@@ -189,7 +189,8 @@ func (o *oracle) compareStats() {
 
 func (o *oracle) compareShutdown() {
 	e := &o.end
-	over := len(o.underWay()) == 0 || e.cutting && o.now >= e.cutAt+cutWait
+	over := !o.busy() || e.cutting && o.now >= e.cutAt+cutWait
+	cutOff := e.cutOff.CutOff > 0
 	if over {
 		e.waiting = false
 	}
@@ -199,9 +200,9 @@ func (o *oracle) compareShutdown() {
 	for _, err := range o.seen.shutdown {
 		var got *flow.ShutdownError
 		switch {
-		case e.cutOff.CutOff == 0 && err != nil:
+		case !cutOff && !e.late && err != nil:
 			o.failf("Shutdown: %v, want nil", err)
-		case e.cutOff.CutOff > 0 && (!errors.As(err, &got) || got.CutOff > e.cutOff.CutOff || got.CutOff < e.cutOff.CutOff-e.slack ||
+		case (cutOff || e.late) && (!errors.As(err, &got) || got.CutOff > e.cutOff.CutOff || got.CutOff < e.cutOff.CutOff-e.slack ||
 			e.slack == 0 && (got.Seq != e.cutOff.Seq || got.Key != e.cutOff.Key) || !errors.Is(err, e.cutOff.Err)):
 			o.failf("Shutdown: %v (key %q), want %v", err, cutKeyOf(got), &e.cutOff)
 		}

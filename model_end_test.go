@@ -16,7 +16,10 @@ type modelEnd struct {
 	cutting  bool
 	cutAt    time.Duration
 	cutOff   flow.ShutdownError
-	slack    int // how many fewer may have been cut off, for what finished at the same time
+	slack    int  // how many fewer may have been cut off, for what finished at the same time
+	hanging  bool // the Observer that was told of the end
+	freed    bool // it doesn't hang any more
+	late     bool // something still ran cutWait after the cut
 }
 
 const cutWait = time.Second
@@ -32,7 +35,8 @@ func (o *oracle) underWay() (all []*modelStream) {
 
 func (o *oracle) shutdown() {
 	drain := o.Options.Shutdown.DrainOnClose
-	o.end.begun, o.end.waiting = true, true
+	o.begin()
+	o.end.waiting = true
 	o.end.calls++
 	for _, st := range o.underWay() {
 		st.stopping = true
@@ -46,14 +50,26 @@ func (o *oracle) shutdown() {
 	}
 }
 
-func (o *oracle) close() {
+// begin is told that a Shutdown or Close has begun.
+func (o *oracle) begin() {
+	o.end.hanging = o.end.hanging || !o.end.begun && o.Hangs && !o.end.freed
 	o.end.begun = true
+}
+
+// letGo has the Observer that hangs return.
+func (o *oracle) letGo() { o.end.hanging, o.end.freed = false, true }
+
+// busy says whether a Shutdown has something to wait for.
+func (o *oracle) busy() bool { return len(o.underWay()) > 0 || o.end.hanging }
+
+func (o *oracle) close() {
+	o.begin()
 	o.raced()
 	o.endAll(o.shut)
 }
 
 // mayCut says whether somebody waits for what a cut would end.
-func (o *oracle) mayCut() bool { return o.end.waiting && !o.end.cutting && len(o.underWay()) > 0 }
+func (o *oracle) mayCut() bool { return o.end.waiting && !o.end.cutting && o.busy() }
 
 func (o *oracle) cut(why error) {
 	if !o.mayCut() {
@@ -160,6 +176,9 @@ func (o *oracle) passed(now time.Duration) {
 	}
 	if o.end.deadline == now && now > 0 {
 		o.cut(flow.ErrGracePeriod)
+	}
+	if o.end.cutting && o.end.cutAt+cutWait == now {
+		o.end.late = o.busy()
 	}
 }
 

@@ -17,12 +17,18 @@ type replay struct {
 
 func (w *world) observe(_ context.Context, e flow.Event) {
 	w.linger(e.Seq)
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	if e.Kind == flow.EventShutdown {
-		w.seen.told++
+		w.locked(func() { w.seen.told++ })
+		if w.Hangs {
+			select {
+			case <-w.letGo:
+			case <-w.freed:
+			}
+		}
 		return
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	r := w.tell[e.Stream]
 	if (r == nil) != (e.Kind == flow.EventStreamStart) || r != nil && r.ended {
 		w.broken("stream %d: %v where it stands", e.Stream, e.Kind)

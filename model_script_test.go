@@ -17,6 +17,7 @@ type script struct {
 	Options   flow.Options // without its functions
 	OnFailure bool         // there is one: it answers what the message says
 	Observer  bool
+	Hangs     bool // the Observer does, on EventShutdown, until a move lets it go on
 	Moves     []move
 }
 
@@ -46,6 +47,7 @@ const (
 	doShutdown        //
 	doHurry           // the context of all Shutdowns so far ends
 	doClose
+	doLetGo // the Observer that hangs returns
 )
 
 // ending is how a handler, or a recv, ends.
@@ -71,7 +73,7 @@ const (
 )
 
 func (a action) GoString() string {
-	return [...]string{"doSend", "doEnd", "doOpen", "doEOF", "doBreak", "doCancel", "doAdvance", "doShutdown", "doHurry", "doClose"}[a]
+	return [...]string{"doSend", "doEnd", "doOpen", "doEOF", "doBreak", "doCancel", "doAdvance", "doShutdown", "doHurry", "doClose", "doLetGo"}[a]
 }
 
 func (e ending) GoString() string {
@@ -87,6 +89,9 @@ func (s script) String() string {
 	}
 	if s.Observer {
 		b.WriteString("\tObserver: true,\n")
+	}
+	if s.Hangs {
+		b.WriteString("\tHangs: true,\n")
 	}
 	b.WriteString("\tMoves: []move{\n")
 	for _, m := range s.Moves {
@@ -139,12 +144,13 @@ func drawScript(t *rapid.T) script {
 		OnFailure: rapid.Bool().Draw(t, "OnFailure"),
 		Observer:  rapid.Bool().Draw(t, "Observer"),
 	}
+	s.Hangs = s.Observer && rapid.Bool().Draw(t, "Hangs")
 	phases := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawMove), 0, 20), 0, 12).Draw(t, "moves")
 	s.Moves = slices.Concat(phases...)
 	if rapid.Bool().Draw(t, "Shutdown") { // by the odds alone, few Shutdowns would have to cut anything off
 		few := rapid.SliceOfN(rapid.Custom(drawMove), 0, 6)
 		s.Moves = append(append(s.Moves, move{Do: doShutdown}), few.Draw(t, "drain")...)
-		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doHurry}, {Do: doClose}}).Draw(t, "last")
+		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doHurry}, {Do: doClose}, {Do: doLetGo}}).Draw(t, "last")
 		s.Moves = append(append(s.Moves, last), few.Draw(t, "after")...)
 	}
 	return s
@@ -199,7 +205,7 @@ var budgets = []flow.RetryBudget{
 // odds are how often each kind of move is drawn.
 var odds = func() (all []action) {
 	for a, n := range map[action]int{doSend: 34, doEnd: 30, doOpen: 6, doEOF: 4, doBreak: 2, doCancel: 3, doAdvance: 8,
-		doShutdown: 2, doHurry: 1, doClose: 1} {
+		doShutdown: 2, doHurry: 1, doClose: 1, doLetGo: 1} {
 		all = append(all, slices.Repeat([]action{a}, n)...)
 	}
 	slices.Sort(all) // rapid shrinks towards the first

@@ -27,7 +27,10 @@ func (w *world) wind() string {
 	if wrong := w.finish(); wrong != "" {
 		return "after a last stream: " + wrong
 	}
-	return w.make(move{Do: doClose})
+	if wrong := w.make(move{Do: doClose}); wrong != "" {
+		return "at the Close: " + wrong
+	}
+	return w.make(move{Do: doLetGo})
 }
 
 // lastStream finds out whether a slot, a place or a byte is missing, or one too many: its messages are of more keys than

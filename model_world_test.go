@@ -38,6 +38,8 @@ type world struct {
 	start  time.Time
 	stormy bool
 	freed  chan struct{} // closed when the script went wrong: let go of everything
+	letGo  chan struct{} // closed: the Observer does not hang
+	goOn   func()        // closes it
 
 	mu       sync.Mutex // also guards what the sources share with their Run
 	sources  []*source
@@ -70,6 +72,8 @@ func inBubble(t *testing.T, what fmt.Stringer, play func() string) (wrong string
 
 func newWorld(s script) *world {
 	w := &world{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tell: map[uint64]*replay{}}
+	w.letGo = make(chan struct{})
+	w.goOn = sync.OnceFunc(func() { close(w.letGo) })
 	w.o = &oracle{script: s, lanes: map[string][]*modelMessage{}, tokens: s.Options.Retry.Budget.MaxTokens}
 	opts := s.Options
 	if s.OnFailure {
@@ -177,6 +181,9 @@ func (w *world) do(m move) (follow func()) {
 		_ = w.f.Close()
 		w.mu.Lock()
 		return w.o.close
+	case doLetGo:
+		w.goOn()
+		return w.o.letGo
 	}
 	return nil
 }

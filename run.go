@@ -19,9 +19,10 @@ type run[T any] struct {
 	list []*message[T]
 	mail *mailRun[T] // of runMail; kept for the next one
 
-	began atomic.Int64 // when the attempt at hand began, plus 1; kept for the Observer
-	next  int32        // the worker's: all before it have finished
-	took  time.Duration
+	began  atomic.Int64               // when the attempt at hand began, plus 1; kept for the Observer
+	asking atomic.Pointer[message[T]] // the last one about which OnFailure was asked
+	next   int32                      // the worker's: all before it have finished
+	took   time.Duration
 
 	// The shard's own.
 	worker   *worker[T]
@@ -69,6 +70,7 @@ func (r *run[T]) reset(kind runKind) {
 		list = nil
 	}
 	r.at.Store(unclaimed)
+	r.asking.Store(nil)
 	r.kind, r.list, r.next, r.took = kind, list, 0, 0
 	r.worker, r.first, r.slots, r.alone, r.more, r.recalled = nil, nil, 0, false, false, false
 	r.settled, r.end, r.seen, r.since = 0, 0, unclaimed, 0

@@ -1,9 +1,12 @@
 package flow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -31,9 +34,11 @@ func (o ShutdownOptions) validate() error {
 // ErrGracePeriod is the Err of a ShutdownError when the grace period had expired.
 var ErrGracePeriod = errors.New("flow: shutdown grace period expired")
 
-// ShutdownError says that Shutdown had to cut messages off.
+// ShutdownError says that Shutdown had to cut messages off, or returned while a function of the caller's still ran.
 type ShutdownError struct {
-	CutOff int    // how many unfinished messages: running, waiting for a next try and, in a drain, waiting
+	// CutOff is how many unfinished messages were cut off: running (in their handler or in OnFailure), waiting for a next
+	// try and, in a drain, waiting. It is 0 if only something else of the caller's still ran, such as an Observer.
+	CutOff int
 	Seq    uint64 // the first of them, in the oldest stream that had any; 0 for an Admission
 	Key    string // its key
 	Err    error  // why: ErrGracePeriod or the cause of Shutdown's ctx
@@ -41,6 +46,9 @@ type ShutdownError struct {
 
 // Error never contains the key.
 func (e *ShutdownError) Error() string {
+	if e.CutOff == 0 {
+		return fmt.Sprintf("flow: shutdown did not wait for a function of the caller's that still runs: %v", e.Err)
+	}
 	return fmt.Sprintf("flow: shutdown cut off %d unfinished messages, the first with seq %d: %v", e.CutOff, e.Seq, e.Err)
 }
 
@@ -67,16 +75,17 @@ type member interface {
 // comes after the first Shutdown or Close is refused for good.
 type ShutdownCoordinator struct {
 	opts  ShutdownOptions
-	began func(context.Context) // nil, or called once, when the end begins
+	began func(context.Context) // nil, or called once, when all members have been told that the end begins
 
 	mu       sync.Mutex
 	closing  bool
 	deadline time.Time         // of the grace period; zero before the first Shutdown, and without one
 	members  map[member]uint64 // who is under way, numbered by their coming
 	comers   uint64
-	idle     chan struct{} // closed when closing and nobody is under way
+	telling  bool          // began has yet to return
+	idle     chan struct{} // closed when closing, nobody is under way and began has returned
 	cutting  bool
-	cutOff   *ShutdownError // nil when nothing was cut off
+	failure  *ShutdownError // what every Shutdown returns; nil unless something was cut off, or still ran when it was late
 	judged   chan struct{}  // closed when the cut has been counted
 	late     chan struct{}  // closed cutWait after the cut
 }
@@ -117,85 +126,87 @@ func (c *ShutdownCoordinator) leave(m member) {
 		return
 	}
 	delete(c.members, m)
-	if c.closing && len(c.members) == 0 {
+	c.checkIdleLocked()
+}
+
+// checkIdleLocked closes idle once nothing is left that could end. It is called at each change that can be the last.
+func (c *ShutdownCoordinator) checkIdleLocked() {
+	if c.closing && len(c.members) == 0 && !c.telling {
 		close(c.idle)
 	}
 }
 
-// begin refuses newcomers from here on and returns those under way, oldest first.
-func (c *ShutdownCoordinator) begin() (under []member, first bool) {
+// begin refuses newcomers from here on. It reports whether it is the first to do so.
+func (c *ShutdownCoordinator) begin() (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first = !c.closing
-	c.closing = true
-	for m := range c.members {
-		under = append(under, m)
+	if c.closing {
+		return false
 	}
-	if first && len(under) == 0 {
-		close(c.idle)
-	}
-	slices.SortFunc(under, func(a, b member) int { return int(c.members[a]) - int(c.members[b]) })
-	return under, first
+	c.closing, c.telling = true, c.began != nil
+	c.checkIdleLocked()
+	return true
 }
 
-// end begins the end, tells of it if it is the first to do so, and does what there is to do to each member, even if the
-// telling panics or exits its goroutine.
+// underWay returns the members, oldest first.
+func (c *ShutdownCoordinator) underWay() []member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(c.members), func(a, b member) int { return cmp.Compare(c.members[a], c.members[b]) })
+}
+
+// end begins the end, does what there is to do to each member, and then, if it is the first, calls began. It does not wait
+// for that: an Observer may hang. Until began returns the coordinator is not idle.
 func (c *ShutdownCoordinator) end(ctx context.Context, do func(member)) {
-	under, first := c.begin()
-	defer func() {
-		for _, m := range under {
-			do(m)
-		}
-	}()
+	first := c.begin()
+	for _, m := range c.underWay() {
+		do(m)
+	}
 	if first && c.began != nil {
-		c.began(ctx)
+		go func() {
+			defer c.told()
+			c.began(ctx)
+		}()
 	}
 }
+
+// told is called when began has returned.
+func (c *ShutdownCoordinator) told() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.telling = false
+	c.checkIdleLocked()
+}
+
+// errAllLeft ends the watch over the time, since all have left.
+var errAllLeft = errors.New("all have left")
 
 // Shutdown ends all that is under way gracefully, as the options say, and waits for it; what comes later is refused.
 // When the grace period is over or ctx ends, the rest is cancelled. It returns nil if all messages finished by
-// themselves (or were ended by Close), else a *ShutdownError. For handlers that don't heed their cancelled context it
-// waits one second more at most. It may be called again and from many goroutines: each call waits, each returns the
-// same, and any ctx may cut. A handler, OnFailure or an Observer must not call it, but by a goroutine: it would wait for
-// itself.
+// themselves (or were ended by Close) and nothing of the caller's runs any more, be it a handler, OnFailure or an Observer;
+// else a *ShutdownError. For what doesn't heed its cancelled context it waits one second more at most. It may be called
+// again and from many goroutines: each call waits, each returns the same, and any ctx may cut. A handler, OnFailure or an
+// Observer must not call it, but by a goroutine: it would wait for itself.
 func (c *ShutdownCoordinator) Shutdown(ctx context.Context) error {
 	c.end(ctx, func(m member) { m.stop(c.opts.DrainOnClose) })
 
-	c.mu.Lock()
-	if c.deadline.IsZero() && c.opts.GracePeriod > 0 {
-		c.deadline = time.Now().Add(c.opts.GracePeriod)
-	}
-	deadline := c.deadline
-	c.mu.Unlock()
-
-	// Two stages that end each other: one waits until all have left, one watches the clock and ctx.
-	left := make(chan struct{})
-	var g errgroup.Group
-	g.Go(func() error {
-		defer close(left)
+	// One stage waits until all have left, one watches the time, and each ends the other: the first by errAllLeft, the
+	// second by its cut, after which it is soon late.
+	stages, watch := errgroup.WithContext(ctx)
+	stages.Go(func() error {
 		select {
 		case <-c.idle:
 		case <-c.late:
 		}
+		return errAllLeft
+	})
+	stages.Go(func() error {
+		if why := c.timeIsOver(watch); why != nil {
+			c.cut(why)
+		}
 		return nil
 	})
-	g.Go(func() error {
-		var grace <-chan time.Time
-		if !deadline.IsZero() {
-			t := time.NewTimer(time.Until(deadline))
-			defer t.Stop()
-			grace = t.C
-		}
-		select {
-		case <-left:
-			return nil
-		case <-grace:
-			return c.cut(ErrGracePeriod)
-		case <-ctx.Done():
-			return c.cut(context.Cause(ctx))
-		}
-	})
-	_ = g.Wait() // the verdict below is the same for every caller, also for one whose own watch saw nothing
+	_ = stages.Wait() // what is returned is the same for every call, also for one whose own watch saw nothing
 	c.mu.Lock()
 	cutting := c.cutting
 	c.mu.Unlock()
@@ -204,29 +215,51 @@ func (c *ShutdownCoordinator) Shutdown(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cutOff != nil {
-		return c.cutOff
+	if c.failure != nil {
+		return c.failure
 	}
 	return nil
 }
 
-// cut cancels what is unfinished; the first of several cuts counts.
-func (c *ShutdownCoordinator) cut(why error) error {
+// timeIsOver blocks until the grace period is over or ctx ends, and returns which it was; nil: all have left.
+func (c *ShutdownCoordinator) timeIsOver(ctx context.Context) (why error) {
+	var grace <-chan time.Time
+	if c.opts.GracePeriod > 0 {
+		c.mu.Lock()
+		if c.deadline.IsZero() {
+			c.deadline = time.Now().Add(c.opts.GracePeriod)
+		}
+		t := time.NewTimer(time.Until(c.deadline))
+		c.mu.Unlock()
+		defer t.Stop()
+		grace = t.C
+	}
 	select {
-	case <-c.idle: // all had left when the time was over
+	case <-grace:
+		return ErrGracePeriod
+	case <-ctx.Done():
+	}
+	if why = context.Cause(ctx); why == errAllLeft {
 		return nil
-	default:
+	}
+	return why
+}
+
+// cut cancels what is unfinished; the first of several cuts counts.
+func (c *ShutdownCoordinator) cut(why error) {
+	if c.isIdle() { // all had left when the time was over
+		return
 	}
 	c.mu.Lock()
 	again := c.cutting
 	c.cutting = true
 	c.mu.Unlock()
 	if again {
-		return why
+		return
 	}
-	under, _ := c.begin()
-	off := &ShutdownError{Err: newCause(why).err}
-	for _, m := range under {
+	why = newCause(why).err
+	off := &ShutdownError{Err: why}
+	for _, m := range c.underWay() {
 		n, seq, key := m.cut()
 		if off.CutOff == 0 {
 			off.Seq, off.Key = seq, key
@@ -235,16 +268,39 @@ func (c *ShutdownCoordinator) cut(why error) error {
 	}
 	c.mu.Lock()
 	if off.CutOff > 0 {
-		c.cutOff = off
+		c.failure = off
 	}
 	c.mu.Unlock()
 	close(c.judged)
-	time.AfterFunc(cutWait, func() { close(c.late) })
-	return why
+	time.AfterFunc(cutWait, func() { c.expire(why) })
+}
+
+// expire ends the waiting for what does not heed the cut. If that is no message that was cut off, it is something else of
+// the caller's, as an Observer that hangs. What has the same second to end, as the last Save of a session has, and takes
+// all of it, ends as this is called: it is given the time to leave.
+func (c *ShutdownCoordinator) expire(why error) {
+	for i := 0; i < 1000 && !c.isIdle(); i++ {
+		runtime.Gosched()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == nil && !c.isIdle() {
+		c.failure = &ShutdownError{Err: why}
+	}
+	close(c.late)
+}
+
+func (c *ShutdownCoordinator) isIdle() bool {
+	select {
+	case <-c.idle:
+		return true
+	default:
+		return false
+	}
 }
 
 // Close ends everything at once: streams end with FailureShutdown, running handlers are cancelled, what waits is
-// dropped. It does not wait and returns nil. A Shutdown under way goes on waiting for the handlers.
+// dropped. It does not wait, for an Observer neither, and returns nil. A Shutdown under way goes on waiting.
 func (c *ShutdownCoordinator) Close() error {
 	c.end(context.Background(), member.close)
 	return nil

@@ -250,7 +250,7 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	c := ask(s, func() (c cutOff) {
 		mailed := s.backlog.inMailRun()
 		s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
-			if draining || m.runs() || seq == mailed || m != nil && m.state == stateBackoff {
+			if draining || m.runs() || m.asks() || seq == mailed || m != nil && m.state == stateBackoff {
 				if c.n++; c.n == 1 {
 					c.seq, c.key = seq, e.key
 				}
@@ -392,6 +392,7 @@ func (s *stream[T]) askOnFailure(m *message[T]) {
 	if kind == FailureContextCancelled || kind == FailureShutdown || s.r.onFailure == nil || s.ctx.Err() != nil {
 		return
 	}
+	m.run.asking.Store(m)
 	switch s.r.onFailure(s.ctx, m.fault) {
 	case SkipMessage:
 		m.settled = true

@@ -43,6 +43,12 @@ var wakeBugs = []mutant{}
 
 // endBugs end a stream, or the Flow, in the wrong way.
 var endBugs = []mutant{
+	bug("an Observer that hangs is not waited for", "Shutdown|Model",
+		"shutdown.go", "	c.closing, c.telling = true, c.began != nil\n", "	c.closing, c.telling = true, false\n"),
+	bug("what still runs when Shutdown returns is nobody's", "Shutdown|Model",
+		"shutdown.go", "	if c.failure == nil && !c.isIdle() {", "	if c.failure == nil && c.isIdle() {"),
+	bug("a refused message in OnFailure is not cut off", "Shutdown",
+		"stream.go", "m.runs() || m.asks() || seq", "m.runs() || seq"),
 	bug("shutdown that misses a starting stream", "NobodyEntersUnseen",
 		"shutdown.go", "	defer c.mu.Unlock()\n	if c.closing {\n		return false\n	}\n	c.comers++\n", `	closing := c.closing
 	c.mu.Unlock()
@@ -54,7 +60,7 @@ var endBugs = []mutant{
 	c.comers++
 `),
 	bug("the last to leave does not tell the shutdown", "TestDrainRunsAll|TestShutdown",
-		"shutdown.go", "	delete(c.members, m)\n	if c.closing && len(c.members) == 0 {", "	delete(c.members, m)\n	if c.closing && len(c.members) == 1 {"),
+		"shutdown.go", "	if c.closing && len(c.members) == 0 && !c.telling {", "	if c.closing && len(c.members) == 1 && !c.telling {"),
 }
 
 // boundBugs break the retry budget, the attempt's time and the bytes.
