@@ -16,8 +16,8 @@ type backlog[T any] struct {
 	live    liveList[T]
 	ready   messageQueue[T] // those that have their turn and no worker
 	ledger  ledger
-	bytes   int64             // of messages that have finished since the last flush
-	skipped map[string]uint64 // keys that OnFailure has skipped, from which Seq on
+	bytes   int64 // of messages that have finished since the last flush
+	skipped skippedKeys
 
 	direct   bool // messages are lined up as they are received, since that decides something
 	inMail   bool // it is in the shard's list of streams that have mail
@@ -101,35 +101,13 @@ func (b *backlog[T]) firstPending() uint64 {
 	return b.live.first.seq
 }
 
-// maxSkipped bounds the keys that a stream remembers as skipped: they are chosen by the client.
-const maxSkipped = 65536
-
-// skipsTooMany reports whether too many keys are skipped to be remembered: by a stream, or in what is saved of a session.
-func (b *backlog[T]) skipsTooMany(saved bool) bool {
-	if !saved {
-		return len(b.skipped) > maxSkipped
-	}
-	bytes := 0
-	for key := range b.skipped {
-		bytes += len(key)
-	}
-	return len(b.skipped) > maxSessionGivenUp || bytes > maxSessionGivenUpBytes
-}
-
 // skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped.
 func (b *backlog[T]) skipFromTheStart(key string) {
-	if b.skipped == nil {
-		b.skipped = make(map[string]uint64)
-	}
-	b.skipped[key] = 0
+	b.skipped.add(key, 0, sessionSkips) // so many were saved
 	b.direct = true
 }
 
 // isSkipped reports whether m follows a message whose key OnFailure has skipped.
 func (b *backlog[T]) isSkipped(m *message[T]) bool {
-	if b.skipped == nil || m.crash != nil {
-		return false
-	}
-	from, ok := b.skipped[m.key]
-	return ok && m.seq > from
+	return m.crash == nil && b.skipped.covers(m.key, m.seq)
 }

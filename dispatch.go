@@ -477,13 +477,11 @@ func (sh *shard[T]) settle(m *message[T]) {
 func (sh *shard[T]) skip(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
-	if b.skipped == nil {
-		b.skipped = make(map[string]uint64)
+	limit := streamSkips
+	if s.session != nil {
+		limit = sessionSkips
 	}
-	if from, ok := b.skipped[m.key]; !ok || m.seq < from {
-		b.skipped[m.key] = m.seq
-	}
-	if b.skipsTooMany(s.session != nil) {
+	if !b.skipped.add(m.key, m.seq, limit) {
 		f := m.failure(FailureOrdering, reasonManySkipped)
 		if s.state.fail(f) {
 			s.cancel(f)

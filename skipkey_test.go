@@ -2,9 +2,12 @@ package flow_test
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -246,5 +249,72 @@ func TestMoreThan65536GivenUpKeysEndTheStream(t *testing.T) {
 		if sum.Failed != limit+1 || sum.Committed != limit+1 { // each was skipped all the same
 			t.Errorf("above the limit: %+v", sum)
 		}
+	}
+}
+
+// Clients choose how long keys are, too.
+func TestSkippedKeysOfMoreThan16MiBEndTheStream(t *testing.T) {
+	const limit = 16 << 20
+	for more, want := range map[string]flow.FailureKind{"": flow.FailureNone, "x": flow.FailureOrdering} {
+		keys := []string{strings.Repeat("a", limit/2), strings.Repeat("b", limit/2) + more, strings.Repeat("a", limit/2)}
+		bubble(t, func(t *testing.T) {
+			f, err := flow.New(func(context.Context, flow.Message[string]) error { return errHandler },
+				func(v string) string { return v }, flow.Options{
+					Ordering: keyed, MaxPendingBytes: -1,
+					OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipKey },
+				})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum, err := f.Run(t.Context(), given(keys...))
+			if kind := flow.ClassifyFailure(err); kind != want {
+				t.Errorf("with %d bytes of keys Run() = %v", limit+len(more), kind)
+			}
+			if want == flow.FailureNone && (sum.Failed != 2 || sum.Rejected != 1 || sum.Committed != 3) {
+				t.Errorf("at the limit: %+v", sum)
+			}
+			conserved(t, sum)
+		})
+	}
+}
+
+// With nothing pending, what is left of messages of a mebibyte whose keys are skipped is their keys.
+func TestSkippedKeysKeepNoMessages(t *testing.T) {
+	const messages = 64
+	heap := func() int64 {
+		for range 3 {
+			runtime.GC()
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	f, err := flow.New(func(context.Context, flow.Message[string]) error { return errHandler },
+		func(v string) string { return v[:2] }, flow.Options{
+			Ordering:  keyed,
+			OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipKey },
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := 0
+	var before int64
+	_, err = f.Run(t.Context(), func() (string, error) {
+		switch sent++; {
+		case sent == 1:
+			before = heap()
+		case sent > messages:
+			for f.Stats().Total.Failed < messages { // of each the key is skipped, once it is counted
+				time.Sleep(time.Millisecond)
+			}
+			if grown := heap() - before; grown > messages<<20/4 {
+				t.Errorf("%d skipped keys of two bytes keep %d bytes", messages, grown)
+			}
+			return "", io.EOF
+		}
+		return fmt.Sprintf("%02d", sent%100) + strings.Repeat("x", 1<<20), nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

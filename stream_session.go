@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"maps"
 	"slices"
 
 	"google.golang.org/grpc/metadata"
@@ -59,8 +58,8 @@ func (s *stream[T]) sessionMoved(err error) bool {
 func (s *stream[T]) viewForSession() sessionView {
 	return ask(s, func() (v sessionView) {
 		v.highest, v.open = s.unsettled()
-		if len(s.backlog.skipped) > 0 {
-			v.givenUp = slices.Collect(maps.Keys(s.backlog.skipped))
+		if s.backlog.skipped.len() > 0 {
+			v.givenUp = slices.Collect(s.backlog.skipped.all())
 		}
 		return v
 	})
