@@ -47,4 +47,11 @@
 // Every [Summary] adds up, whatever happened, and says exactly which messages are settled: succeeded, or skipped. Under gRPC
 // that reaches the client in trailers: [ProgressFromTrailer] reads them, [RetryAfter] says whether to go on, and [Rest] is
 // what to send then.
+//
+// # Sessions
+//
+// A connection that breaks brings no trailers. With Options.Sessions an upload goes on over as many streams as it takes: its
+// client names it and numbers its messages, in metadata alone, and the server remembers in a [SessionStore] which of them are
+// settled, and runs none of those again. Package flowclient is such a client. Module sessionsql is a store in a database, and
+// gives handlers effects that happen exactly once.
 package flow

@@ -45,8 +45,9 @@ func Once[T any](ctx context.Context, tx *sql.Tx, s *Store, m flow.Message[T]) (
 // compareFence locks the session against a change of its Fence, and compares it.
 func (s *Store) compareFence(ctx context.Context, tx *sql.Tx, id string, fence uint64) error {
 	if s.dialect == SQLite {
-		// One transaction writes at a time: to write is to lock. Else one that has only read would fail when it writes.
-		if _, err := tx.ExecContext(ctx, s.query(`UPDATE {sessions} SET fence = fence WHERE session = $1`), id); err != nil {
+		// One transaction writes at a time, so a statement that may write is the lock, also if there is nothing to delete. A
+		// transaction that has only read would fail when it comes to write, if another has written meanwhile.
+		if _, err := tx.ExecContext(ctx, s.query(`DELETE FROM {done} WHERE session = ''`)); err != nil {
 			return fmt.Errorf("sessionsql: once: %w", err)
 		}
 	}
