@@ -111,6 +111,26 @@ func serveOn(t testing.TB, upload func(uploading) error, lis net.Listener,
 	return s
 }
 
+// serveService starts a server of a service that is not generated, and a client of it.
+func serveService(t testing.TB, service *grpc.ServiceDesc, opts ...grpc.ServerOption) *server {
+	t.Helper()
+	lis := bufconn.Listen(1 << 16)
+	s := &server{Server: grpc.NewServer(opts...), served: make(chan struct{})}
+	s.dial = func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }
+	s.RegisterService(service, nil)
+	go func() {
+		defer close(s.served)
+		_ = s.Serve(lis)
+	}()
+	s.conn = s.connect(t)
+	s.client = testpb.NewTestServiceClient(s.conn)
+	t.Cleanup(func() {
+		s.Stop()
+		<-s.served
+	})
+	return s
+}
+
 // connect makes one more client connection, which ends with the test.
 func (s *server) connect(t testing.TB, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()

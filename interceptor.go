@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // Interceptor serves client-streaming RPCs whose request message is T; every other RPC passes through untouched, so that
@@ -18,6 +19,10 @@ import (
 // the stream. A method that never calls Recv runs nothing; one that answers OK after a failure has the last word.
 // Interceptors before this one see every message, later ones a single EOF. When a stream ends early, the message that is
 // being received still comes to those before, maybe after the method has returned.
+//
+// Header and trailers go through the stream that the interceptor was given, so that a middleware before it that wraps the
+// stream sees them and may add to them. Each message is a new one, of the protobuf message type of the one that the service
+// method gave to RecvMsg (a dynamicpb.Message included), or else the zero value of its Go type.
 type Interceptor[T any] struct {
 	receiver *Receiver[T]
 	key      OrderingKeyFunc[T]
@@ -101,19 +106,33 @@ func (s *flowStream[T]) RecvMsg(m any) error {
 	if _, ok := m.(T); !ok || reflect.TypeOf(m).Kind() != reflect.Pointer {
 		return s.ServerStream.RecvMsg(m)
 	}
-	s.run(reflect.TypeOf(m).Elem())
+	s.run(makerOf[T](m))
 	return s.answer
 }
 
-// run runs the whole stream, whose messages are pointers to of.
-func (s *flowStream[T]) run(of reflect.Type) {
+// run runs the whole stream, whose messages fresh makes.
+func (s *flowStream[T]) run(fresh func() T) {
 	r := s.i.receiver
 	st := r.newStream(s.ctx, s.i.key)
+	st.rpc.stream = s.ServerStream
 	entered := st.beginAndRun(func() (T, error) {
-		fresh := reflect.New(of).Interface() // a handler may keep its message
-		return fresh.(T), s.ServerStream.RecvMsg(fresh)
+		m := fresh() // a handler may keep its message
+		return m, s.ServerStream.RecvMsg(m)
 	})
 	s.end(st, entered)
+}
+
+// makerOf returns what makes messages like m, which is a pointer and a T. A protobuf message knows its own type, which a
+// dynamic one needs to be of any use; one of any other kind is the zero value of its Go type.
+func makerOf[T any](m any) func() T {
+	if p, ok := m.(proto.Message); ok {
+		t := p.ProtoReflect().Type()
+		if reflect.TypeOf(t.New().Interface()) == reflect.TypeOf(m) { // and not only of a message that is embedded in m
+			return func() T { return t.New().Interface().(T) }
+		}
+	}
+	t := reflect.TypeOf(m).Elem()
+	return func() T { return reflect.New(t).Interface().(T) }
 }
 
 // end keeps what came of the stream for the service method. It is apart from run, whose place on the stack is to be small.

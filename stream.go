@@ -2,11 +2,9 @@ package flow
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -48,7 +46,7 @@ type stream[T any] struct {
 func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
 	s := &stream[T]{
 		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
-		rpc: rpc{is: grpc.ServerTransportStreamFromContext(ctx) != nil},
+		rpc: rpc{stream: streamOf(ctx)},
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.window.init(r.maxPending)
@@ -164,8 +162,7 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 		f = moved
 	}
 	trailer := s.trailer(sum, f)
-	// Its error says that this is not gRPC, where there is no client to tell. A panic is of the caller's own transport stream.
-	crash := recovered(func() error { _ = grpc.SetTrailer(s.parent, trailer); return nil })
+	crash := s.rpc.setTrailer(trailer)
 	if crash != nil && f == nil {
 		f = newFailure(FailureInternal, crash)
 	}
@@ -356,13 +353,11 @@ func (s *stream[T]) abortKind() FailureKind {
 // sendHeader sends the response header, once, before the first message executes, so that no client replays what has had
 // effects. That of a session is sent before the first read.
 func (s *stream[T]) sendHeader(md metadata.MD) {
-	if !s.rpc.is || s.ctx.Err() != nil {
+	if s.rpc.stream == nil || s.ctx.Err() != nil {
 		return
 	}
 	s.rpc.header.Do(func() {
-		// It fails if the header is sent already, or if nobody is there to get it.
-		crash := recovered(func() error { _ = grpc.SendHeader(s.parent, md); return nil })
-		if crash != nil { // it is the stream's, and not that of the message that is about to run
+		if crash := s.rpc.sendHeader(md); crash != nil { // it is the stream's, and not that of the message that is about to run
 			s.fail(newFailure(FailureInternal, crash))
 		}
 	})
@@ -412,12 +407,6 @@ func (s *stream[T]) failUnlessSkipped(m *message[T]) {
 	if s.parent.Err() == nil {
 		s.fail(m.fault)
 	}
-}
-
-// rpc is a stream's gRPC call, if it is one.
-type rpc struct {
-	is     bool
-	header sync.Once // sends the response header
 }
 
 // activity is what IdleTimeout and the end of the context need to know of a reader.
