@@ -15,6 +15,7 @@ type backlog[T any] struct {
 
 	live    liveList[T]
 	ready   messageQueue[T] // those that have their turn and no worker
+	behind  messageQueue[T] // while a batch is filled: those that may be in it with what is before them
 	ledger  ledger
 	bytes   int64 // of messages that have finished since the last flush
 	skipped skippedKeys

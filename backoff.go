@@ -14,6 +14,7 @@ type wait[T any] struct {
 	order uint64 // by which equal times keep their order
 	index int    // in the heap
 	m     *message[T]
+	batch *run[T] // instead of m
 }
 
 // add has m wait until due.
@@ -28,6 +29,21 @@ func (b *backoff[T]) remove(m *message[T]) {
 	m.wait = nil
 }
 
+// addBatch has r, all of whose messages are tried again together, wait until due.
+func (b *backoff[T]) addBatch(r *run[T], due time.Duration) {
+	heap.Push(&b.waits, &wait[T]{due: due, order: r.list[0].seq, batch: r})
+}
+
+// removeBatch takes r back.
+func (b *backoff[T]) removeBatch(r *run[T]) {
+	for _, w := range b.waits {
+		if w.batch == r {
+			heap.Remove(&b.waits, w.index)
+			return
+		}
+	}
+}
+
 // next returns when the first is due; ok is false if none waits.
 func (b *backoff[T]) next() (due time.Duration, ok bool) {
 	if len(b.waits) == 0 {
@@ -36,14 +52,16 @@ func (b *backoff[T]) next() (due time.Duration, ok bool) {
 	return b.waits[0].due, true
 }
 
-// pop takes out a message that is due at now. It returns nil if none is.
-func (b *backoff[T]) pop(now time.Duration) *message[T] {
-	if due, ok := b.next(); !ok || due > now {
-		return nil
+// pop takes out what is due at now, a message or a batch. ok is false if nothing is.
+func (b *backoff[T]) pop(now time.Duration) (m *message[T], batch *run[T], ok bool) {
+	if due, some := b.next(); !some || due > now {
+		return nil, nil, false
 	}
-	m := heap.Pop(&b.waits).(*wait[T]).m
-	m.wait = nil
-	return m
+	w := heap.Pop(&b.waits).(*wait[T])
+	if w.m != nil {
+		w.m.wait = nil
+	}
+	return w.m, w.batch, true
 }
 
 // waits implements heap.Interface: the one that is due first is in front.

@@ -16,6 +16,9 @@ func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 	b.ledger.accept(e.seq)
 	*e = entry[T]{}
 	b.live.add(m)
+	if sh.batches != nil {
+		sh.batches.lineUp(m)
+	}
 	return m
 }
 
@@ -45,6 +48,7 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 			if open != nil && sh.isIn(open, m.prev) {
 				open.add(m)
 			}
+			sh.follow(m)
 			return
 		}
 	}
@@ -273,6 +277,9 @@ func (sh *shard[T]) give(r *run[T]) {
 
 // dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any.
 func (sh *shard[T]) dispatch() (sent bool) {
+	if sh.batches != nil {
+		return sh.dispatchBatches()
+	}
 	p := sh.r.gate.pressure
 	for sh.nready > 0 || sh.hasMail() {
 		length := sh.pace.length
@@ -286,12 +293,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 		sh.slots.cover(sh.nready)
 		slots := sh.slots.take(int(length))
 		if slots == 0 {
-			sh.slots.ask(sh.keep, func(err error) {
-				sh.events <- event[T]{do: func() {
-					sh.slots.answered(err)
-					sh.over = sh.r.leave(sh)
-				}}
-			})
+			sh.askForSlot()
 			break
 		}
 		if direct {
@@ -346,6 +348,16 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	return sent
 }
 
+// askForSlot has the shard be told when there is a slot for it.
+func (sh *shard[T]) askForSlot() {
+	sh.slots.ask(sh.keep, func(err error) {
+		sh.events <- event[T]{do: func() {
+			sh.slots.answered(err)
+			sh.over = sh.r.leave(sh)
+		}}
+	})
+}
+
 // fill puts into r what is ready, of the streams in turn, each with some of those behind it, and then what comes out of
 // the mailboxes with its turn. For everything that it takes from the ready queues it lines up as much from the mailboxes:
 // otherwise a key with a long lane would keep others waiting there.
@@ -383,6 +395,10 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 
 // runBack takes a run back from its worker.
 func (sh *shard[T]) runBack(r *run[T]) {
+	if r.kind == runBatch {
+		sh.batchBack(r)
+		return
+	}
 	sh.runs.out--
 	if r.kind == runMail {
 		sh.mailBack(r)
@@ -443,7 +459,14 @@ func (sh *shard[T]) retry(m *message[T]) {
 // resume makes m ready for its next try.
 func (sh *shard[T]) resume(m *message[T]) {
 	m.step = stepAttempt
-	sh.ready(m)
+	switch {
+	case sh.batches == nil:
+		sh.ready(m)
+	case m.before() != nil: // it was in a batch with that
+		m.state = stateWaiting
+	default:
+		sh.turnCame(m)
+	}
 }
 
 // settle counts m, which is at its end, and lets the next of its lane go on.
@@ -458,7 +481,12 @@ func (sh *shard[T]) settle(m *message[T]) {
 	sh.touch(s)
 	if m.lane != nil {
 		if next := s.order.leave(&m.turn, m.hash, sh); next != nil {
-			if f := next.owner.(*message[T]); f.state == stateWaiting { // otherwise it is in a run already
+			f := next.owner.(*message[T])
+			if f.state == stateBackoff && f.stream.backlog.isSkipped(f) { // it was in a batch with m
+				sh.backoff.remove(f)
+				f.state = stateWaiting
+			}
+			if f.state == stateWaiting { // otherwise it is in a run already
 				sh.turnCame(f)
 			}
 		}

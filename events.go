@@ -9,6 +9,7 @@ func (s *stream[T]) emit(m *message[T], kind EventKind) {
 	}
 	e := Event{
 		Kind: kind, Stream: s.id, Seq: m.seq, Key: m.key, Attempt: m.attempts, Waited: m.waited, Failure: m.fault,
+		Batch: m.batch, Index: m.index,
 	}
 	switch kind {
 	case EventAttempt, EventPressure:

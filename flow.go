@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"reflect"
 	"strconv"
 	"time"
 
@@ -30,7 +29,18 @@ type Message[T any] struct {
 
 // origin is what all messages of a stream have in common: a Message has it by one word.
 type origin struct {
+	ctx     context.Context
 	session Session
+}
+
+// Context is that of the message's stream, with its values and its deadline: it ends when the stream does. A [Handler] has
+// it anyway; a [BatchHandler] is given one that belongs to the call. Of a message that is not of a stream, as a literal, it
+// is context.Background.
+func (m Message[T]) Context() context.Context {
+	if m.origin == nil {
+		return context.Background()
+	}
+	return m.origin.ctx
 }
 
 // Session is the session that the message is of: see [SessionOptions]. It is zero without one.
@@ -90,6 +100,9 @@ type Options struct {
 	// FailureContextCancelled and the code DeadlineExceeded. 0 means never.
 	IdleTimeout time.Duration
 
+	// Batch is for [NewBatch]; New refuses it.
+	Batch BatchOptions
+
 	// OnFailure decides what a message that could not be done means for its stream; nil means FailStream. It is called
 	// once for each message that failed for good or was refused, while its stream lives: in the message's turn, before
 	// the next of its key starts; for a message refused on receipt, at once and on the receiving side. Different keys
@@ -138,17 +151,23 @@ func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow
 	switch {
 	case handler == nil:
 		return nil, errNilHandler
-	case key == nil && opts.Ordering.Mode == OrderingKeyedFIFO:
-		return nil, errNilKey
+	case opts.Batch != BatchOptions{}:
+		return nil, invalid("Batch", fmt.Sprintf("%+v", opts.Batch), "is for NewBatch")
 	}
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
+	return newFlow(newEngine(handler, opts.Retry), key, opts)
+}
+
+// newFlow is New for an engine and for options that are valid in themselves.
+func newFlow[T any](engine *Engine[T], key OrderingKeyFunc[T], opts Options) (*Flow[T], error) {
+	if key == nil && opts.Ordering.Mode == OrderingKeyedFIFO {
+		return nil, errNilKey
+	}
 	sizeOf := sizeFunc[T]()
 	if sizeOf == nil && opts.MaxPendingBytes > 0 {
-		return nil, invalid("MaxPendingBytes", opts.MaxPendingBytes, fmt.Sprintf(
-			"needs messages that have a size: a proto.Message, a method Size() int, a string or a []byte, not %v",
-			reflect.TypeFor[T]()))
+		return nil, invalid("MaxPendingBytes", opts.MaxPendingBytes, sizelessRule[T]())
 	}
 	var ordering OrderingResolver
 	if own := opts.Ordering.Resolver; own != nil {
@@ -161,7 +180,7 @@ func New[T any](handler Handler[T], key OrderingKeyFunc[T], opts Options) (*Flow
 	coordinator := NewShutdownCoordinator(opts.Shutdown)
 	r := NewReceiver(
 		NewGate(ordering, NewPressureController(opts.Backpressure), coordinator),
-		NewEngine(handler, opts.Retry))
+		engine)
 	switch {
 	case opts.MaxPending < 0:
 		r.maxPending = math.MaxInt64
@@ -288,6 +307,7 @@ func (s Summary) String() string {
 type Stats struct {
 	Streams    int     // Runs under way
 	InFlight   int     // messages whose handler runs
+	Calls      int     // handler calls under way: with [NewBatch] one is of many messages, else of one
 	Waiting    int     // messages accepted that neither run nor are finished
 	ActiveKeys int     // keys that have either
 	Capacity   int     // Options.Backpressure.Capacity: how many may run at once; 0 is unlimited

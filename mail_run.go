@@ -35,7 +35,7 @@ func (w *worker[T]) serveMail(r *run[T]) {
 		if s.ctx.Err() != nil || e.crash != nil || x.busy.has(e.hash) {
 			return
 		}
-		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: s.origin}
+		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: &s.origin}
 		if x.err = s.r.engine.attempt(s.ctx, m, &w.slab); x.err != nil {
 			return
 		}

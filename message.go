@@ -16,6 +16,7 @@ type message[T any] struct {
 	prevLive, nextLive *message[T] // the stream's unfinished messages, in order of receipt
 
 	entry[T]
+	place uint64 // among all that its shard has lined up; kept with batches
 	delivery[T]
 }
 
@@ -32,6 +33,9 @@ type delivery[T any] struct {
 	told      bool // the Observer has heard its outcome
 	refused   bool // on receipt
 	pressured bool
+	again     bool // it has come back from a batch untouched
+	batch     int  // size of the call that it is in, with batches,
+	index     int  // and its place there
 
 	run     *run[T]       // of stateOut
 	wait    *wait[T]      // of stateBackoff
@@ -52,6 +56,8 @@ const (
 	stateReady                // it has its turn, and is in its stream's ready queue
 	stateOut                  // in a run
 	stateBackoff              // for its next try
+	stateForming              // in the batch that forms
+	stateHeld                 // in a batch that will be called again
 )
 
 // step is what a worker does next with a message. Each calls at most one function of the caller's, which may panic or
@@ -59,16 +65,17 @@ const (
 type step uint8
 
 const (
-	stepAttempt  step = iota // run the handler
-	stepCause                // make a failure of what the caller's code has done to it before it could run
-	stepRetry                // tell the Observer of the coming try
-	stepSuccess              // tell of the success
-	stepAsk                  // ask OnFailure
-	stepFailure              // tell of the failure or the refusal, and end the stream if it must end
-	stepDrop                 // tell of the drop
-	stepRelease              // give back the turn of a caller's own resolver
-	stepBackoff              // wait for the next try: the worker gives the message back
-	stepFinished             // it is at its end: the worker goes on with the next
+	stepAttempt   step = iota // run the handler
+	stepCause                 // make a failure of what the caller's code has done to it before it could run
+	stepRetry                 // tell the Observer of the coming try
+	stepSuccess               // tell of the success
+	stepAsk                   // ask OnFailure
+	stepFailure               // tell of the failure or the refusal, and end the stream if it must end
+	stepDrop                  // tell of the drop
+	stepRelease               // give back the turn of a caller's own resolver
+	stepBackoff               // wait for the next try: the worker gives the message back
+	stepUntouched             // the handler of its batch did not attempt it: the same
+	stepFinished              // it is at its end: the worker goes on with the next
 )
 
 // failure makes a Failure of m.
@@ -114,8 +121,11 @@ func (m *message[T]) runs() bool {
 		return false
 	}
 	r := m.run
-	if m.state != stateOut || r.kind == runFinish {
+	switch {
+	case m.state != stateOut || r.kind == runFinish:
 		return false
+	case r.kind == runBatch:
+		return r.at.Load() >= 0
 	}
 	if r.recalled {
 		return m == r.list[r.end-1]

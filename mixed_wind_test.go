@@ -122,6 +122,7 @@ func (w *mixedWorld) snapshot() (s flow.Snapshot) {
 		s.Stats.Waiting += int(state.Pending)
 	}
 	total.Received = total.Succeeded + total.Failed + total.Rejected + total.Dropped
+	s.Stats.Calls = s.Stats.InFlight
 	s.Stats.Waiting -= s.Stats.InFlight
 	s.Stats.Streams, s.Stats.ActiveKeys = len(s.Streams), len(keys)
 	for _, k := range keys {

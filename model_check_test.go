@@ -173,7 +173,7 @@ func (o *oracle) compareStats() {
 			want.InFlight++
 		}
 	}
-	want.ActiveKeys = len(keys)
+	want.ActiveKeys, want.Calls = len(keys), want.InFlight
 	for _, st := range o.streams {
 		want.Total.Succeeded += st.sum.Succeeded
 		want.Total.Failed += st.sum.Failed

@@ -89,6 +89,8 @@ type Event struct {
 	Failure *Failure      // what failed; not to be changed
 	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message
 	Stack   []byte        // of a recovered panic; not to be changed
+	Batch   int           // of a BatchHandler: size of the call that Attempt is about,
+	Index   int           // and the message's place in it. Took is the whole call's: add it up at Index 0 only
 	Summary Summary       // for EventStreamEnd
 	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one
 	Found   string        // how a stream found its session, for EventSession: "new", "known" or "lost"
@@ -208,6 +210,9 @@ func (e *Event) attrs() []slog.Attr {
 	if e.Attempt > 0 {
 		add(slog.Int("attempt", e.Attempt))
 		add(slog.Duration("waited", e.Waited))
+	}
+	if e.Batch > 0 {
+		add(slog.Int("batch", e.Batch))
 	}
 	if e.Took > 0 {
 		add(slog.Duration("took", e.Took))

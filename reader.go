@@ -80,7 +80,7 @@ func (rd *reader[T]) read() (crash error) {
 			continue
 		}
 		rd.in = inKey
-		if r.bytes != nil {
+		if r.sizeOf != nil {
 			rd.at.size = int64(r.sizeOf(v))
 		}
 		if s.keyOf != nil {
@@ -122,11 +122,11 @@ func (rd *reader[T]) put() (open bool) {
 		s.verdict.ask(rd.seq + 1)
 	}
 	size := rd.at.size
-	if size > 0 { // before the shard can count them off
+	if size > 0 && s.window.share != nil { // before the shard can count them off
 		s.window.share.add(size)
 	}
 	ok, tell := s.box.put(&rd.at, &s.r.chunks)
-	if size > 0 && !ok {
+	if size > 0 && !ok && s.window.share != nil {
 		s.window.share.sub(size)
 	}
 	if ok {
@@ -239,6 +239,7 @@ func (rd *reader[T]) waitForSpace() {
 	s := rd.s
 	s.activity.inRecv.Store(false)
 	defer s.activity.inRecv.Store(true)
+	s.endLinger()
 	select {
 	case <-s.window.space:
 	case <-s.ctx.Done():

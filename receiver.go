@@ -16,6 +16,9 @@ type Receiver[T any] struct {
 	gate   *Gate
 	engine *Engine[T]
 
+	batching *batching[T] // nil: the handler is called with one message each
+	calls    atomic.Int64 // of a BatchHandler, under way
+
 	maxPending int64       // unboundedPending: no bound
 	bytes      *byteWindow // nil: bytes are not counted
 	sizeOf     func(T) int // nil without bytes

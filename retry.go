@@ -128,6 +128,11 @@ func NewEngine[T any](handler Handler[T], retry RetryOptions) *Engine[T] {
 		mustBeValid(errNilHandler)
 	}
 	mustBeValid(retry.validate())
+	return newEngine(handler, retry)
+}
+
+// newEngine is NewEngine for options that are valid. A Flow with batches has no handler of single messages.
+func newEngine[T any](handler Handler[T], retry RetryOptions) *Engine[T] {
 	e := &Engine[T]{handler: handler, retry: retry}
 	if retry.Budget.MaxTokens > 0 {
 		e.budget = newBudget(retry.Budget)
@@ -290,6 +295,9 @@ func (b *budget) give() {
 func (b *budget) take() bool {
 	return b.change(func(t float64) float64 { return max(t-1, 0) }) > b.opts.MaxTokens/2
 }
+
+// enough reports whether enough are left to retry anything.
+func (b *budget) enough() bool { return math.Float64frombits(b.tokens.Load()) > b.opts.MaxTokens/2 }
 
 // change replaces the tokens by what f makes of them, and returns that.
 func (b *budget) change(f func(float64) float64) float64 {

@@ -14,10 +14,11 @@ import (
 //
 // So each message is either run by the worker or taken back, never both.
 type run[T any] struct {
-	at   atomic.Int32 // the message that runs; unclaimed, or recalled
-	kind runKind
-	list []*message[T]
-	mail *mailRun[T] // of runMail; kept for the next one
+	at    atomic.Int32 // the message that runs; unclaimed, or recalled
+	kind  runKind
+	list  []*message[T]
+	mail  *mailRun[T]   // of runMail; kept for the next one
+	batch *batchCall[T] // of runBatch
 
 	began  atomic.Int64               // when the attempt at hand began, plus 1; kept for the Observer
 	asking atomic.Pointer[message[T]] // the last one about which OnFailure was asked
@@ -49,6 +50,7 @@ const (
 	runExecute runKind = iota // run the handler
 	runMail                   // run the handler for entries of a mailbox: see mail_run.go
 	runFinish                 // only bring to their end what will not run; without a slot
+	runBatch                  // call the handler of a batch: see batch_run.go
 )
 
 // add puts m into r, behind all of its lane that is in it.

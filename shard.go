@@ -31,12 +31,13 @@ type shard[T any] struct {
 	backoff backoff[T]
 	free    messageCache[T]
 
-	crew   crew[T]
-	runs   runSet[T]
-	pace   pace
-	slots  slots
-	sent   int           // runs since the shard last let others run
-	lookAt time.Duration // when to look whether long runs stand still; 0: not at all
+	crew    crew[T]
+	runs    runSet[T]
+	pace    pace
+	slots   slots
+	batches *batches[T]   // nil: each message runs by itself
+	sent    int           // runs since the shard last let others run
+	lookAt  time.Duration // when to look whether long runs stand still; 0: not at all
 }
 
 // event is what a shard is told: one of these.
@@ -54,7 +55,7 @@ const (
 func startShard[T any](r *Receiver[T]) *shard[T] {
 	sh := &shard[T]{
 		r: r, epoch: time.Now(), events: make(chan event[T], eventsLength),
-		pace: newPace(), slots: slots{p: r.gate.pressure},
+		pace: newPace(), slots: slots{p: r.gate.pressure}, batches: newBatches(r.batching),
 	}
 	sh.crew.sh = sh
 	sh.alarm.fire = sh.rings
@@ -132,7 +133,7 @@ func (sh *shard[T]) wait() {
 		sh.owed = sh.owed[:0]
 	}
 	sh.slots.trim(0)
-	if sh.nready == 0 && !sh.hasMail() {
+	if !sh.wantsSlot() && !sh.hasMail() {
 		sh.slots.stopAsking()
 	}
 	sh.arm()
@@ -156,6 +157,9 @@ func (sh *shard[T]) arm() {
 	consider(sh.lookAt, sh.lookAt > 0)
 	consider(sh.backoff.next())
 	consider(sh.crew.next(now))
+	if b := sh.batches; b != nil {
+		consider(b.due, b.forming != nil && b.due > now) // once it is due it lacks a slot
+	}
 	if any {
 		sh.alarm.set(now, first)
 	}
@@ -174,8 +178,12 @@ func (sh *shard[T]) rings() {
 func (sh *shard[T]) doDue() {
 	sh.alarm.rang()
 	now := sh.clock()
-	for m := sh.backoff.pop(now); m != nil; m = sh.backoff.pop(now) {
-		sh.resume(m)
+	for m, batch, ok := sh.backoff.pop(now); ok; m, batch, ok = sh.backoff.pop(now) {
+		if batch != nil {
+			sh.batches.again = append(sh.batches.again, batch)
+		} else {
+			sh.resume(m)
+		}
 	}
 	if sh.lookAt > 0 && now >= sh.lookAt {
 		sh.lookAt = 0
@@ -185,6 +193,9 @@ func (sh *shard[T]) doDue() {
 		if sh.runs.out == 0 && sh.nready == 0 {
 			sh.free.empty(&sh.r.messages) // a burst leaves nothing behind
 			sh.runs.spare = nil
+			if sh.batches != nil {
+				sh.batches.spare = nil
+			}
 		}
 	}
 }
@@ -198,6 +209,7 @@ func (sh *shard[T]) attend(s *stream[T]) {
 	if s.state.phase() == phaseAborting {
 		sh.sweep(s)
 	}
+	sh.endCalls(s)
 	switch {
 	case b.swept || b.refusing || b.mailRun != nil: // later
 	case b.direct:
@@ -229,10 +241,10 @@ func (sh *shard[T]) flush() {
 		}
 		s.window.finished.Store(finished)
 		s.window.linedUp.Store(b.ledger.received)
-		if b.bytes > 0 {
+		if b.bytes > 0 && s.window.share != nil {
 			s.window.share.sub(b.bytes)
-			b.bytes = 0
 		}
+		b.bytes = 0
 		s.committed.Store(s.through(b.ledger.committed(b.firstPending())))
 		switch {
 		case b.ended:
@@ -300,6 +312,8 @@ func (sh *shard[T]) sweep(s *stream[T]) {
 			sh.backoff.remove(m)
 		case stateWaiting:
 			s.order.cancelWait(&m.turn, m.hash)
+		case stateForming, stateHeld:
+			sh.takeOut(m)
 		}
 		m.abort(kind)
 		r.add(m)

@@ -101,6 +101,9 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		c.visit(s)
 	}
 	c.stats.Streams, c.stats.ActiveKeys = len(streams), len(c.keys)
+	if c.stats.Calls = c.stats.InFlight; r.batching != nil {
+		c.stats.Calls = int(r.calls.Load())
+	}
 	c.stats.Capacity = r.gate.pressure.opts.Capacity
 
 	keys := topN[KeyState]{n: n, compare: func(a, b KeyState) int {

@@ -54,7 +54,7 @@ func TestSnapshotNamesTheHottestKeysFirst(t *testing.T) {
 				{Key: "b", Waiting: 2, Running: true, Age: 2 * time.Second},
 				{Key: "a", Running: true, Age: 2 * time.Second},
 			})
-			wantSnapshot(t, "stats", snap.Stats, flow.Stats{Streams: 2, InFlight: 3, Waiting: 6, ActiveKeys: 4, Capacity: 3})
+			wantSnapshot(t, "stats", snap.Stats, flow.Stats{Streams: 2, InFlight: 3, Calls: 3, Waiting: 6, ActiveKeys: 4, Capacity: 3})
 		})
 	}
 }
@@ -190,7 +190,7 @@ func TestSnapshotNamesNoneIfNoneAreAskedFor(t *testing.T) {
 		start(t, f, "a1", "a2", "b1")
 		for _, n := range []int{0, -1} {
 			wantSnapshot(t, "all", f.Snapshot(n), flow.Snapshot{
-				Stats: flow.Stats{Streams: 1, InFlight: 2, Waiting: 1, ActiveKeys: 2},
+				Stats: flow.Stats{Streams: 1, InFlight: 2, Calls: 2, Waiting: 1, ActiveKeys: 2},
 			})
 		}
 	})

@@ -31,16 +31,16 @@ func TestStatsShowWhatRunsWhatWaitsAndWhatHasFinished(t *testing.T) {
 				Backpressure: flow.BackpressureOptions{Capacity: 3},
 			})
 			one := start(t, f, "a1", "a2", "b1")
-			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 2, Waiting: 1, ActiveKeys: 2, Capacity: 3})
+			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 2, Calls: 2, Waiting: 1, ActiveKeys: 2, Capacity: 3})
 			two := start(t, f, "c1", "d1", "d2")
-			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 3, ActiveKeys: 4, Capacity: 3})
+			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Calls: 3, Waiting: 3, ActiveKeys: 4, Capacity: 3})
 			s.finish(t, "b1")
 			total := flow.Summary{Received: 1, Succeeded: 1}
-			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Waiting: 2, ActiveKeys: 3, Capacity: 3, Total: total})
+			wantStats(t, f, flow.Stats{Streams: 2, InFlight: 3, Calls: 3, Waiting: 2, ActiveKeys: 3, Capacity: 3, Total: total})
 			two.End()
 			s.finish(t, "d1", "d2", "c1")
 			total = flow.Summary{Received: 4, Succeeded: 4} // Committed stays zero: it means nothing over streams
-			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, Waiting: 1, ActiveKeys: 1, Capacity: 3, Total: total})
+			wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, Calls: 1, Waiting: 1, ActiveKeys: 1, Capacity: 3, Total: total})
 			s.fail(t, "a1", errHandler)
 			if _, err := one.result(t); err == nil {
 				t.Error("the stream goes on")
@@ -56,7 +56,7 @@ func TestOneKeyInTwoStreamsIsOneActiveKey(t *testing.T) {
 		f := mustNew(t, s.handle, flow.Options{Ordering: keyed})
 		start(t, f, "a1")
 		start(t, f, "a2")
-		wantStats(t, f, flow.Stats{Streams: 2, InFlight: 2, ActiveKeys: 1})
+		wantStats(t, f, flow.Stats{Streams: 2, InFlight: 2, Calls: 2, ActiveKeys: 1})
 	})
 }
 
@@ -68,7 +68,7 @@ func TestMessageThatWaitsForItsNextTryIsWaiting(t *testing.T) {
 		s.fail(t, "a1", errHandler)
 		wantStats(t, f, flow.Stats{Streams: 1, Waiting: 1, ActiveKeys: 1})
 		pass(time.Second)
-		wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, ActiveKeys: 1})
+		wantStats(t, f, flow.Stats{Streams: 1, InFlight: 1, Calls: 1, ActiveKeys: 1})
 		s.finish(t, "a1")
 		wantStats(t, f, flow.Stats{Streams: 1, Total: flow.Summary{Received: 1, Succeeded: 1, Retried: 1}})
 		c.End()

@@ -25,10 +25,11 @@ type stream[T any] struct {
 	keyOf  OrderingKeyFunc[T]
 	rpc    rpc
 	order  streamOrder
+	origin origin // what its messages have in common
 
 	session    *sessionStream // nil: its client asks for none. It is in stream_session.go
 	asked      bool           // its client asks for one, and may be refused
-	origin     *origin        // of its messages; nil while it has no session. Written under r.mu
+	taken      bool           // it has its session. Written under r.mu
 	duplicates atomic.Uint64  // messages that the session had settled before
 
 	state     runState
@@ -49,10 +50,11 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		rpc: rpc{stream: streamOf(ctx)},
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.origin.ctx = s.ctx
 	s.window.init(r.maxPending)
 	s.order.init(s.ctx, s.id, r.gate.ordering)
 	s.backlog.ledger = newLedger(1)
-	s.backlog.direct = r.gate.pressure.refuses() || s.order.decidesOnReceipt()
+	s.backlog.direct = r.batching != nil || r.gate.pressure.refuses() || s.order.decidesOnReceipt()
 	if r.gate.pressure.refuses() || s.order.refuses() {
 		s.verdict.given = make(chan struct{}, 1)
 	}
@@ -93,6 +95,9 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	if s.r.bytes != nil {
 		s.window.share = s.r.bytes.join(s.window.space)
 		defer s.window.share.leave()
+	}
+	if s.r.batching != nil {
+		defer context.AfterFunc(s.parent, s.tell)() // for a call to end with it, the shard must hear of it at once
 	}
 	go (&reader[T]{s: s, recv: recv, number: s.backlog.ledger.highest, refusable: s.verdict.given != nil}).run()
 	var idle <-chan time.Time
@@ -247,7 +252,7 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	c := ask(s, func() (c cutOff) {
 		mailed := s.backlog.inMailRun()
 		s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
-			if draining || m.runs() || m.asks() || seq == mailed || m != nil && m.state == stateBackoff {
+			if draining || m.runs() || m.asks() || seq == mailed || m != nil && (m.state == stateBackoff || m.state == stateHeld) {
 				if c.n++; c.n == 1 {
 					c.seq, c.key = seq, e.key
 				}
@@ -303,7 +308,11 @@ func (s *stream[T]) view() (v streamView) {
 		if m != nil {
 			run.Attempt = m.tried + 1
 			if began := m.run.began.Load(); began > 0 {
-				run.Age = max(0, now-time.Duration(began-1))
+				at := now
+				if m.run.kind == runBatch { // it is of several streams
+					at = m.home.(*shard[T]).clock()
+				}
+				run.Age = max(0, at-time.Duration(began-1))
 			}
 		}
 		v.running = append(v.running, run)
@@ -314,7 +323,7 @@ func (s *stream[T]) view() (v streamView) {
 	v.state = StreamState{
 		ID: s.id, Age: now, Received: l.finished() + pending, Pending: pending, Committed: s.through(l.committed(first)),
 	}
-	if s.origin != nil {
+	if s.taken {
 		v.state.Session = s.origin.session
 		v.counts.Duplicates = s.duplicates.Load()
 		v.state.Received += v.counts.Duplicates
@@ -325,7 +334,7 @@ func (s *stream[T]) view() (v streamView) {
 // progress returns which messages are settled. It is called by the shard, or when the stream is done.
 func (s *stream[T]) progress() Progress {
 	highest, open := s.unsettled()
-	if s.origin != nil {
+	if s.taken {
 		return s.session.before.progress(highest, open)
 	}
 	return Progress{received: highest, unsettled: open}

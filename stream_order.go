@@ -133,6 +133,16 @@ func (o *streamOrder) isHead(t *turn, hash uint64) bool {
 	return t.lane.head == t
 }
 
+// before returns the turn in front of t, which is in a lane. It returns nil if t has its turn.
+func (o *streamOrder) before(t *turn, hash uint64) *turn {
+	if o.shared != nil {
+		sh := o.shared.shard(hash)
+		sh.mu.Lock()
+		defer sh.mu.Unlock()
+	}
+	return t.prev
+}
+
 // trim gives back the memory of lanes that are gone.
 func (o *streamOrder) trim() { o.own.trim() }
 

@@ -27,7 +27,7 @@ func (s *stream[T]) takeSession() {
 		return
 	}
 	s.r.mu.Lock() // nobody looks at the stream meanwhile
-	s.origin = &origin{session: s.session.session}
+	s.origin.session, s.taken = s.session.session, true
 	s.backlog.ledger = newLedger(s.session.before.first)
 	s.committed.Store(s.through(s.session.before.first - 1))
 	for _, key := range s.session.stored.GivenUp {
@@ -51,7 +51,7 @@ func (s *stream[T]) saveSession() (moved *Failure) {
 // sessionMoved reports whether the session is somebody else's, as err, of a handler that has looked at it in the store,
 // says. Then that is what ends the stream, and no failure of a message.
 func (s *stream[T]) sessionMoved(err error) bool {
-	return s.origin != nil && isError(err, ErrSessionMoved) && s.session.moved()
+	return s.taken && isError(err, ErrSessionMoved) && s.session.moved()
 }
 
 // viewForSession returns what is to be saved by now.
@@ -67,7 +67,7 @@ func (s *stream[T]) viewForSession() sessionView {
 
 // through returns up to which number everything is settled, if the stream's own messages are up to committed.
 func (s *stream[T]) through(committed uint64) uint64 {
-	if s.origin == nil {
+	if !s.taken {
 		return committed
 	}
 	return s.session.before.through(committed, s.backlog.ledger.highest)
@@ -76,7 +76,7 @@ func (s *stream[T]) through(committed uint64) uint64 {
 // summary is complete once the stream is done. Counts are the stream's, and what is settled is the session's.
 func (s *stream[T]) summary() Summary {
 	sum := s.backlog.ledger.summary()
-	if s.origin == nil {
+	if !s.taken {
 		return sum
 	}
 	sum.Duplicates = s.duplicates.Load()
@@ -90,7 +90,7 @@ func (s *stream[T]) summary() Summary {
 // not known to it.
 func (s *stream[T]) trailer(sum Summary, f *Failure) metadata.MD {
 	switch {
-	case s.origin != nil:
+	case s.taken:
 		return s.session.trailer(sum.Progress(), f)
 	case s.asked:
 		return nil

@@ -45,6 +45,11 @@ func (w *worker[T]) serve() (crash error) {
 		}
 	}()
 	r := w.run
+	if r.kind == runBatch {
+		w.serveBatch(r)
+		normal = true
+		return nil
+	}
 	if !w.claimed {
 		if r.kind != runFinish && !r.at.CompareAndSwap(unclaimed, 0) {
 			normal = true
@@ -132,7 +137,14 @@ func (w *worker[T]) crashed(err error) {
 		x.err, x.crashed = err, true
 		return
 	}
-	m := w.run.list[w.run.next]
+	var m *message[T]
+	if c := w.run.batch; w.run.kind != runBatch {
+		m = w.run.list[w.run.next]
+	} else if w.batchCrashed(c, err) {
+		return
+	} else {
+		m = c.told[w.run.next]
+	}
 	s := m.stream
 	switch m.step {
 	case stepAttempt, stepCause, stepRetry:
@@ -177,7 +189,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 	}
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{
-		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured, origin: s.origin,
+		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured, origin: &s.origin,
 	}, &w.slab)
 	if observer != nil {
 		s.timed(m, w.run)
@@ -203,11 +215,5 @@ func (w *worker[T]) failed(m *message[T], err error) {
 	}
 	delay, again := s.r.engine.again(f, m.attempts)
 	m.failWith(f)
-	switch {
-	case !again:
-	case s.state.phase() >= phaseAborting:
-		m.abort(s.abortKind())
-	default:
-		m.delay, m.step = delay, stepRetry
-	}
+	m.retryUnlessOver(again, delay)
 }
