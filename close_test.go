@@ -452,7 +452,7 @@ func TestShutdownIsNotNilWhileAnObserverRunsThatWasToldOfAStream(t *testing.T) {
 				start(t, f, "a1", "a2")
 				down := shutdownOf(t, f)
 				s.finish(t, "a1")
-				time.Sleep(time.Hour)
+				<-down.done
 				var late *flow.ShutdownError
 				if !errors.As(down.err, &late) || late.CutOff != 0 || !errors.Is(late, flow.ErrGracePeriod) {
 					t.Errorf("Shutdown() = %v while the Observer still runs", down.err)
