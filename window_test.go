@@ -227,8 +227,8 @@ func TestMaxPendingBytesBelowTheBoundAnotherStreamsFinishMakesRoom(t *testing.T)
 	})
 }
 
-// A message of a stream that stands still is nobody's concern but that stream's: the others have 16 messages in flight
-// each, which is their share, and not one.
+// A stream that stands still fills the bound. Beside it the others have 16 messages in flight each, which is their share,
+// and not one.
 func TestMaxPendingBytesOneDeafStreamMakesNoOtherSerial(t *testing.T) {
 	const others, share, each = 4, 16, 48
 	message := func(name string) string { return (name + "xxxxxxxxxx")[:10] }
