@@ -98,9 +98,9 @@ var boundBugs = []mutant{
 	bug("an attempt's time is never over", "AttemptTimeout|Model",
 		"retry.go", "	if e.retry.AttemptTimeout <= 0 {", "	if e.retry.AttemptTimeout >= 0 {"),
 	bug("an attempt's end loses its cause", "AttemptTimeout|Model",
-		"retry.go", "context.WithTimeoutCause(ctx, e.retry.AttemptTimeout, ErrAttemptTimeout)", "context.WithTimeout(ctx, e.retry.AttemptTimeout)"),
+		"attempt_context.go", "context.WithDeadlineCause(c.parent, c.deadline, ErrAttemptTimeout)", "context.WithDeadline(c.parent, c.deadline)"),
 	bug("nil after the attempt's time is a failure", "AttemptTimeout|Model",
-		"retry.go", "	defer cancel()\n	return e.handler(ctx, m)\n", "	defer cancel()\n	if err := e.handler(ctx, m); err != nil {\n		return err\n	}\n	return context.Cause(ctx)\n"),
+		"retry.go", "	defer ctx.end()\n	return e.handler(ctx, m)\n", "	defer ctx.end()\n	if err := e.handler(ctx, m); err != nil {\n		return err\n	}\n	return context.Cause(ctx)\n"),
 	bug("an own error of a handler is taken for its context's end", "ErrorUnderAContext",
 		"retry.go", "return code == codes.Canceled", "return code != codes.Canceled"),
 	bug("a caller asks for ever", "CallerWhoseWaitIsOver",
@@ -109,6 +109,12 @@ var boundBugs = []mutant{
 
 // onceBugs were in the library.
 var onceBugs = []mutant{
+	bug("once: a panic between two messages is taken for one's", "CrashOfRecv|MethodsPanic",
+		"reader.go", "	case inRecv:\n		rd.ended(err)\n	case inKey:\n", "	case inNone:\n		rd.ended(err)\n	case inKey, inRecv:\n"),
+	bug("once: panic(nil) that recover does not show", "PanicWithNil",
+		"worker.go", "		if !normal { // as in recovered\n", "		if !normal && errGoexit == nil {\n"),
+	bug("once: an error is asked when somebody looks", "TakenOnce",
+		"cause.go", "	if f.cause != nil && f.cause.of == f {\n		return f.cause\n", "	if f.cause != nil && f.cause.of != f {\n		return f.cause\n"),
 	bug("once: a typed nil is handed on", "MethodsPanic",
 		"cause.go", "	if !readable || !sound || conduct == conductUnsafe {\n", "	if !sound {\n"),
 	bug("once: a negative delay", "DelayIsNeverNegative",
