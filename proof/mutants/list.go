@@ -90,7 +90,7 @@ var boundBugs = []mutant{
 	bug("budget that saves more than its tokens", "Budget|Model",
 		"retry.go", "return min(t+b.opts.TokenRatio, b.opts.MaxTokens)", "return t + b.opts.TokenRatio"),
 	bug("budget's threshold off by one", "Budget|Model",
-		"retry.go", "> b.opts.MaxTokens/2", ">= b.opts.MaxTokens/2"),
+		"retry.go", "return max(t-1, 0) }) > b.opts.MaxTokens/2", "return max(t-1, 0) }) >= b.opts.MaxTokens/2"),
 	bug("once: what is not worth retrying takes a token", "Budget|Model",
 		"retry.go", "	if last && e.budget == nil || !e.retry.worthRetrying(f) {", "	if last && e.budget == nil || !e.retry.worthRetrying(f) && (e.budget == nil || e.budget.take() || true) {"),
 	bug("the last attempt takes no token", "Budget|Model",
