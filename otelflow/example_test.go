@@ -68,6 +68,7 @@ func Example() {
 		fmt.Println(line)
 	}
 	// Output:
+	// flow.calls.in_flight  0
 	// flow.capacity  64
 	// flow.keys.active  0
 	// flow.messages failed 1

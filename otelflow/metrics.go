@@ -19,6 +19,7 @@ type metrics struct {
 	retries  metric.Int64Counter
 	wait     metric.Float64Histogram
 	handler  metric.Float64Histogram
+	batch    metric.Int64Histogram
 	stream   metric.Float64Histogram
 	sessions metric.Int64Counter
 	saves    metric.Int64Counter
@@ -63,12 +64,13 @@ var (
 		0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
 	}
 	waitSeconds   = append(slices.Clone(handlerSeconds), 30, 60, 300, 900)
+	batchMessages = []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}
 	streamSeconds = []float64{0.01, 0.1, 1, 10, 60, 300, 900, 3600, 6 * 3600, 24 * 3600}
 )
 
 func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 	var m metrics
-	var errs [7]error
+	var errs [8]error
 	m.messages, errs[0] = meter.Int64Counter("flow.messages",
 		metric.WithUnit("{message}"), metric.WithDescription("Messages finished, by outcome."))
 	m.retries, errs[1] = meter.Int64Counter("flow.retries",
@@ -77,7 +79,7 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 		metric.WithUnit("s"), metric.WithDescription("Time from a message's receipt to its first attempt."),
 		metric.WithExplicitBucketBoundaries(waitSeconds...))
 	m.handler, errs[3] = meter.Float64Histogram("flow.handler.duration",
-		metric.WithUnit("s"), metric.WithDescription("Time that one attempt took."),
+		metric.WithUnit("s"), metric.WithDescription("Time that one call of the handler took."),
 		metric.WithExplicitBucketBoundaries(handlerSeconds...))
 	m.stream, errs[4] = meter.Float64Histogram("flow.stream.duration",
 		metric.WithUnit("s"), metric.WithDescription("Time from a stream's start to its end."),
@@ -86,6 +88,9 @@ func newMetrics(meter metric.Meter, name attribute.Set) metrics {
 		metric.WithUnit("{stream}"), metric.WithDescription("Streams that asked for a session, by how they found it."))
 	m.saves, errs[6] = meter.Int64Counter("flow.session.saves",
 		metric.WithUnit("{save}"), metric.WithDescription("Saves of a session's progress that failed."))
+	m.batch, errs[7] = meter.Int64Histogram("flow.batch.size",
+		metric.WithUnit("{message}"), metric.WithDescription("Messages in one call of a handler of batches."),
+		metric.WithExplicitBucketBoundaries(batchMessages...))
 	for _, err := range errs {
 		if err != nil {
 			otel.Handle(err)
@@ -174,7 +179,14 @@ func (m *metrics) finished(ctx context.Context, o outcome, e *flow.Event) {
 	}
 }
 
+// tried records an attempt. Those of a batch have one call, and so one duration: the first of them tells it.
 func (m *metrics) tried(ctx context.Context, o outcome, e *flow.Event) {
+	switch {
+	case e.Index > 0:
+		return
+	case e.Batch > 0:
+		m.batch.Record(ctx, int64(e.Batch), m.plainRec...)
+	}
 	m.handler.Record(ctx, e.Took.Seconds(), m.attempt[o][typeOf(e.Failure)]...)
 }
 

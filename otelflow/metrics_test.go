@@ -53,6 +53,10 @@ func collect(t *testing.T, reader sdk.Reader) (points map[string]float64, all me
 				for _, p := range data.DataPoints {
 					points[text(m.Name, p.Attributes)] = float64(p.Value)
 				}
+			case metricdata.Histogram[int64]:
+				for _, p := range data.DataPoints {
+					points[text(m.Name, p.Attributes)] = float64(p.Count)
+				}
 			case metricdata.Histogram[float64]:
 				for _, p := range data.DataPoints {
 					points[text(m.Name, p.Attributes)] = float64(p.Count)
@@ -245,7 +249,7 @@ func TestMetricsHaveTheUnitsOfTheConventions(t *testing.T) {
 	}
 	want := map[string]string{
 		"flow.messages": "{message}", "flow.retries": "{retry}", "flow.message.wait.duration": "s",
-		"flow.handler.duration": "s", "flow.stream.duration": "s", "flow.messages.in_flight": "{message}",
+		"flow.handler.duration": "s", "flow.stream.duration": "s", "flow.messages.in_flight": "{message}", "flow.calls.in_flight": "{call}",
 		"flow.messages.waiting": "{message}", "flow.keys.active": "{key}", "flow.streams.active": "{stream}",
 		"flow.capacity": "{message}", "flow.sessions": "{stream}", "flow.session.saves": "{save}",
 	}

@@ -16,7 +16,9 @@ var gauges = []struct {
 }{
 	{name: "flow.messages.in_flight", unit: "{message}", text: "Messages whose handler runs.",
 		value: func(s *flow.Stats) int { return s.InFlight }},
-	{name: "flow.capacity", unit: "{message}", text: "Messages that may run at once.",
+	{name: "flow.calls.in_flight", unit: "{call}", text: "Calls of the handler under way; flow.capacity bounds them.",
+		value: func(s *flow.Stats) int { return s.Calls }},
+	{name: "flow.capacity", unit: "{message}", text: "Messages that may run at once; calls, where they are of batches.",
 		value: func(s *flow.Stats) int { return s.Capacity }, optional: true}, // 0 would read as none, and means unlimited
 	{name: "flow.messages.waiting", unit: "{message}", text: "Messages accepted that neither run nor are finished.",
 		value: func(s *flow.Stats) int { return s.Waiting }},
@@ -26,7 +28,7 @@ var gauges = []struct {
 		value: func(s *flow.Stats) int { return s.Streams }},
 }
 
-// Watch has each collection of metrics read f's Stats and show how many messages run and wait, how many keys and streams are
+// Watch has each collection of metrics read f's Stats and show how many messages run and wait, how many calls of the handler are under way, how many keys and streams are
 // active, and the capacity unless it is unlimited. The cost of a collection is that of [flow.Flow.Stats].
 //
 // Collections hold on to f, and show it, until the Registration is unregistered. Watch one Flow with each Telemetry: two

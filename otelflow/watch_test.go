@@ -16,7 +16,7 @@ type stats flow.Stats
 
 func (s stats) Stats() flow.Stats { return flow.Stats(s) }
 
-var busy = stats{Streams: 1, InFlight: 2, Waiting: 3, ActiveKeys: 4, Capacity: 64}
+var busy = stats{Streams: 1, InFlight: 2, Calls: 1, Waiting: 3, ActiveKeys: 4, Capacity: 64}
 
 func TestWatchShowsStatsUntilItIsUnregistered(t *testing.T) {
 	reader := sdk.NewManualReader()
@@ -27,7 +27,7 @@ func TestWatchShowsStatsUntilItIsUnregistered(t *testing.T) {
 	}
 	got, _ := collect(t, reader)
 	want := map[string]float64{
-		"flow.streams.active{flow.name=x}": 1, "flow.messages.in_flight{flow.name=x}": 2,
+		"flow.streams.active{flow.name=x}": 1, "flow.messages.in_flight{flow.name=x}": 2, "flow.calls.in_flight{flow.name=x}": 1,
 		"flow.messages.waiting{flow.name=x}": 3, "flow.keys.active{flow.name=x}": 4, "flow.capacity{flow.name=x}": 64,
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -73,7 +73,7 @@ func TestWatchTellsSeveralFlowsOfAProcessApart(t *testing.T) {
 	for i, name := range []string{"x", "y"} {
 		tel := otelflow.New(otelflow.WithName(name), provider)
 		tel.Observer()(t.Context(), flow.Event{Kind: flow.EventSuccess, Attempt: 1, Took: 1})
-		reg, err := tel.Watch(stats{InFlight: 2, Capacity: 10 + i})
+		reg, err := tel.Watch(stats{InFlight: 2, Calls: 1, Capacity: 10 + i})
 		if err != nil {
 			t.Fatal(err)
 		}
