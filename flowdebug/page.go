@@ -36,7 +36,8 @@
 //	observed       false if the Flow lacks the page's Observer: failures and history are then unknown, and so are the ages
 //	               of messages if it has no Observer at all
 //	inFlight       messages whose handler runs
-//	capacity       how many may run at once; 0 is unlimited
+//	calls          calls of the handler under way: of one message each, or of many with batches
+//	capacity       how many calls may be under way at once; 0 is unlimited
 //	waiting        messages accepted that neither run nor are finished
 //	activeKeys     keys that have messages running or waiting
 //	openStreams    streams under way
@@ -54,7 +55,8 @@
 //	failuresSoFar  how many there have been
 //	history        null if not observed; else lists of 180 numbers, one for each whole second before now, the oldest first:
 //	               finished, failed (refused and dropped messages included), waitMean and waitMax (from receipt to the
-//	               first attempt), handlerMean and handlerMax (of attempts)
+//	               first attempt), handlerMean and handlerMax (of attempts; with batches of
+//	               calls), batchMean and batchMax (messages in a call; empty without batches)
 //
 // # What it costs
 //

@@ -62,6 +62,7 @@ const plots = [
   { title: "Throughput", unit: (v) => count(v) + "/s", scale: linear, names: ["finished", "failed"], of: (h) => [h.finished, h.failed] },
   { title: "Wait for turn and slot", unit: time, scale: logarithmic, names: ["mean", "longest"], of: (h) => [h.waitMean, h.waitMax] },
   { title: "Handler", unit: time, scale: logarithmic, names: ["mean", "longest"], of: (h) => [h.handlerMean, h.handlerMax] },
+  { title: "Batch size", unit: count, scale: linear, names: ["mean", "largest"], of: (h) => h.batchMean.length ? [h.batchMean, h.batchMax] : undefined },
 ];
 
 // A scale has the values to draw a line at, and says how high a value is, from 0 to 1; undefined is not at all.
@@ -103,7 +104,10 @@ for (const p of plots) {
 
 function plot(history) {
   for (const p of plots) {
-    const series = p.of(history), all = series.flat().filter((v) => v > 0);
+    const series = p.of(history);
+    p.area.parentNode.hidden = !series;
+    if (!series) continue;
+    const all = series.flat().filter((v) => v > 0);
     const { lines, height } = p.scale(Math.max(0, ...all), Math.min(Infinity, ...all));
     const y = (v) => (100 - 100 * height(v)).toFixed(1);
     const drawn = series.map((values) => values.map((v, x) => height(v) === undefined ? "" :
@@ -143,9 +147,10 @@ function show(f) {
   if (f.capacity > 0) {
     load.max = f.capacity;
     load.high = 0.9 * f.capacity;
-    load.value = f.inFlight;
+    load.value = f.calls;
   }
-  set(byId("inflight"), count(f.inFlight) + (f.capacity > 0 ? " of " + count(f.capacity) : ", unlimited"));
+  set(byId("inflight"), count(f.calls) + (f.capacity > 0 ? " of " + count(f.capacity) : ", unlimited") +
+    (f.inFlight > f.calls ? " calls, of " + count(f.inFlight) + " messages" : ""));
   byId("unobserved").hidden = f.observed;
   byId("h-plots").parentNode.hidden = !f.observed;
   fill("keys", f.keys.map((k) => [key(k.key), number(count(k.waiting)),

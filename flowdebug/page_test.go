@@ -29,6 +29,7 @@ type document struct {
 		Flow     string
 		Observed bool
 		InFlight int
+		Calls    int
 		Capacity int
 		Total    struct{ Received, Duplicates uint64 }
 		Streams  []struct {
@@ -56,6 +57,7 @@ type document struct {
 		History       *struct {
 			Finished, Failed                           []int
 			WaitMean, WaitMax, HandlerMean, HandlerMax []float64
+			BatchMean, BatchMax                        []float64
 		}
 	}
 }

@@ -25,6 +25,7 @@ type record struct {
 	slots    [seconds + 1]slot // the second under way, and the whole ones before it
 	failures []failure         // a ring once it is full
 	failed   uint64            // failures so far
+	batches  bool              // the handler is one of batches
 }
 
 // slot is one second. The zero value is second 0, in which nothing happened.
@@ -34,6 +35,7 @@ type slot struct {
 	waits, tries           int
 	waitSum, waitMax       time.Duration
 	handlerSum, handlerMax time.Duration
+	batched, batchMax      int // messages in the calls, with batches
 }
 
 // failure is a message that failed or was refused, or a stream that failed by itself.
@@ -64,6 +66,7 @@ func (r *record) observe(_ context.Context, e flow.Event) {
 		r.failLocked(f)
 	}
 	s := r.slotLocked(r.secondOf(now))
+	r.batches = r.batches || e.Batch > 0
 	switch e.Kind {
 	case flow.EventAttempt:
 		if e.Attempt == 1 {
@@ -72,19 +75,19 @@ func (r *record) observe(_ context.Context, e flow.Event) {
 			s.waitMax = max(s.waitMax, e.Waited)
 		}
 	case flow.EventRetry:
-		s.handled(e.Took)
+		s.handled(&e)
 	case flow.EventDuplicate:
 		s.finished++
 	case flow.EventSuccess:
 		s.finished++
-		s.handled(e.Took)
+		s.handled(&e)
 	case flow.EventFailure, flow.EventReject:
 		s.finished++
 		s.failed++
 		// A message that was cut short says nothing about how long a handler takes.
 		if k := e.Failure.Kind; e.Attempt > 0 && e.Kind == flow.EventFailure &&
 			k != flow.FailureContextCancelled && k != flow.FailureShutdown {
-			s.handled(e.Took)
+			s.handled(&e)
 		}
 	case flow.EventDrop:
 		s.finished++
@@ -103,11 +106,23 @@ func isListed(e *flow.Event) bool {
 	return false
 }
 
-// handled counts an attempt.
-func (s *slot) handled(took time.Duration) {
+// handled counts an attempt. Those of a batch have one call, which the first of them tells.
+func (s *slot) handled(e *flow.Event) {
+	if e.Index > 0 {
+		return
+	}
 	s.tries++
-	s.handlerSum += took
-	s.handlerMax = max(s.handlerMax, took)
+	s.handlerSum += e.Took
+	s.handlerMax = max(s.handlerMax, e.Took)
+	s.batched += e.Batch
+	s.batchMax = max(s.batchMax, e.Batch)
+}
+
+// hasBatches reports whether the handler is one of batches, as far as is known.
+func (r *record) hasBatches() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.batches
 }
 
 // secondOf returns the number of the second that t is in.

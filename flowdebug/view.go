@@ -13,7 +13,8 @@ type (
 		Time     time.Time     `json:"time"`
 		Observed bool          `json:"observed"`
 		InFlight int           `json:"inFlight"`
-		Capacity int           `json:"capacity"` // 0: unlimited
+		Calls    int           `json:"calls"`
+		Capacity int           `json:"capacity"` // of calls; 0: unlimited
 		Waiting  int           `json:"waiting"`
 		Active   int           `json:"activeKeys"`
 		Open     int           `json:"openStreams"`
@@ -74,6 +75,8 @@ type (
 		WaitMax     []float64 `json:"waitMax"`
 		HandlerMean []float64 `json:"handlerMean"`
 		HandlerMax  []float64 `json:"handlerMax"`
+		BatchMean   []float64 `json:"batchMean"` // both empty unless there are batches
+		BatchMax    []float64 `json:"batchMax"`
 	}
 )
 
@@ -82,7 +85,7 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 	st, sum := snap.Stats, snap.Stats.Total
 	v := flowView{
 		Flow: name, Time: now, Observed: r != nil,
-		InFlight: st.InFlight, Capacity: st.Capacity, Waiting: st.Waiting, Active: st.ActiveKeys, Open: st.Streams,
+		InFlight: st.InFlight, Calls: st.Calls, Capacity: st.Capacity, Waiting: st.Waiting, Active: st.ActiveKeys, Open: st.Streams,
 		Total:   totalView{sum.Received, sum.Succeeded, sum.Failed, sum.Rejected, sum.Dropped, sum.Retried, sum.Duplicates},
 		Streams: make([]streamView, 0, len(snap.Streams)), Keys: make([]keyView, 0, len(snap.Keys)),
 		Running: make([]runningView, 0, len(snap.Running)), Failures: []failureView{},
@@ -111,7 +114,8 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 			max(0, now.Sub(f.at)).Seconds(), f.stream, f.seq, f.key, f.attempt, f.kind, f.text, f.settled,
 		})
 	}
-	h := new(historyView)
+	h := &historyView{BatchMean: []float64{}, BatchMax: []float64{}}
+	batches := r.hasBatches()
 	for _, s := range r.history(now) {
 		h.Finished = append(h.Finished, s.finished)
 		h.Failed = append(h.Failed, s.failed)
@@ -119,6 +123,10 @@ func newView(name string, snap flow.Snapshot, r *record, now time.Time) flowView
 		h.WaitMax = append(h.WaitMax, s.waitMax.Seconds())
 		h.HandlerMean = append(h.HandlerMean, mean(s.handlerSum, s.tries))
 		h.HandlerMax = append(h.HandlerMax, s.handlerMax.Seconds())
+		if batches {
+			h.BatchMean = append(h.BatchMean, float64(s.batched)/float64(max(1, s.tries)))
+			h.BatchMax = append(h.BatchMax, float64(s.batchMax))
+		}
 	}
 	v.History = h
 	return v

@@ -150,4 +150,3 @@ func TestBatchWithoutASpanThatRecordsHasNone(t *testing.T) {
 		t.Errorf("%d spans", len(spans))
 	}
 }
-
