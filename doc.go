@@ -31,6 +31,11 @@
 // What is received and not finished is bounded for each stream (MaxPending) and over the Flow (MaxPendingBytes). At the
 // bound the stream is not read, HTTP/2 flow control stops its client, and nothing is lost.
 //
+// # Batches
+//
+// A Flow that [NewBatch] makes calls its handler with many messages at once, of many keys and streams, each with an outcome
+// of its own: a database takes a transaction of a hundred rows for about the price of one.
+//
 // # Retry
 //
 // An attempt that failed is repeated as [RetryOptions] say, in its message's place in the order, unless the error is marked
