@@ -344,7 +344,7 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 		}
 	default:
 		f := m.failure(FailureHandlerError, err)
-		if s.ctx.Err() != nil {
+		if s.sessionMoved(err) || s.ctx.Err() != nil {
 			f.Kind = s.abortKind()
 			m.failWith(f)
 			return

@@ -1,0 +1,110 @@
+package flow_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"example.com/flow"
+)
+
+// batchesWithSessions is a Flow of batches, one call at a time, that has sessions.
+func batchesWithSessions(t testing.TB, h flow.BatchHandler[string], store flow.SessionStore) *flow.Flow[string] {
+	t.Helper()
+	f, err := flow.NewBatch(h, keyOf, flow.Options{
+		Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}, Sessions: &flow.SessionOptions{Store: store},
+		Backpressure: flow.BackpressureOptions{Capacity: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// inOneCall brings messages of two sessions, "upload" and "other", into one call.
+func inOneCall(t testing.TB, f *flow.Flow[string], s *batchStage, upload, other string) (u, o *resumed) {
+	t.Helper()
+	first := start(t, f, "z1") // holds the slot until both are there
+	s.wantCalls(t, "z1")
+	u = resume(t, f, "", upload)
+	o = resume(t, f, "session=other", other)
+	first.End()
+	s.succeed(t, "z1")
+	s.wantCalls(t, upload+" "+other)
+	return u, o
+}
+
+func TestOldStreamEndsFirstInABatch(t *testing.T) {
+	for _, done := range []bool{true, false} {
+		t.Run(fmt.Sprint("done: ", done), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := new(batchStage)
+				f := batchesWithSessions(t, s.handle, nil)
+				old, other := inOneCall(t, f, s, "a1", "b1")
+				next := resume(t, f, "epoch=1", "a1", "a2")
+				if old.over() || next.Received() > 0 || s.causeOf(t, "a1 b1") != nil {
+					t.Fatal("the call that the earlier stream's message is in was not waited for, or was cancelled")
+				}
+				other.wantHeader(t, "new epoch 1 committed 0")
+				if done {
+					s.succeed(t, "a1 b1")
+					old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 1")
+					s.wantCalls(t, "a2")
+					s.succeed(t, "a2")
+				} else {
+					s.give(t, "a1 b1", flow.ErrNotAttempted, nil)
+					old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 0")
+					s.wantCalls(t, "a1 a2")
+					s.succeed(t, "a1 a2")
+				}
+				next.End()
+				next.wantEnd(t, "OK", "epoch 1 committed 2")
+				other.End()
+				other.wantEnd(t, "OK", "epoch 1 committed 1")
+			})
+		})
+	}
+}
+
+func TestOldStreamEndsFirstInIsolation(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := new(batchStage)
+		f := batchesWithSessions(t, s.handle, nil)
+		old, other := inOneCall(t, f, s, "a1", "b1")
+		s.fail(t, "a1 b1", errHandler) // it is halved
+		s.wantCalls(t, "a1")
+		next := resume(t, f, "epoch=1", "a1")
+		s.fail(t, "a1", errHandler)
+		old.wantEnd(t, "Aborted SESSION_MOVED 1", "epoch 1 committed 0")
+		for _, call := range []string{"b1", "a1"} {
+			s.wantCalls(t, call)
+			s.succeed(t, call)
+		}
+		next.End()
+		next.wantEnd(t, "OK", "epoch 1 committed 1")
+		other.End()
+		other.wantEnd(t, "OK", "epoch 1 committed 1")
+	})
+}
+
+func TestBatchThatSeesASessionMovedEndsItsStreamAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := new(batchStage)
+		store := flow.NewSessionMemory(0, 0)
+		f := batchesWithSessions(t, s.handle, store)
+		old, other := inOneCall(t, f, s, "a1", "b1")
+		if id := s.call(t, "a1 b1").batch[1].Session().ID; id.Name != "other" {
+			t.Errorf("the session of b1 is %v", id)
+		}
+		if err := claim(store); err != nil {
+			t.Fatal(err)
+		}
+		s.give(t, "a1 b1", flow.Permanent(fmt.Errorf("the fence is another: %w", flow.ErrSessionMoved)), nil)
+		old.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 0")
+		if _, err := old.result(t); !errors.Is(err, flow.ErrSessionMoved) {
+			t.Error(err)
+		}
+		other.End()
+		other.wantEnd(t, "OK", "epoch 1 committed 1")
+	})
+}
