@@ -146,7 +146,7 @@ func (sh *shard[T]) turnCame(m *message[T]) {
 		sh.finish(r)
 	case s.order.asks(m.hash):
 		m.state = stateAsking
-		s.order.external.turn(m.key, func(release ReleaseFunc, err error) {
+		s.order.external.turn(s.order.resolver.lane(m.key), func(release ReleaseFunc, err error) {
 			sh.events <- event[T]{do: func() { sh.answered(m, release, err) }}
 		})
 	default:
@@ -287,7 +287,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			sh.lineUp(nil, 0, math.MaxInt32)
 		}
 		direct := length == maxRun && sh.nready == 0 && sh.mayMail(sh.mail.first())
-		if length > 1 && len(sh.runs.long) >= sh.pace.most(runtime.GOMAXPROCS(0), direct) {
+		if length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
 			break
 		}
 		sh.slots.cover(sh.nready)

@@ -337,6 +337,49 @@ func TestEventsOfRefusalsDropsAndTheStreamsFailure(t *testing.T) {
 	})
 }
 
+func TestDropsOfAShutdownAreToldInOrderOfReceipt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p, s := new(tape), newStage()
+		f := mustNew(t, s.handle, flow.Options{
+			Observer: p.observe, Ordering: keyed, Backpressure: flow.BackpressureOptions{Capacity: 1},
+		})
+		c := start(t, f, "a1", "a2", "b1", "c1", "b2", "a3", "d1")
+		go func() { _ = f.Shutdown(context.Background()) }()
+		s.finish(t, "a1")
+		sum, _ := c.result(t)
+		drops := p.only(flow.EventDrop)
+		for i, e := range drops {
+			if e.Seq != uint64(i+2) {
+				t.Errorf("the drops told are %+v", drops)
+				break
+			}
+		}
+		if len(drops) != 6 || sum.Dropped != 6 {
+			t.Errorf("%d drops are told of %d", len(drops), sum.Dropped)
+		}
+	})
+}
+
+func TestObserverThatPanicsOnASuccessHearsNoOtherOutcome(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := new(tape)
+		f := mustNew(t, func(context.Context, flow.Message[string]) error { return nil }, flow.Options{
+			Ordering: keyed,
+			Observer: func(ctx context.Context, e flow.Event) {
+				p.observe(ctx, e)
+				if e.Kind == flow.EventSuccess {
+					panic("observer")
+				}
+			},
+		})
+		sum, err := start(t, f, "a1").result(t)
+		failureOf(t, err, flow.FailureInternal)
+		if len(p.only(flow.EventSuccess)) != 1 || len(p.only(flow.EventFailure)) != 0 || sum.Failed != 1 {
+			t.Errorf("%d successes and %d failures are told of %+v", len(p.only(flow.EventSuccess)), len(p.only(flow.EventFailure)), sum)
+		}
+	})
+}
+
 func TestEventOfPressureComesBeforeItsAttempt(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p, s := new(tape), newStage()

@@ -29,6 +29,27 @@ func TestGateSharesOrderAndCapacityBetweenItsReceiverAndItsCallers(t *testing.T)
 		}
 		c.End()
 		s.finishAll(t)
+		if sum, err := c.result(t); err != nil || sum.Succeeded != 4 {
+			t.Errorf("Receive() = %+v, %v", sum, err)
+		}
+	})
+}
+
+func TestGateHandsACallersTurnToTheStreamsMessageBehindIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := flow.NewGate(flow.NewKeyedFIFO(flow.OrderingOptions{Scope: flow.ScopeFlow}), nil, nil)
+		first := admit(t, g, "a")
+		wantIn(t, first)
+		s := newStage()
+		c := receive(t, flow.NewReceiver(g, flow.NewEngine(s.handle, flow.RetryOptions{})), keyOf, "a1", "b1")
+		wantNow(t, s, "b1")
+		first.adm.Release() // nothing else wakes the stream
+		wantNow(t, s, "a1 b1")
+		c.End()
+		s.finishAll(t)
+		if _, err := c.result(t); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

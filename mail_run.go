@@ -32,7 +32,7 @@ func (w *worker[T]) serveMail(r *run[T]) {
 	k, pos := x.chunk, x.pos
 	for x.err == nil {
 		e := &k.list[pos]
-		if s.ctx.Err() != nil || e.crash != nil || x.busy.has(e.hash) {
+		if s.ctx.Err() != nil || x.leaves(e) {
 			return
 		}
 		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: &s.origin}
@@ -51,7 +51,10 @@ func (w *worker[T]) serveMail(r *run[T]) {
 	}
 }
 
-// startMail sends out a mail run of s if it may have one. It reports whether it did. The caller has a slot for it.
+// leaves reports whether e is no message for a mail run, whose worker then ends it and does not run e.
+func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
+
+// mailRun makes a mail run of s. It returns nil if there is none to be made.
 func (sh *shard[T]) mailRun(s *stream[T]) *run[T] {
 	b := &s.backlog
 	r := sh.runs.new(runMail)
@@ -147,23 +150,19 @@ func (sh *shard[T]) recallMail(r *run[T]) {
 	sh.settleMail(r, max(0, at))
 	b.mailRun = nil
 	if at >= 0 {
-		// Its worker may be about to read the entry: so that, and the chunk, are left as they are.
+		// Its worker may be about to read the entry: so that, and the chunk, are left as they are, and what is behind it
+		// goes on in a chunk of its own.
 		b.skipEmpty(&sh.r.chunks)
-		k := b.chunk
-		e := k.list[b.pos]
-		rest := k.list[b.pos+1:]
-		b.chunk, b.pos = k.next, 0
-		if x.busy.has(e.hash) { // the worker leaves it alone, and there may be some of its key in front of it
-			sh.receive(s, &e, nil)
-		} else {
+		k, rest := b.chunk, b.chunk.list[b.pos:]
+		if e := rest[0]; !x.leaves(&e) {
 			x.last = sh.lift(s, &e)
 			x.last.state, x.last.run = stateOut, r
 			r.list = append(r.list, x.last)
 			r.end = 1
+			rest = rest[1:]
 		}
-		for i := range rest {
-			e := rest[i]
-			sh.receive(s, &e, nil)
+		if b.chunk, b.pos = k.next, 0; len(rest) > 0 {
+			b.chunk = &chunk[T]{next: k.next, list: append(make([]entry[T], 0, chunkLength[T](fullChunk)), rest...)}
 		}
 	}
 	sh.attend(s)

@@ -15,10 +15,10 @@ const (
 
 // pace is a pure value: it is told what was measured and says how to go on.
 type pace struct {
-	length int32 // of runs, at most
-	quick  int32 // runs of one message that were quick, one after the other
-	slow   [slowKeys]uint64
-	nslow  int // how many of these there are
+	length int32             // of runs, at most
+	quick  int32             // runs of one message that were quick, one after the other
+	slow   *[slowKeys]uint64 // nil: there is none
+	nslow  int               // how many of these there are
 }
 
 func newPace() pace { return pace{length: 1} }
@@ -69,16 +69,22 @@ func (p *pace) most(processors int, mail bool) int {
 	return 2 * processors
 }
 
-func (p *pace) isSlow(hash uint64) bool { return hash != 0 && p.slow[hash%slowKeys] == hash }
+func (p *pace) isSlow(hash uint64) bool {
+	return p.nslow > 0 && hash != 0 && p.slow[hash%slowKeys] == hash
+}
 
 func (p *pace) markSlow(hash uint64) {
+	if hash == 0 {
+		return
+	}
+	if p.slow == nil {
+		p.slow = new([slowKeys]uint64)
+	}
 	place := &p.slow[hash%slowKeys]
-	if *place == 0 && hash != 0 {
+	if *place == 0 {
 		p.nslow++
 	}
-	if hash != 0 {
-		*place = hash
-	}
+	*place = hash
 }
 
 func (p *pace) markQuick(hash uint64) {

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,27 @@ import (
 
 // Each test here is about two steps that must be one, or must come in this order: what comes between them is too short
 // to be met by chance, so the test holds a lock that one of them takes, or puts the steps one after the other itself.
+
+// A member of a byteWindow registers, and only then looks whether it has to wait: what is taken off looks for registered
+// members afterwards.
+func TestBytesThatComeFreeAsAReaderRegistersAreSeen(t *testing.T) {
+	for range 20 {
+		w := newByteWindow(1)
+		s := w.join(make(chan struct{}, 1))
+		s.add(1)
+		must := make(chan bool)
+		w.mu.Lock() // the registering has to wait
+		go func() { must <- s.wait() }()
+		for range 100 {
+			runtime.Gosched()
+		}
+		s.sub(1) // nobody is there to be woken yet
+		w.mu.Unlock()
+		if <-must {
+			t.Fatal("it waits for room that is there")
+		}
+	}
+}
 
 // A slot is counted off before it is given back: else whoever gets it makes one more than there are, and HardReject
 // refuses for a slot that is free. The semaphore panics over a slot that nobody has, so what came before that can be seen.

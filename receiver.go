@@ -103,6 +103,30 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 	return true
 }
 
+// inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done.
+func (r *Receiver[T]) inspect(sh *shard[T], streams []*stream[T], look func()) {
+	r.mu.Lock()
+	lives := sh.users > 0
+	if lives {
+		sh.users++
+	}
+	r.mu.Unlock()
+	if !lives {
+		for _, s := range streams {
+			<-s.done
+		}
+		look()
+		return
+	}
+	seen := make(chan struct{})
+	sh.events <- event[T]{do: func() {
+		look()
+		close(seen)
+		sh.over = r.leave(sh)
+	}}
+	<-seen
+}
+
 // Receive is one stream: it reads recv until io.EOF, runs every message, and returns when all have finished. key may be
 // nil: then all keys are "". See [Flow.Run], which is the same with the options of New.
 func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key OrderingKeyFunc[T]) (Summary, error) {

@@ -174,9 +174,16 @@ func TestWaitForTheNextTryIsCutShort(t *testing.T) {
 }
 
 func TestShutdownThatCutsATrysWaitCancelsNothing(t *testing.T) {
+	t.Run("observed by nobody", func(t *testing.T) { shutdownCutsATrysWait(t, nil) })
+	t.Run("observed", func(t *testing.T) { shutdownCutsATrysWait(t, func(context.Context, flow.Event) {}) })
+}
+
+func shutdownCutsATrysWait(t *testing.T, observer flow.Observer) {
 	bubble(t, func(t *testing.T) {
 		s := newStage()
-		f := mustNew(t, s.handle, flow.Options{Ordering: keyed, Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour}})
+		f := mustNew(t, s.handle, flow.Options{
+			Ordering: keyed, Retry: flow.RetryOptions{MaxAttempts: 2, Backoff: time.Hour}, Observer: observer,
+		})
 		c := start(t, f, "a1", "b1")
 		s.fail(t, "a1", errHandler)
 		ended := make(chan error, 1)

@@ -17,10 +17,11 @@ type shard[T any] struct {
 	users int // guarded by r.mu: streams, and what else needs the goroutine
 	over  bool
 
-	events  chan event[T]
-	granted grants[T]
-	epoch   time.Time
-	alarm   alarm
+	events     chan event[T]
+	granted    grants[T]
+	epoch      time.Time
+	processors int // as it was started: to ask the runtime takes a lock of all its threads
+	alarm      alarm
 
 	mail  ring[T]      // streams whose mailbox may have something
 	turns ring[T]      // streams that have something ready
@@ -48,13 +49,13 @@ type event[T any] struct {
 }
 
 const (
-	eventsLength = 128
+	eventsLength = 64
 	lookTime     = 500 * time.Microsecond // the longest time between looks at long runs; on an idle Linux 1 ms
 )
 
 func startShard[T any](r *Receiver[T]) *shard[T] {
 	sh := &shard[T]{
-		r: r, epoch: time.Now(), events: make(chan event[T], eventsLength),
+		r: r, epoch: time.Now(), processors: runtime.GOMAXPROCS(0), events: make(chan event[T], eventsLength),
 		pace: newPace(), slots: slots{p: r.gate.pressure}, batches: newBatches(r.batching),
 	}
 	sh.crew.sh = sh

@@ -97,8 +97,13 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	}
 	c.stats.Total = r.total // together with the streams, so that one that ends meanwhile is counted once
 	r.mu.Unlock()
+	byShard := make(map[*shard[T]][]*stream[T])
 	for _, s := range streams {
-		c.visit(s)
+		sh := s.sh.Load()
+		byShard[sh] = append(byShard[sh], s)
+	}
+	for sh, group := range byShard {
+		c.visit(r, sh, group)
 	}
 	c.stats.Streams, c.stats.ActiveKeys = len(streams), len(c.keys)
 	if c.stats.Calls = c.stats.InFlight; r.batching != nil {
@@ -125,9 +130,27 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	return snap
 }
 
-// visit adds what s has.
-func (c *snapshotBuilder[T]) visit(s *stream[T]) {
-	v := ask(s, s.view)
+// visit adds what streams of a shard have, all at one moment. sh is nil for those that have yet to enter one.
+func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stream[T]) {
+	views := make([]streamView, len(streams))
+	if sh == nil {
+		for i, s := range streams {
+			views[i] = ask(s, s.view)
+		}
+	} else {
+		r.inspect(sh, streams, func() {
+			for i, s := range streams {
+				views[i] = s.view()
+			}
+		})
+	}
+	for i, s := range streams {
+		c.addView(s, &views[i])
+	}
+}
+
+// addView adds what s has.
+func (c *snapshotBuilder[T]) addView(s *stream[T], v *streamView) {
 	c.stats.InFlight += len(v.running)
 	c.stats.Waiting += len(v.waiting)
 	c.stats.Total.add(v.counts)

@@ -119,3 +119,41 @@ func (l *stuckLife) live() error {
 	}
 	return nil
 }
+
+// Messages that come quickly are run as they were received. One of a key that is busy elsewhere must not hold up what lies
+// behind it there.
+func TestMessageOfABusyKeyHoldsUpNothingThatWasReceivedAfterIt(t *testing.T) {
+	for _, maxPending := range []int{256, 1024, 4096} {
+		t.Run(fmt.Sprint(maxPending), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const rounds, quick = 60, 3000
+				var ran atomic.Int64
+				f := mustNew(t, func(_ context.Context, m flow.Message[string]) error {
+					if m.Key == "slow" {
+						time.Sleep(time.Hour)
+					} else {
+						ran.Add(1)
+					}
+					return nil
+				}, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}, MaxPending: maxPending})
+				var values []string
+				for range rounds {
+					for i := range quick {
+						values = append(values, string(rune('a'+i%26)))
+					}
+					values = append(values, "slow")
+				}
+				c := start(t, f, append(values, "last")...)
+				c.End()
+				time.Sleep(rounds * time.Millisecond) // each that stands still may hold up the others once
+				if n := ran.Load(); n != rounds*quick+1 {
+					t.Errorf("%d of %d messages of quick keys have run", n, rounds*quick+1)
+				}
+				time.Sleep(rounds * time.Hour)
+				if sum, err := c.result(t); err != nil || sum.Succeeded != rounds*(quick+1)+1 {
+					t.Errorf("Run() = %+v, %v", sum, err)
+				}
+			})
+		})
+	}
+}

@@ -54,6 +54,29 @@ func TestStreamIsReadUpToMaxPendingAhead(t *testing.T) {
 	}
 }
 
+// A reader is woken for an eighth of its window. Where keys that are stuck leave less than that, it is woken all the same.
+func TestStreamIsReadIntoTheLittleRoomThatStuckKeysLeave(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStage()
+		f := mustNew(t, s.handle, flow.Options{MaxPending: 32, Ordering: keyed})
+		var values []string
+		for i := range 31 {
+			values = append(values, fmt.Sprintf("stuck%c1", 'a'+i))
+		}
+		c := start(t, f, append(values, "free1", "free2", "free3")...)
+		wantRead(t, c, 32)
+		for _, v := range []string{"free1", "free2", "free3"} {
+			s.finish(t, v)
+		}
+		wantRead(t, c, 34)
+		c.End()
+		s.finishAll(t)
+		if sum, err := c.result(t); err != nil || sum.Succeeded != 34 {
+			t.Errorf("Run() = %+v, %v", sum, err)
+		}
+	})
+}
+
 func TestWhatFinishesMakesRoomForTheNextRead(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newStage()

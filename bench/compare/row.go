@@ -45,10 +45,10 @@ type result struct {
 var errNot = errors.New("not measured")
 
 // rows are the numbered points that the library's speed is held to.
-var rows = []*row{
+var rows = slices.Concat([]*row{
 	keysRow, fifoRow, cpuRow, sleepRow, slowRow, pacedRow, makespanRow, grpcRow, streamsRow, idleRow, keyMemoryRow,
 	optionsRow, pingRow,
-}
+}, cliffRows())
 
 // chosen says whether a comma-separated list names s; an empty one names all.
 func chosen(list, s string) bool {

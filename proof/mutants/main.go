@@ -69,15 +69,11 @@ func hunt(ctx context.Context, pattern string, jobs int, short bool) (survivors 
 		return 0, err
 	}
 	defer os.RemoveAll(tmp)
-	labs := make(chan *lab, jobs)
-	for i := range jobs {
-		l, err := newLab(root, filepath.Join(tmp, fmt.Sprint(i), "flow"), short)
-		if err != nil {
-			return 0, err
-		}
-		labs <- l
+	l, err := newLab(root, filepath.Join(tmp, "flow"), short)
+	if err != nil {
+		return 0, err
 	}
-	verdicts, err := try(ctx, chosen, labs)
+	verdicts, err := l.tryAll(ctx, chosen, jobs)
 	if verdicts == nil {
 		return 0, err
 	}
@@ -93,37 +89,60 @@ func source(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// try tries each mutant in some lab, after it has seen that the source without any passes the same tests.
-func try(ctx context.Context, chosen []mutant, labs chan *lab) ([]verdict, error) {
-	sound := mutant{name: "the source as it is"}
+// tryAll tries each mutant, after it has seen that the source without any passes the same tests.
+func (l *lab) tryAll(ctx context.Context, chosen []mutant, jobs int) ([]verdict, error) {
+	sound := mutant{name: "the source as it is", sound: true}
 	var all []string
-	for _, m := range chosen {
+	b := newBundle(l.dir)
+	var together, alone []int
+	for i, m := range chosen {
 		all = append(all, m.run)
 		sound.race = sound.race || m.race
+		err := errNotInFunctions
+		if !m.race {
+			err = b.add(i+1, m)
+		}
+		switch {
+		case err == nil:
+			together = append(together, i)
+		case errors.Is(err, errNotInFunctions):
+			alone = append(alone, i)
+		default:
+			return nil, err
+		}
 	}
 	sound.run = strings.Join(all, "|")
-	l := <-labs
-	v, err := l.try(ctx, sound)
-	labs <- l
+	verdicts, failures := make([]verdict, len(chosen)), make([]error, len(chosen))
+	tried := func(i int, v verdict, err error) {
+		if err != nil { // the others go on
+			v.how, failures[i] = "NOT TRIED", err
+		}
+		verdicts[i] = v
+		fmt.Fprintf(os.Stderr, "%-60s %s %s\n", chosen[i].name, v.how, v.by)
+	}
+	for _, i := range alone { // before the bundle is written
+		v, err := l.tryAlone(ctx, chosen[i])
+		tried(i, v, err)
+	}
+	if err := b.write(); err != nil {
+		return nil, err
+	}
+	if out, err := l.build(ctx, sound.race); err != nil {
+		return nil, fmt.Errorf("mutants do not build: %w\n%s%s", err, b.explain(out), out)
+	}
+	v, err := l.test(ctx, sound, 0)
 	if err != nil {
 		return nil, err
 	}
 	if v.caught {
 		return nil, errors.New("the source as it is fails " + v.by)
 	}
-	verdicts, failures := make([]verdict, len(chosen)), make([]error, len(chosen))
 	var g errgroup.Group
-	g.SetLimit(cap(labs))
-	for i, m := range chosen {
+	g.SetLimit(jobs)
+	for _, i := range together {
 		g.Go(func() error {
-			l := <-labs
-			defer func() { labs <- l }()
-			v, err := l.try(ctx, m)
-			if err != nil { // the others go on
-				v.how, failures[i] = "NOT TRIED", err
-			}
-			verdicts[i] = v
-			fmt.Fprintf(os.Stderr, "%-60s %s %s\n", m.name, v.how, v.by)
+			v, err := l.test(ctx, chosen[i], i+1)
+			tried(i, v, err)
 			return nil
 		})
 	}

@@ -20,6 +20,7 @@ type mutant struct {
 	edits []edit
 	run   string // a pattern of the tests that should catch it
 	race  bool   // they need the race detector to do so
+	sound bool   // it is none: the source as it is
 }
 
 // edit replaces the one place where file says old.
@@ -90,8 +91,8 @@ func (m mutant) fits(dir string) error {
 	return nil
 }
 
-// try puts m into the source, runs its tests, and puts the source back.
-func (l *lab) try(ctx context.Context, m mutant) (v verdict, err error) {
+// tryAlone puts m into the source, builds it, runs its tests, and puts the source back.
+func (l *lab) tryAlone(ctx context.Context, m mutant) (v verdict, err error) {
 	if err := m.fits(l.dir); err != nil {
 		return v, err
 	}
@@ -107,37 +108,48 @@ func (l *lab) try(ctx context.Context, m mutant) (v verdict, err error) {
 		}
 		defer func() { err = errors.Join(err, os.WriteFile(path, text, 0o644)) }()
 	}
-	return l.test(ctx, m)
+	if out, err := l.build(ctx, m.race); err != nil {
+		return v, fmt.Errorf("%s: the mutant does not build: %w\n%s", m.name, err, out)
+	}
+	return l.test(ctx, m, 0)
 }
 
-// The tests of a mutant may take testTime; what takes longer hangs, which is how many bugs show.
-const testTime = 30 * time.Second
+func (l *lab) binary() string { return filepath.Join(l.dir, "tests.bin") }
 
-// test builds the tests and runs those that should catch m, up to the first that does.
-func (l *lab) test(ctx context.Context, m mutant) (verdict, error) {
-	binary := filepath.Join(l.dir, "tests.bin")
-	args := []string{"test", "-c", "-trimpath", "-ldflags=-s -w", "-o", binary}
-	if m.race {
+// build builds the tests. It returns what the compiler says if it fails.
+func (l *lab) build(ctx context.Context, race bool) (out []byte, err error) {
+	args := []string{"test", "-c", "-trimpath", "-ldflags=-s -w", "-gcflags=-e", "-o", l.binary()}
+	if race {
 		args = append(args, "-race")
 	}
 	build := exec.CommandContext(ctx, "go", append(args, ".")...)
 	build.Dir = l.dir
-	if out, err := build.CombinedOutput(); err != nil {
-		return verdict{}, fmt.Errorf("%s: the mutant does not build: %w\n%s", m.name, err, out)
+	return build.CombinedOutput()
+}
+
+// The tests of a mutant may take testTime; what takes longer hangs, which is how many bugs show.
+const testTime = time.Minute
+
+// test runs the tests that should catch m, which is number n of a bundle, up to the first that does. 0 is no mutant.
+func (l *lab) test(ctx context.Context, m mutant, n int) (verdict, error) {
+	limit := testTime
+	if m.sound {
+		limit *= 15
 	}
-	args = []string{
-		"-test.v", "-test.failfast", "-test.timeout=" + testTime.String(), "-test.run=" + m.run,
+	args := []string{
+		"-test.v", "-test.failfast", "-test.timeout=" + limit.String(), "-test.run=" + m.run,
 		"-rapid.nofailfile", "-rapid.shrinktime=1s",
 	}
 	checks, stress := "-rapid.checks=1000", "FLOW_STRESS=5s"
 	if l.short {
 		checks, stress = "-rapid.checks=200", "FLOW_STRESS=1s"
+		args = append(args, "-test.short")
 	}
-	ctx, cancel := context.WithTimeout(ctx, testTime+10*time.Second) // for what keeps even the timeout from coming
+	ctx, cancel := context.WithTimeout(ctx, limit+10*time.Second) // for what keeps even the timeout from coming
 	defer cancel()
-	run := exec.CommandContext(ctx, binary, append(args, checks)...)
+	run := exec.CommandContext(ctx, l.binary(), append(args, checks)...)
 	run.Dir = l.dir
-	run.Env = append(os.Environ(), stress)
+	run.Env = append(os.Environ(), stress, fmt.Sprint(mutantVariable, "=", n))
 	var out bytes.Buffer
 	run.Stdout, run.Stderr = &out, &out
 	run.WaitDelay = time.Second

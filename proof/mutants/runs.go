@@ -1,0 +1,68 @@
+package main
+
+// runBugs break what a worker and its shard share: who runs a message, and who counts it.
+var runBugs = []mutant{
+	bug("a worker goes on after its run was recalled", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"worker.go", "(m.skipKey || !r.at.CompareAndSwap(r.next-1, r.next))", "(m.skipKey || r.next > 1<<20)"),
+	bug("what runs is taken back", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"dispatch.go", "sh.takeBack(r, max(0, at+1))", "sh.takeBack(r, max(0, at))"),
+	bug("what is recalled is forgotten", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"dispatch.go", "	sh.takeBack(r, max(0, at+1))\n", "	r.end = max(0, at+1)\n"),
+	bug("what runs is counted as finished", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"dispatch.go", "	for _, m := range r.list[from:at] {", "	for _, m := range r.list[from : at+1] {"),
+	bug("what has finished is counted twice", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"dispatch.go", `	r.settled = at
+	for`, "	for"),
+	bug("what a run leaves behind a retry is forgotten", "LongRuns|AfterManyQuick",
+		"dispatch.go", "			sh.takeBack(r, from)\n", "			r.end = from\n"),
+	bug("a try of a run is forgotten", "BackoffIs|OrderingAccounts",
+		"dispatch.go", `	if k < r.end {
+		sh.retry`, `	if k < r.settled {
+		sh.retry`),
+	bug("a run that is back is taken for one that is out", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"dispatch.go", `		if len(r.list) > 1 && !r.recalled {
+			sh.runs.forget(r)
+		}
+`, ""),
+	bug("a run that is used again is claimed already", "RunSet",
+		"run.go", "	r.at.Store(unclaimed)\n", ""),
+	bug("a key that stood still is not remembered", "Pace",
+		"pace.go", `	p.markSlow(hash)
+	p.length, p.quick`, "	p.length, p.quick"),
+	bug("runs stay long though one stood still", "Pace",
+		"pace.go", "	p.length, p.quick = 1, 0\n", ""),
+	bug("runs grow without a bound", "Pace",
+		"pace.go", "p.length = min(2*p.length, maxRun)", "p.length *= 2"),
+	bug("the first run is as long as any", "Pace|OrderingLets|SlowKeyDelays",
+		"pace.go", "return pace{length: 1}", "return pace{length: maxRun}"),
+	bug("runs do not get shorter", "Pace",
+		"pace.go", "		p.length = max(1, p.length/2)\n", "		p.length = max(1, p.length)\n"),
+	bug("a slow key stays slow", "Pace",
+		"pace.go", "			p.markQuick(hash)\n", "			p.quick = 0\n"),
+	bug("a key that is known to be slow runs with others", "KeyThatWasSlow",
+		"dispatch.go", "	case open == nil || sh.pace.isSlow(m.hash):", "	case open == nil:"),
+	bug("a mail run runs a message of a busy key", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"mail_run.go", "return e.crash != nil || x.busy.has(e.hash)", "return e.crash != nil"),
+	bug("a mail run runs a message whose key function panicked", "AfterManyQuick",
+		"mail_run.go", "return e.crash != nil || x.busy.has(e.hash)", "return x.busy.has(e.hash)"),
+	bug("once: a busy key's message is left in the mailbox", "MessageOfABusyKey",
+		"mail_run.go", "			sh.receive(s, b.next(&s.box, &sh.r.chunks), nil)\n", "			_ = s\n"),
+	bug("a mail run counts what runs", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"mail_run.go", "	n := int(at - r.settled)\n", "	n := int(at-r.settled) + 1\n"),
+	bug("what runs when a mail run is recalled has no lane", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"mail_run.go", "	if m.hash != 0 {\n", "	if m.hash != 0 && m.seq == 0 {\n"),
+	bug("a mail run does not know of lanes", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
+		"mail_run.go", " && s.order.own.hashesInto(busy)", ""),
+	bug("what failed in a mail run is run again", "AfterManyQuick",
+		"mail_run.go", "m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause", "m.step = stepAttempt"),
+	bug("a set of busy keys takes all", "BusyKeys",
+		"mail_run.go", "	if b.n == len(b.list)/2 {", "	if b.n < 0 {"),
+	bug("a set of busy keys finds the first of a place only", "BusyKeys",
+		"mail_run.go", `		if b.list[i] == hash {
+			return true
+		}
+	}
+	return false`, `		return b.list[i] == hash
+	}
+	return false`),
+}

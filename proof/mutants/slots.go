@@ -1,0 +1,81 @@
+package main
+
+// slotBugs break how many run.
+var slotBugs = []mutant{
+	bug("slot leaked when cancel races admit", "TurnThatComesAfterClose",
+		"gate.go", "	if !a.run() {\n		a.giveBack()\n", "	if !a.run() {\n"),
+	bug("slot released twice", "ReleaseOfAnAdmissionTwice",
+		"gate.go", "	if over {\n		return\n	}\n	a.giveBack()", "	_ = over\n	a.giveBack()"),
+	bug("slot counted until after its release", "NoSlotIsCountedTwice",
+		"pressure.go", "		p.inUse.Add(-1) // before the release: whoever gets the slot must not see it counted twice\n		p.slots.Release(1)\n",
+		"		p.slots.Release(1)\n		p.inUse.Add(-1)\n"),
+	bug("queue bound off by one", "QueueCapacityIsCounted",
+		"pressure.go", "		if n >= limit {", "		if n > limit {"),
+	bug("a run that is back keeps its slot", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"dispatch.go", `	sh.slots.free(r.slots)
+	if first`, "	if first"),
+	bug("a slot that is free counts as in use", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"slots.go", "	s.inUse -= n\n", ""),
+	bug("a shard keeps its slots though others ask", "SlotsGoTo|Delays|DirectCallers",
+		"slots.go", "	if others > 0 {", "	if others > 1 {"),
+	bug("a slot is given back in the books only", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"slots.go", "		s.p.giveBack()\n", ""),
+	bug("a slot is taken twice", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"slots.go", `		s.spare--
+		got = 1
+`, "		got = 1\n"),
+	bug("a run takes slots that no message has", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"slots.go", "		got = min(n, s.spare)\n", "		got = n\n"),
+	bug("a slot that is reserved is lost", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
+		"slots.go", `	s.spare++
+	return true
+`, "	return true\n"),
+	bug("who stops asking gets a slot", "Slots",
+		"slots.go", `	if err == nil {
+		s.spare++`, `	if s.p != nil {
+		s.spare++`),
+	bug("a slot that was asked for is lost", "Slots|Delays|DirectCallers",
+		"slots.go", `	if err == nil {
+		s.spare++
+	}
+`, "	_ = err\n"),
+	bug("who has asked still counts as asking", "Slots",
+		"slots.go", `	s.p.asking.Add(-1)
+	s.asking = false`, "	s.asking = false"),
+	bug("a shard asks though all slots are its own", "Slots",
+		"slots.go", " || s.inUse+s.spare >= s.p.opts.Capacity {", " {"),
+	bug("a shard asks twice", "Slots",
+		"slots.go", "	if s.asking || s.inUse", "	if s.inUse"),
+	bug("a slot that nothing needs is not free for others", "Slots|HardReject",
+		"slots.go", "	s.trim(min(s.spare, ready))\n", ""),
+	bug("what lacks a slot is counted again each time", "Slots|QueueCapacity",
+		"slots.go", "s.p.addQueued(short - s.short)", "s.p.addQueued(short)"),
+	bug("a place in the queue is not counted", "Slots|QueueCapacity",
+		"slots.go", "	s.short++\n", ""),
+	bug("a run that finds nothing keeps its slot", "LongRuns",
+		"dispatch.go", `			sh.slots.free(slots)
+			sh.runs.reuse(r)
+			if`, `			sh.runs.reuse(r)
+			if`),
+	bug("an execution under a soft policy is counted for ever", "SoftAllow|Pressure",
+		"dispatch.go", "		sh.r.gate.pressure.end()\n", ""),
+	bug("nobody is told of pressure", "SoftAllow|Pressure",
+		"dispatch.go", "				m.pressured = pressured\n", "				m.pressured = false && pressured\n"),
+	bug("pressure begins one too early", "SoftAllow|Pressure",
+		"pressure.go", "p.inUse.Add(1) > int64(p.opts.Capacity)", "p.inUse.Add(1) >= int64(p.opts.Capacity)"),
+	bug("HardReject lets one more in", "HardReject",
+		"pressure.go", "p.inUse.Load() >= int64(p.opts.Capacity)", "p.inUse.Load() > int64(p.opts.Capacity)"),
+	bug("a retry holds its slot", "WaitingForTheNextTryHoldsNoSlot|MessageWaitingForItsNextTry",
+		"worker.go", "		s.emit(m, EventRetry)\n", `		s.emit(m, EventRetry)
+		time.Sleep(m.delay)
+		m.delay = 0
+`),
+	bug("a place in the queue is kept by a caller whose wait is over", "CancelledPlace|CancelledAcquire|CancelledCaller|CallerWhose",
+		"pressure.go", "	p.addQueued(-1)\n", ""),
+	bug("a stream whose run is back comes before others", "ShareCapacity|Delays",
+		"dispatch.go", `		sh.turns.pop()
+		sh.turns.push(first)
+`, ""),
+	bug("a refusal takes the slot of who is before it", "QueueCapacityIsCounted|Slots",
+		"slots.go", "	if !s.p.tryQueue() {", "	if s.p.opts.QueueCapacity < 0 {"),
+}
