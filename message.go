@@ -115,7 +115,8 @@ func (m *message[T]) asks() bool {
 	return m != nil && m.state == stateOut && m.run.asking.Load() == m
 }
 
-// runs reports whether a worker has m under way; a nil m is one that is not lined up. It is the shard's to ask.
+// runs reports whether a worker has m under way; a nil m is one that is not lined up. It is the shard's to ask, after
+// settleLong: of a run that goes on meanwhile it shows the message that ran then, and so never two.
 func (m *message[T]) runs() bool {
 	if m == nil {
 		return false
@@ -130,8 +131,7 @@ func (m *message[T]) runs() bool {
 	if r.recalled {
 		return m == r.list[r.end-1]
 	}
-	at := r.at.Load()
-	return at >= 0 && r.list[at] == m
+	return r.at.Load() >= 0 && r.list[r.settled] == m
 }
 
 // messageQueue is a FIFO of messages through their links.

@@ -120,6 +120,7 @@ func (r *Receiver[T]) inspect(sh *shard[T], streams []*stream[T], look func()) {
 	}
 	seen := make(chan struct{})
 	sh.events <- event[T]{do: func() {
+		sh.settleLong()
 		look()
 		close(seen)
 		sh.over = r.leave(sh)

@@ -205,8 +205,8 @@ func TestCloseBoundsTheLastSave(t *testing.T) {
 		began := time.Now()
 		_ = f.Close()
 		<-r.done
-		if took := time.Since(began); took != time.Second {
-			t.Errorf("after Close the stream took %v", took)
+		if took := time.Since(began); took > time.Second || took < 900*time.Millisecond {
+			t.Errorf("after Close the stream took %v, want all of a second but for what it takes to leave", took)
 		}
 		r.wantEnd(t, "Unavailable SHUTDOWN retry", "epoch 1 committed 1")
 	})
@@ -225,8 +225,8 @@ func TestShutdownBoundsTheLastSave(t *testing.T) {
 			t.Error(err)
 		}
 		<-r.done
-		if took := time.Since(began); took != 3*time.Second {
-			t.Errorf("Shutdown took %v", took)
+		if took := time.Since(began); took > 3*time.Second || took < 2900*time.Millisecond {
+			t.Errorf("Shutdown took %v, want all of the grace period and a second but for what it takes to leave", took)
 		}
 		r.wantEnd(t, "Unavailable SHUTDOWN retry", "epoch 1 committed 1")
 	})

@@ -222,15 +222,19 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 	s.started = true
 }
 
+// saveWait is how long a last Save may take once the Flow is closed. A shutdown waits for cutWait: the stream whose store
+// hangs has left by then.
+const saveWait = cutWait - 50*time.Millisecond
+
 // moved looks whether the session is somebody else's by now, and ends the stream if so. It blocks for a call of the store.
 func (s *sessionStream) moved() bool { return s.saver.check() }
 
-// hurry bounds all saving to one second from now: the Flow is closed.
+// hurry bounds all saving to saveWait from now: the Flow is closed.
 func (s *sessionStream) hurry() {
 	s.deadline.Lock()
 	defer s.deadline.Unlock()
 	if s.deadline.timer == nil {
-		s.deadline.timer = time.AfterFunc(cutWait, func() { s.saver.cancel(errStoreTimeout) })
+		s.deadline.timer = time.AfterFunc(saveWait, func() { s.saver.cancel(errStoreTimeout) })
 	}
 }
 

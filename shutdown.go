@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -276,12 +275,8 @@ func (c *ShutdownCoordinator) cut(why error) {
 }
 
 // expire ends the waiting for what does not heed the cut. If that is no message that was cut off, it is something else of
-// the caller's, as an Observer that hangs. What has the same second to end, as the last Save of a session has, and takes
-// all of it, ends as this is called: it is given the time to leave.
+// the caller's, as an Observer that hangs.
 func (c *ShutdownCoordinator) expire(why error) {
-	for i := 0; i < 1000 && !c.isIdle(); i++ {
-		runtime.Gosched()
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.failure == nil && !c.isIdle() {

@@ -250,6 +250,7 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	}
 	draining := s.state.phase() == phaseDraining
 	c := ask(s, func() (c cutOff) {
+		s.settleLong()
 		mailed := s.backlog.inMailRun()
 		s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
 			if draining || m.runs() || m.asks() || seq == mailed || m != nil && (m.state == stateBackoff || m.state == stateHeld) {
@@ -289,12 +290,9 @@ func ask[T, R any](s *stream[T], f func() R) R {
 	return f()
 }
 
-// view copies what s has under way. It is called by the shard, or when the stream is done.
+// view copies what s has under way. It is called by the shard after settleLong, or when the stream is done.
 func (s *stream[T]) view() (v streamView) {
 	now := s.clock()
-	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
-		sh.settleLong()
-	}
 	first, mailed := uint64(0), s.backlog.inMailRun()
 	s.backlog.visit(&s.box, func(m *message[T], seq uint64, e *entry[T]) {
 		if first == 0 {
@@ -331,6 +329,13 @@ func (s *stream[T]) view() (v streamView) {
 	return v
 }
 
+// settleLong settles what has finished of runs that are out. It is called as view is.
+func (s *stream[T]) settleLong() {
+	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
+		sh.settleLong()
+	}
+}
+
 // progress returns which messages are settled. It is called by the shard, or when the stream is done.
 func (s *stream[T]) progress() Progress {
 	highest, open := s.unsettled()
@@ -342,9 +347,7 @@ func (s *stream[T]) progress() Progress {
 
 // unsettled returns the highest Seq received, and what is not settled of what was received. It is called as progress is.
 func (s *stream[T]) unsettled() (highest uint64, open []uint64) {
-	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
-		sh.settleLong()
-	}
+	s.settleLong()
 	var pending []uint64
 	s.backlog.visit(&s.box, func(_ *message[T], seq uint64, _ *entry[T]) { pending = append(pending, seq) })
 	return s.backlog.ledger.unsettled(pending)
