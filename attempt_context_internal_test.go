@@ -10,6 +10,8 @@ import (
 
 type contextKey struct{}
 
+type otherKey struct{}
+
 // An attempt's context is what context.WithTimeoutCause would have made, whatever is asked first, and whenever.
 func TestAttemptContextIsAContextWithATimeout(t *testing.T) {
 	asks := map[string]func(context.Context) context.Context{
@@ -21,7 +23,7 @@ func TestAttemptContextIsAContextWithATimeout(t *testing.T) {
 			context.AfterFunc(child, cancel)
 			return child
 		},
-		"a child with values": func(c context.Context) context.Context { return context.WithValue(c, "a", "b") },
+		"a child with values": func(c context.Context) context.Context { return context.WithValue(c, otherKey{}, "b") },
 	}
 	for name, ask := range asks {
 		for _, end := range []string{"timeout", "parent", "return"} {

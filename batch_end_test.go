@@ -230,7 +230,7 @@ func TestBatchAttemptTimeoutIsTheCalls(t *testing.T) {
 		if err := s.causeOf(t, "a1 b1"); err != nil {
 			t.Errorf("too early: %v", err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if err := s.causeOf(t, "a1 b1"); err != flow.ErrAttemptTimeout {
 			t.Errorf("the cause is %v", err)
 		}

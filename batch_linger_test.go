@@ -22,7 +22,7 @@ func (s *batchStage) wantNoneUntil(t testing.TB, d time.Duration, want string) {
 	s.wantCalls(t, "")
 	time.Sleep(d - 1)
 	s.wantCalls(t, "")
-	time.Sleep(1)
+	time.Sleep(time.Nanosecond)
 	s.wantCalls(t, want)
 }
 

@@ -43,7 +43,7 @@ func walk(err error, visit func(error) (stop bool)) (complete bool) {
 			if visit(err) {
 				return true
 			}
-			next, several, ok := unwrap(err)
+			ok, several, next := unwrap(err)
 			complete = complete && ok
 			for _, e := range several {
 				if from(e) {
@@ -58,8 +58,8 @@ func walk(err error, visit func(error) (stop bool)) (complete bool) {
 	return complete
 }
 
-// unwrap returns what err wraps: one error, or several. It is not ok if the method panicked.
-func unwrap(err error) (one error, several []error, ok bool) {
+// unwrap returns what err wraps: several errors, or one. It is not ok if the method panicked.
+func unwrap(err error) (ok bool, several []error, one error) {
 	ok = guarded(func() {
 		switch e := err.(type) {
 		case interface{ Unwrap() error }:
@@ -68,7 +68,7 @@ func unwrap(err error) (one error, several []error, ok bool) {
 			several = e.Unwrap()
 		}
 	})
-	return one, several, ok
+	return ok, several, one
 }
 
 // findError is errors.AsType.

@@ -7,7 +7,7 @@ import (
 )
 
 type (
-	measured struct{ n, of, several, words int }
+	measured struct{ n, _, _, _ int }
 	measurer interface{ Size() int }
 	line     string
 	packet   []byte

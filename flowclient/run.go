@@ -176,7 +176,7 @@ func (s *Sender[Req, Resp]) takeAnswer(st *stream[Req, Resp], a answer) (lost bo
 		}
 		st.epoch = a.epoch
 	}
-	if st.claim && s.named && !s.resumed && !st.blank && a.found == foundKnown && !(s.claims > 1 && a.top == 0) {
+	if st.claim && s.named && !s.resumed && !st.blank && a.found == foundKnown && (s.claims <= 1 || a.top != 0) {
 		return false, ErrSessionKnown // an earlier claim of this Sender has settled nothing
 	}
 	committed, limit := a.progress.Committed(), max(s.handed, s.limit)
@@ -268,7 +268,7 @@ func (s *Sender[Req, Resp]) judge(st *stream[Req, Resp], e ending[Resp]) (verdic
 	if malformed != nil {
 		return v, a, malformed
 	}
-	if foreign := a.epoch > 0 && st.epoch > 0 && a.epoch != st.epoch; st.epochTold && !(foreign && movedBy(e.err)) {
+	if foreign := a.epoch > 0 && st.epoch > 0 && a.epoch != st.epoch; st.epochTold && (!foreign || !movedBy(e.err)) {
 		if err := s.believe(st, a); err != nil && err != errSettledAhead {
 			return v, a, err
 		}

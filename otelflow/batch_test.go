@@ -19,7 +19,7 @@ import (
 )
 
 // batchOf runs a stream whose first message holds the only slot until the others have been received: they are one batch.
-func batchOf(t *testing.T, tel *otelflow.Telemetry, ctx context.Context, h flow.BatchHandler[string], values ...string) {
+func batchOf(ctx context.Context, t *testing.T, tel *otelflow.Telemetry, h flow.BatchHandler[string], values ...string) {
 	t.Helper()
 	gate, held := make(chan struct{}), make(chan struct{})
 	f, err := flow.NewBatch(func(ctx context.Context, batch []flow.Message[string], errs []error) error {
@@ -67,7 +67,7 @@ func TestBatchIsOneCallOfOneDuration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader := sdk.NewManualReader()
 		tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
-		batchOf(t, tel, t.Context(), func(_ context.Context, batch []flow.Message[string], _ []error) error {
+		batchOf(t.Context(), t, tel, func(_ context.Context, batch []flow.Message[string], _ []error) error {
 			time.Sleep(time.Second)
 			got, _ := collect(t, reader)
 			if got["flow.calls.in_flight{}"] != 1 || got["flow.messages.in_flight{}"] != float64(len(batch)) {
@@ -114,7 +114,7 @@ func TestBatchSpanLinksToEachStreamsSpan(t *testing.T) {
 				tel := otelflow.New(otelflow.WithTracerProvider(provider))
 				ctx, rpc := provider.Tracer("test").Start(t.Context(), "rpc")
 				once := false
-				batchOf(t, tel, ctx, func(ctx context.Context, batch []flow.Message[string], errs []error) error {
+				batchOf(ctx, t, tel, func(ctx context.Context, batch []flow.Message[string], errs []error) error {
 					if once { // what comes again
 						return nil
 					}

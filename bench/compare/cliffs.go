@@ -133,15 +133,12 @@ func situated(j job, handler func(*load.Checker) func(*load.Message), n int) (r 
 	s := situations[j.Column]
 	n = j.size(n)
 	list, slots := load.Stream(load.Keys64, n)
-	check := load.NewChecker(slots)
-	h := check.Note
-	if handler != nil {
-		h = handler(check)
-	}
+	var check *load.Checker
 	var before, after runtime.MemStats
 	for range 2 { // the first warms up
 		check = load.NewChecker(slots)
-		if h = check.Note; handler != nil {
+		h := check.Note
+		if handler != nil {
 			h = handler(check)
 		}
 		runtime.GC()
