@@ -91,6 +91,11 @@ func TestReadmesShutdownEndsThoughClientsWatchTheHealth(t *testing.T) {
 
 // Nothing ends such a handler, and GracefulStop waits for it even after Stop. Serve doesn't.
 func TestServeReturnsThoughAHandlerIgnoresItsContext(t *testing.T) {
+	if raceEnabled {
+		// When GracefulStop wakes before Stop has gone on, it waits for handlers under grpc's mutex, which Stop then waits
+		// for: in a bubble that is no rest, and time stands still. It was seen under the race detector only, once in forty.
+		t.Skip("grpc's Stop and GracefulStop may hold each other up in a bubble")
+	}
 	bubble(t, func(t *testing.T) {
 		release := make(chan struct{})
 		f := newRequestFlow(t, func(context.Context, flow.Message[string]) error {
