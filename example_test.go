@@ -391,3 +391,27 @@ func ExampleSlogObserver() {
 	// level=WARN msg="flow: message failed" stream=1 seq=2 key=oven attempt=1 kind=FailureHandlerError error="flow: message 2: no such temperature" settled=true
 	// level=INFO msg="flow: stream ended" stream=1 received=2 succeeded=1 failed=1 rejected=0 dropped=0 retried=0 committed=2 unsettled=0
 }
+
+// Start is Run that does not wait: what is settled so far can be asked for at any time, and saved elsewhere.
+func ExampleFlow_Start() {
+	f, err := flow.New(func(context.Context, flow.Message[string]) error { return nil }, nil, flow.Options{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	rows := make(chan string, 3)
+	s := f.Start(context.Background(), flow.FromChan(context.Background(), rows))
+	rows <- "a"
+	rows <- "b"
+	for s.Committed() < 2 { // one atomic read
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println("so far:", s.Progress().Committed())
+	rows <- "c"
+	close(rows)
+	sum, err := s.Wait()
+	fmt.Println("in the end:", sum.Committed, err)
+	// Output:
+	// so far: 2
+	// in the end: 3 <nil>
+}
