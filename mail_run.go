@@ -32,7 +32,7 @@ func (w *worker[T]) serveMail(r *run[T]) {
 	k, pos := x.chunk, x.pos
 	for x.err == nil {
 		e := &k.list[pos]
-		if s.ctx.Err() != nil || x.leaves(e) {
+		if s.isOver() || x.leaves(e) {
 			return
 		}
 		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: &s.origin}

@@ -107,3 +107,18 @@ func TestReaderThatBeginsToWaitUnderAnEndedContextEndsTheStream(t *testing.T) {
 		}
 	})
 }
+
+// A message failed for the shutdown, and the one behind it, of the same key and in the same run, ran: the shard had yet to
+// recall it.
+func TestNothingStartsOnceAShutdownWithoutDrainHasCome(t *testing.T) {
+	called := false
+	f := mustNewInside(t, func(context.Context, Message[int]) error { called = true; return nil }, nil, Options{})
+	s := f.receiver.newStream(t.Context(), nil)
+	defer s.cancel(nil)
+	s.state.stop(false)
+	m := &message[int]{stream: s}
+	(&worker[int]{}).attempt(m)
+	if called || m.outcome != outcomeDropped || s.ctx.Err() != nil {
+		t.Errorf("the handler was called: %v, outcome %v, context %v", called, m.outcome, s.ctx.Err())
+	}
+}

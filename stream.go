@@ -353,6 +353,10 @@ func (s *stream[T]) unsettled() (highest uint64, open []uint64) {
 	return s.backlog.ledger.unsettled(pending)
 }
 
+// isOver reports whether nothing of the stream may start any more. A shutdown without drain does not end the context, and
+// the shard takes a moment to recall what is out: a message must not run that follows one which the shutdown has cut short.
+func (s *stream[T]) isOver() bool { return s.ctx.Err() != nil || s.state.phase() >= phaseAborting }
+
 // abortKind returns the kind of failure of a message that the stream's end cuts short.
 func (s *stream[T]) abortKind() FailureKind {
 	failure, stopping := s.state.reason()

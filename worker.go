@@ -172,7 +172,7 @@ func (w *worker[T]) crashed(err error) {
 func (w *worker[T]) attempt(m *message[T]) {
 	s := m.stream
 	s.sendHeader(nil)
-	if s.ctx.Err() != nil { // also of a slot that a cancelled handler has just left
+	if s.isOver() { // also of a slot that a cancelled handler has just left
 		m.abort(s.abortKind())
 		return
 	}
