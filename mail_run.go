@@ -3,7 +3,7 @@ package flow
 // mailRun is a run straight from a stream's mailbox: its worker takes what was received as it lies there, one entry after
 // the other, so that lining up and settling cost nothing for each message. It is for messages that are quick (the runs
 // are of full length) in a stream of which nothing that must run before them is under way, and it keeps the order of
-// receipt, so it keeps every order. It costs 45 ns a message where a run of lined-up ones costs 110.
+// receipt, so it keeps every order. It costs 62 ns of processor time a message where a run of lined-up ones costs 132.
 //
 // It ends at the first message that does not simply succeed, or that belongs to one of the few keys that are busy
 // elsewhere: a key that is known to be slow, or has messages in a lane. That one becomes an ordinary message. A mail run

@@ -91,6 +91,8 @@ var endBugs = []mutant{
 `),
 	bug("a message is received after the end", "WhileItsKeyIsAskedFor|Mailbox",
 		"mailbox.go", "	if b.shut {\n", "	if b.shut && b.received > 1<<40 {\n"),
+	bug("a handler starts on a dead context", "NoHandlerStarts|NothingStartsOnce",
+		"worker.go", "	if s.isOver() { // also of a slot", "	if s.ctx == nil { // also of a slot"),
 	bug("a context ends without its cause", "FailureCancelsTheOther",
 		"stream.go", "		s.cancel(f) // after", "		s.cancel(nil) // after"),
 	bug("nobody waits for what recv says of the context's end", "StatusOfRecv|Oversized",
