@@ -75,7 +75,7 @@ func (w *mixedWorld) rest() string {
 		before := len(w.rules)
 		w.checkRest()
 		wrong := strings.Join(w.rules, "\n")
-		if w.rules = w.rules[:before]; before > 0 || wrong == "" || tries > 10 {
+		if w.rules = w.rules[:before]; before > 0 || wrong == "" || tries > 2 {
 			w.mu.Unlock()
 			return wrong
 		}
