@@ -141,9 +141,7 @@ func (sh *shard[T]) turnCame(m *message[T]) {
 		sh.reject(m)
 	case s.order.asks(m.hash) && s.ctx.Err() != nil: // of a turn that a cancelled handler has left
 		m.abort(s.abortKind())
-		r := sh.runs.new(runFinish)
-		r.add(m)
-		sh.finish(r)
+		sh.finishOne(m)
 	case s.order.asks(m.hash):
 		m.state = stateAsking
 		s.order.external.turn(s.order.resolver.lane(m.key), func(release ReleaseFunc, err error) {
@@ -186,9 +184,7 @@ func (sh *shard[T]) answered(m *message[T], release ReleaseFunc, err error) {
 	default:
 		m.cause, m.step = err, stepCause
 	}
-	r := sh.runs.new(runFinish)
-	r.add(m)
-	sh.finish(r)
+	sh.finishOne(m)
 }
 
 // ready puts m, which has its turn, behind the others of its stream that have.
@@ -210,9 +206,7 @@ func (sh *shard[T]) hasTurn(s *stream[T]) {
 // refusals slow their client down and come to OnFailure in order of receipt.
 func (sh *shard[T]) refuse(m *message[T]) {
 	m.refused, m.stream.backlog.refusing = true, true
-	r := sh.runs.new(runFinish)
-	r.add(m)
-	sh.finish(r)
+	sh.finishOne(m)
 }
 
 // reject brings m, whose key is skipped, to its end, and with it those that wait behind it.
@@ -244,6 +238,13 @@ func (sh *shard[T]) follower(m *message[T]) *message[T] {
 		return f
 	}
 	return nil
+}
+
+// finishOne is finish for one message.
+func (sh *shard[T]) finishOne(m *message[T]) {
+	r := sh.runs.new(runFinish)
+	r.add(m)
+	sh.finish(r)
 }
 
 // finish has a worker bring the messages of r to their end, without a slot. Where there is nobody to tell they are at
@@ -445,9 +446,7 @@ func (sh *shard[T]) retry(m *message[T]) {
 	switch s := m.stream; {
 	case s.backlog.swept:
 		m.abort(s.abortKind())
-		r := sh.runs.new(runFinish)
-		r.add(m)
-		sh.finish(r)
+		sh.finishOne(m)
 	case m.delay <= 0:
 		sh.resume(m)
 	default:
