@@ -9,6 +9,7 @@ type Stream struct{ run startedRun }
 type startedRun interface {
 	committedNow() uint64
 	progressNow() Progress
+	stop(drain bool)
 	wait() (Summary, error)
 }
 
@@ -19,6 +20,12 @@ func (s *Stream) Committed() uint64 { return s.run.committedNow() }
 // Progress returns which messages are settled at this moment. It is exact; its cost grows with what is pending. It blocks
 // for some microseconds, never for a handler.
 func (s *Stream) Progress() Progress { return s.run.progressNow() }
+
+// Stop ends this stream as [Flow.Shutdown] without DrainOnClose ends all of them: it is read no further, what waits for its
+// turn, for a slot or for its next try is dropped, and what runs finishes with its context as it was. It does not wait, and
+// more than once is harmless. Wait then returns a failure of kind [FailureShutdown], unless all that was received was done
+// and recv had said io.EOF. A recv that is blocked is not woken: what it returns later is lost.
+func (s *Stream) Stop() { s.run.stop(false) }
 
 // Wait blocks until the stream is over and returns what [Flow.Run] would have returned, as often as it is called.
 func (s *Stream) Wait() (Summary, error) { return s.run.wait() }
@@ -49,6 +56,7 @@ func (f *Flow[T]) Start(ctx context.Context, recv func() (T, error)) *Stream {
 
 func (st *started[T]) committedNow() uint64  { return st.s.committed.Load() }
 func (st *started[T]) progressNow() Progress { return ask(st.s, st.s.progress) }
+func (st *started[T]) stop(drain bool)       { st.s.stop(drain) }
 func (st *started[T]) wait() (Summary, error) {
 	<-st.over
 	return st.sum, st.err
