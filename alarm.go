@@ -7,15 +7,15 @@ import (
 
 // alarm is a shard's one timer, for everything that is due: looks at long runs, next tries, workers without work.
 type alarm struct {
-	fire   func() // tells the shard
-	timer  *time.Timer
-	at     time.Duration // when it fires; 0: it does not
-	missed atomic.Bool   // it has fired while the shard was too busy to be told
+	fire  func() // tells the shard
+	timer *time.Timer
+	at    time.Duration // when it fires; 0: it does not
+	fired atomic.Bool   // it has, and the shard may have been too busy to be told
 }
 
 // set has fire called at the time at, or before.
 func (a *alarm) set(now, at time.Duration) {
-	if a.missed.Swap(false) {
+	if a.fired.Swap(false) {
 		a.at = 0
 	}
 	if a.at > 0 && a.at <= at {

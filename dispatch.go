@@ -273,6 +273,7 @@ func (sh *shard[T]) give(r *run[T]) {
 	r.end = r.len()
 	sh.runs.out++
 	sh.sent++
+	sh.blind++
 	sh.crew.give(r)
 }
 
@@ -569,9 +570,10 @@ func (sh *shard[T]) settleLong() {
 	}
 }
 
-// recallStuck recalls the runs that have stood still since the last look, and settles what the others have done. It
-// reports whether there is something else to do than to wait.
+// recallStuck recalls the runs that have stood still since the last look, or are out for far too long, and settles what the
+// others have done. It reports whether there is something else to do than to wait.
 func (sh *shard[T]) recallStuck() (some bool) {
+	sh.blind = 0
 	if len(sh.runs.long) == 0 {
 		return false
 	}
@@ -579,17 +581,14 @@ func (sh *shard[T]) recallStuck() (some bool) {
 	for i := 0; i < len(sh.runs.long); {
 		r := sh.runs.long[i]
 		at := r.at.Load()
-		if at != r.seen {
-			r.seen, r.since = at, now
-		} else if at >= 0 && now-r.since >= stillTime {
-			sh.settleUpTo(r, at)
+		sh.settleUpTo(r, at)
+		if r.stands(at, now) {
 			sh.pace.stoodStill(sh.hashAt(r, at))
 			sh.runs.forget(r)
 			sh.recall(r)
 			some = true
 			continue
 		}
-		sh.settleUpTo(r, at)
 		i++
 	}
 	sh.flush()

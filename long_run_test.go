@@ -229,3 +229,32 @@ func TestKeyThatWasSlowHoldsUpNobodyWhileRunsAreLong(t *testing.T) {
 		}
 	})
 }
+
+// The run never stands still, since each of its messages comes to its end, but it takes a hundred times as long as runs do.
+func TestLongRunThatHasBecomeSlowHoldsStrangersUpForAMillisecondOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slow = 300 * time.Microsecond
+		start := time.Now()
+		var came time.Duration
+		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+			if m.Value == "stranger" {
+				came = time.Since(start)
+				return nil
+			}
+			time.Sleep(slow)
+			return nil
+		}, func(s string) string { return s }, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := slices.Repeat([]string{"a"}, 100)
+		s, source := inLongRuns(t, f, 128, append(values, "stranger")...)
+		source.End()
+		if _, err := s.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if came > time.Millisecond {
+			t.Errorf("the stranger had to wait for %v", came)
+		}
+	})
+}

@@ -9,7 +9,8 @@ const (
 	maxRun    = 128                   // messages in a run, at most
 	runTime   = 40 * time.Microsecond // about how long a run may take
 	stillTime = 20 * time.Microsecond // a run that has stood still for so long is recalled
-	quickRuns = 16                    // of one message, one after the other, before there are longer ones
+	quickRuns = 16                    // of one message, one after the other, before there are longer ones,
+	mostQuick = 64 * quickRuns        // and after runs that stood still, each of which doubles it
 	slowKeys  = 256                   // hashes of slow keys that are remembered; a power of two
 )
 
@@ -17,11 +18,12 @@ const (
 type pace struct {
 	length int32             // of runs, at most
 	quick  int32             // runs of one message that were quick, one after the other
+	needed int32             // so many of these before there are longer runs
 	slow   *[slowKeys]uint64 // nil: there is none
 	nslow  int               // how many of these there are
 }
 
-func newPace() pace { return pace{length: 1} }
+func newPace() pace { return pace{length: 1, needed: quickRuns} }
 
 // observe is told of a run of n messages that took so long. alone says that it was of a key known to be slow, hash is
 // that of its first message, and more says that others were waiting to run when it was sent.
@@ -42,17 +44,20 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 		p.length = max(1, p.length/2)
 		p.quick = 0
 	case whole > runTime/2 || n < p.length || !more:
-	case p.length == 1 && p.quick < quickRuns:
+	case p.length == 1 && p.quick < p.needed:
 		p.quick++
 	default:
-		p.length = min(2*p.length, maxRun)
+		if p.length = min(2*p.length, maxRun); p.length == maxRun {
+			p.needed = quickRuns
+		}
 	}
 }
 
-// stoodStill is told that a message of hash holds up the run that it is in.
+// stoodStill is told that a message of hash holds up the run that it is in. Where that happens again and again, it takes
+// longer each time until there are long runs again: otherwise they would hold strangers up again and again.
 func (p *pace) stoodStill(hash uint64) {
 	p.markSlow(hash)
-	p.length, p.quick = 1, 0
+	p.length, p.quick, p.needed = 1, 0, min(2*p.needed, mostQuick)
 }
 
 // most returns how many long runs may be out at once. While even the longest are quick, one worker keeps up with the

@@ -103,6 +103,34 @@ func TestPaceBeginsAnewAfterARunThatStoodStill(t *testing.T) {
 	}
 }
 
+// Otherwise a stream of which now and then a message stands still would hold strangers up again and again.
+func TestPaceNeedsTwiceAsManyQuickRunsAfterEachThatStoodStill(t *testing.T) {
+	p := newPace()
+	for needed := int32(2 * quickRuns); needed <= 2*mostQuick; needed *= 2 {
+		p.stoodStill(7)
+		for range min(needed, mostQuick) {
+			p.observe(1, 0, 1, false, true)
+			if p.length != 1 {
+				t.Fatalf("runs have %d messages before %d were quick again", p.length, min(needed, mostQuick))
+			}
+		}
+		p.observe(1, 0, 1, false, true)
+		if p.length != 2 {
+			t.Fatalf("runs have %d messages after %d that were quick", p.length, min(needed, mostQuick)+1)
+		}
+	}
+	for p.length < maxRun {
+		p.observe(p.length, 0, 1, false, true)
+	}
+	p.stoodStill(7)
+	for range 2*quickRuns + 1 {
+		p.observe(1, 0, 1, false, true)
+	}
+	if p.length != 2 {
+		t.Errorf("runs have %d messages: what stood still long ago still counts", p.length)
+	}
+}
+
 func TestPaceASlowMessageInBetweenBeginsTheCountAnew(t *testing.T) {
 	p := newPace()
 	for range 3 * quickRuns {

@@ -27,20 +27,22 @@ type run[T any] struct {
 
 	// The shard's own.
 	worker   *worker[T]
-	first    *stream[T] // of its first message; kept to compare
-	slots    int        // that it holds
-	alone    bool       // it has a message of a key that is known to be slow
-	more     bool       // others were waiting when it was sent
-	recalled bool       // what its worker had not claimed has been taken back
-	settled  int32      // of list, all before have been counted
-	end      int32      // of list, what is behind has been taken back
-	seen     int32      // at, when the shard last looked
-	since    time.Duration
+	first    *stream[T]    // of its first message; kept to compare
+	slots    int           // that it holds
+	alone    bool          // it has a message of a key that is known to be slow
+	more     bool          // others were waiting when it was sent
+	recalled bool          // what its worker had not claimed has been taken back
+	settled  int32         // of list, all before have been counted
+	end      int32         // of list, what is behind has been taken back
+	seen     int32         // at, when the shard last looked
+	since    time.Duration // when at was first seen to be that
+	looked   time.Duration // when the shard first looked; unset before
 }
 
 const (
 	unclaimed = -1
 	recalled  = -2
+	unset     = -1
 )
 
 // runKind says what a worker does with the messages of a run.
@@ -75,7 +77,19 @@ func (r *run[T]) reset(kind runKind) {
 	r.asking.Store(nil)
 	r.kind, r.list, r.next, r.took = kind, list, 0, 0
 	r.worker, r.first, r.slots, r.alone, r.more, r.recalled = nil, nil, 0, false, false, false
-	r.settled, r.end, r.seen, r.since = 0, 0, unclaimed, 0
+	r.settled, r.end, r.seen, r.since, r.looked = 0, 0, unclaimed, 0, unset
+}
+
+// stands reports whether r, whose worker is at at, has stood still since the shard last looked, or has been out for so much
+// longer than a run takes that what is in it must not wait for the rest of it. A run that no worker has claimed is neither.
+func (r *run[T]) stands(at int32, now time.Duration) bool {
+	if r.looked == unset {
+		r.looked = now
+	}
+	if at != r.seen {
+		r.seen, r.since = at, now
+	}
+	return at >= 0 && (now-r.since >= stillTime || now-r.looked >= lookTime)
 }
 
 // runSet is the runs of a shard: those that are out, and spare ones.

@@ -38,6 +38,7 @@ type shard[T any] struct {
 	slots   slots
 	batches *batches[T]   // nil: each message runs by itself
 	sent    int           // runs since the shard last let others run
+	blind   int           // runs since it last looked whether long ones stand still
 	lookAt  time.Duration // when to look whether long runs stand still; 0: not at all
 }
 
@@ -51,6 +52,7 @@ type event[T any] struct {
 const (
 	eventsLength = 64
 	lookTime     = 500 * time.Microsecond // the longest time between looks at long runs; on an idle Linux 1 ms
+	lookRuns     = 64                     // as many runs, if the shard is busy
 )
 
 func startShard[T any](r *Receiver[T]) *shard[T] {
@@ -69,6 +71,9 @@ func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
 // run does one thing after the other until there are no users any more.
 func (sh *shard[T]) run() {
 	for !sh.over {
+		if sh.blind >= lookRuns { // it has not waited for long, which is when it looks otherwise
+			sh.recallStuck()
+		}
 		if sh.poll() || sh.dispatch() {
 			continue
 		}
@@ -168,10 +173,10 @@ func (sh *shard[T]) arm() {
 
 // rings asks the shard, when the alarm fires, to do what is due.
 func (sh *shard[T]) rings() {
+	sh.alarm.fired.Store(true) // first: if there is no room, it sees that when it sets the alarm before it sleeps
 	select {
 	case sh.events <- event[T]{do: sh.doDue}:
-	default: // it is not asleep, and will set the alarm before it is
-		sh.alarm.missed.Store(true)
+	default:
 	}
 }
 

@@ -131,7 +131,7 @@ func TestAlarmThatFiredUnheardIsSetAgain(t *testing.T) {
 		a.set(a.now(), time.Second)
 		time.Sleep(2 * time.Second)
 		a.want(t, time.Second)
-		a.missed.Store(true) // as rings does, instead of the shard's rang
+		a.fired.Store(true) // as rings does, instead of the shard's rang
 		a.set(a.now(), 3*time.Second)
 		time.Sleep(2 * time.Second)
 		a.want(t, time.Second, 3*time.Second)
@@ -341,6 +341,32 @@ func TestRunIsClaimedOrRecalledAndNeverBoth(t *testing.T) {
 		if claimed != at+1 {
 			t.Fatalf("%d were claimed, and all from %d on were taken back", claimed, at+1)
 		}
+	}
+}
+
+func TestRunStandsIfItsWorkerDoesOrIfItIsOutForTooLong(t *testing.T) {
+	type look struct {
+		at   int32
+		now  time.Duration
+		want bool
+	}
+	const start = time.Hour
+	for name, looks := range map[string][]look{
+		"no worker has claimed it":   {{unclaimed, start, false}, {unclaimed, start + time.Second, false}},
+		"it was claimed just now":    {{unclaimed, start, false}, {0, start + stillTime, false}, {0, start + 2*stillTime - 1, false}},
+		"it stands still":            {{5, start, false}, {5, start + stillTime - 1, false}, {5, start + stillTime, true}},
+		"it goes on":                 {{5, start, false}, {6, start + stillTime, false}, {7, start + lookTime - 1, false}},
+		"it goes on, but far slower": {{5, start, false}, {6, start + lookTime/2, false}, {7, start + lookTime, true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := new(run[int])
+			r.reset(runExecute)
+			for _, l := range looks {
+				if got := r.stands(l.at, l.now); got != l.want {
+					t.Errorf("at %d after %v: %v", l.at, l.now-start, got)
+				}
+			}
+		})
 	}
 }
 

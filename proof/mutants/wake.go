@@ -33,7 +33,7 @@ var wakeBugs = []mutant{
 	bug("an alarm that is set is not set for an earlier time", "Alarm",
 		"alarm.go", "	if a.at > 0 && a.at <= at {", "	if a.at > 0 {"),
 	bug("an alarm that has rung is taken for set", "Alarm|BackoffIs",
-		"alarm.go", "rang() { a.at = 0 }", "rang() { a.missed.Load() }"),
+		"alarm.go", "rang() { a.at = 0 }", "rang() { a.fired.Load() }"),
 	bug("an alarm for what is overdue does not fire", "AlarmForWhatIsOverdue",
 		"alarm.go", "d := max(0, at-now); a.timer == nil", "d := at - now; d > 0 && a.timer == nil"),
 	bug("nobody looks whether a run stands still", "OrderingLets|StressStuck|MessageOfABusyKey",
