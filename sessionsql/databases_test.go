@@ -3,28 +3,21 @@ package sessionsql_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
 
+	"example.com/flow/internal/postgres"
 	"example.com/flow/sessionsql"
 )
 
 // The databases of the tests: a SQLite file each, and one PostgreSQL server for all of them, of the binaries that are
-// installed. PostgreSQL refuses to run as root: then it runs as the user postgres, or nobody.
+// installed.
 
 // postgresDSN is empty if there is no PostgreSQL; postgresMissing says why.
 var postgresDSN, postgresMissing string
@@ -36,89 +29,17 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envDSN) != "" { // a child that one of the tests has started
 		os.Exit(m.Run())
 	}
-	stop, err := startPostgres()
+	server, err := postgres.Start(context.Background(), "fsync=off", "deadlock_timeout=100ms")
 	if err != nil {
 		postgresMissing = err.Error()
+		os.Exit(m.Run())
 	}
+	postgresDSN = server.DSN
 	code := m.Run()
-	if stop != nil {
-		stop()
+	if err := server.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 	os.Exit(code)
-}
-
-func startPostgres() (stop func(), err error) {
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
-	if len(found) == 0 {
-		return nil, errors.New("no PostgreSQL in /usr/lib/postgresql (Debian: apt-get install postgresql)")
-	}
-	slices.Sort(found)
-	bin := filepath.Dir(found[len(found)-1])
-	dir, err := os.MkdirTemp("", "flow-postgres")
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(dir)
-		}
-	}()
-	attr := &syscall.SysProcAttr{}
-	if os.Getuid() == 0 {
-		u, err := user.Lookup("postgres")
-		if err != nil {
-			if u, err = user.Lookup("nobody"); err != nil {
-				return nil, err
-			}
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		if err := os.Chown(dir, uid, gid); err != nil {
-			return nil, err
-		}
-	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	port := lis.Addr().(*net.TCPAddr).Port
-	_ = lis.Close()
-
-	data := filepath.Join(dir, "data")
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "flow", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
-	initdb.SysProcAttr, initdb.Dir = attr, dir
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("initdb: %w: %s", err, out)
-	}
-	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", dir,
-		"-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "deadlock_timeout=100ms")
-	server.SysProcAttr, server.Dir = attr, dir
-	if err := server.Start(); err != nil {
-		return nil, err
-	}
-	stop = func() {
-		_ = server.Process.Signal(syscall.SIGINT) // a fast shutdown
-		_ = server.Wait()
-		_ = os.RemoveAll(dir)
-	}
-	dsn := fmt.Sprintf("postgres://flow@127.0.0.1:%d/postgres?sslmode=disable", port)
-	db, err := sql.Open("pgx", dsn)
-	if err != nil {
-		stop()
-		return nil, err
-	}
-	defer func() { _ = db.Close() }()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if err = db.Ping(); err == nil {
-			postgresDSN = dsn
-			return stop, nil
-		}
-		if time.Now().After(deadline) {
-			stop()
-			return nil, fmt.Errorf("the server does not answer: %w", err)
-		}
-	}
 }
 
 // database is one that a test has to itself.
