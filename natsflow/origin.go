@@ -1,0 +1,34 @@
+package natsflow
+
+import (
+	"context"
+	"time"
+)
+
+// Origin is where a handler's message comes from.
+//
+// Seq grows along each key, over all workers and tries: an effect that stores it with the key, and does nothing where what
+// is stored is not lower, happens once and in order, whatever dies or wakes up. Epoch grows with each change of the
+// partition's holder, for stores that can only fence.
+type Origin struct {
+	Partition int
+	Seq       uint64 // of the topic's stream
+	Epoch     uint64
+	Session   string // of the upload that it came by, and
+	Number    uint64 // its number in that; "" and 0 for a message that was stored without a session
+	Stored    time.Time
+	// Replayed says that a worker that died may have run the message already, perhaps to its end.
+	Replayed bool
+}
+
+type originKey struct{}
+
+// FromContext returns the origin of the message whose handler, or OnFailure, was given ctx. It returns false for a context
+// that is of no worker's.
+func FromContext(ctx context.Context) (Origin, bool) {
+	o, ok := ctx.Value(originKey{}).(*Origin)
+	if !ok {
+		return Origin{}, false
+	}
+	return *o, true
+}

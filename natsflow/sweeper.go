@@ -1,0 +1,78 @@
+package natsflow
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	sweepEvery = 10 * time.Second
+	sweepLimit = 5 * time.Second // how long the servers may take to purge one partition
+)
+
+// sweeper purges what is settled, where Topic.MaxAge does not do it. What it purges is in the record of a partition, so it
+// is right whoever holds that by then. It is safe for concurrent use.
+type sweeper struct {
+	js    jetstream.JetStream
+	topic Topic
+
+	mu    sync.Mutex
+	dirty map[int]uint64 // frontiers that have moved since the last sweep
+}
+
+func newSweeper(js jetstream.JetStream, t Topic) *sweeper {
+	return &sweeper{js: js, topic: t, dirty: map[int]uint64{}}
+}
+
+// committed notes what a partition's record says.
+func (s *sweeper) committed(partition int, frontier uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirty[partition] = frontier
+}
+
+// run sweeps until ctx ends.
+func (s *sweeper) run(ctx context.Context) {
+	if s.topic.MaxAge > 0 {
+		return
+	}
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.sweep(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep purges all partitions whose frontiers have moved. What fails is left to the next sweep that has something to do.
+func (s *sweeper) sweep(ctx context.Context) {
+	s.mu.Lock()
+	dirty := maps.Clone(s.dirty)
+	clear(s.dirty)
+	s.mu.Unlock()
+	for partition, frontier := range dirty {
+		if s.purge(ctx, partition, frontier) != nil {
+			s.mu.Lock()
+			s.dirty[partition] = max(s.dirty[partition], frontier)
+			s.mu.Unlock()
+		}
+	}
+}
+
+func (s *sweeper) purge(ctx context.Context, partition int, frontier uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, sweepLimit)
+	defer cancel()
+	stream, err := s.js.Stream(ctx, s.topic.Name)
+	if err != nil {
+		return err
+	}
+	return stream.Purge(ctx, jetstream.WithPurgeSubject(s.topic.subject(partition)), jetstream.WithPurgeSequence(frontier+1))
+}
