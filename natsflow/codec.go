@@ -3,7 +3,6 @@ package natsflow
 import (
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net/url"
 	"strconv"
 	"strings"
@@ -62,9 +61,10 @@ func (c Codec[T]) message(t Topic, id messageID, v T) (*nats.Msg, error) {
 		return nil, fmt.Errorf("natsflow: marshal: %w", err)
 	}
 	key := c.Key(v)
+	values := [...]string{id.String(), url.PathEscape(key)}
 	return &nats.Msg{
 		Subject: t.subject(partitionOf(key, t.Partitions)),
-		Header:  nats.Header{headerID: {id.String()}, headerKey: {url.PathEscape(key)}},
+		Header:  nats.Header{headerID: values[:1:1], headerKey: values[1:]},
 		Data:    data,
 	}, nil
 }
@@ -112,9 +112,12 @@ const hashName = "fnv1a64-fmix64"
 // partitionOf is the partition of a key. FNV-1a alone leaves the low bits of the last bytes nearly as they are, so that
 // with a power of two as n some keys would meet more often: hence the finalizer.
 func partitionOf(key string, n int) int {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(key))
-	x := h.Sum64()
+	const offset, prime = 14695981039346656037, 1099511628211
+	x := uint64(offset)
+	for i := range len(key) {
+		x ^= uint64(key[i])
+		x *= prime
+	}
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd
 	x ^= x >> 33

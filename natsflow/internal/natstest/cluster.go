@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -143,8 +144,37 @@ func (c *Cluster) Kill(node int) { <-c.signal(node, syscall.SIGKILL).done }
 // Terminate asks a server to leave in order, and waits until it has.
 func (c *Cluster) Terminate(node int) { <-c.signal(node, syscall.SIGTERM).done }
 
-// Stop freezes a server, until Continue.
-func (c *Cluster) Stop(node int) { c.signal(node, syscall.SIGSTOP) }
+// Stop freezes a server, until Continue, and waits until none of its threads runs.
+func (c *Cluster) Stop(node int) {
+	p := c.signal(node, syscall.SIGSTOP)
+	for {
+		select {
+		case <-p.done:
+			return
+		default:
+		}
+		if isStopped(p.cmd.Process.Pid) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// isStopped reports whether a process is stopped, all of it. Where that can't be seen, it is taken for granted.
+func isStopped(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return true
+	}
+	for _, file := range threads {
+		data, err := os.ReadFile(file)
+		_, state, ok := strings.Cut(string(data), ") ")
+		if err == nil && ok && !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
+}
 
 // Continue wakes a server that Stop has frozen.
 func (c *Cluster) Continue(node int) { c.signal(node, syscall.SIGCONT) }

@@ -112,9 +112,9 @@ func Embedded(t testing.TB) string {
 
 // Connect connects to the servers, comes back to them whenever it can, and waits until JetStream answers. The connection is
 // closed with the test.
-func Connect(t testing.TB, urls string) jetstream.JetStream {
+func Connect(t testing.TB, urls string, more ...nats.Option) jetstream.JetStream {
 	t.Helper()
-	js, err := Dial(urls)
+	js, err := Dial(urls, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,9 +123,11 @@ func Connect(t testing.TB, urls string) jetstream.JetStream {
 }
 
 // Dial is Connect without a test.
-func Dial(urls string) (jetstream.JetStream, error) {
-	nc, err := nats.Connect(urls, nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond))
+func Dial(urls string, more ...nats.Option) (jetstream.JetStream, error) {
+	nc, err := nats.Connect(urls, append([]nats.Option{
+		nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(100 * time.Millisecond), nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond),
+	}, more...)...)
 	if err != nil {
 		return nil, err
 	}

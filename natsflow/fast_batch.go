@@ -1,0 +1,158 @@
+package natsflow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// fastBatch stores a list of messages by a fast batch of JetStream (ADR-50): messages go out without waiting for those
+// before, and the server takes each only if it has taken the one before it. So what is stored of the list is always a
+// prefix of it, whichever server dies or loses its leadership meanwhile. Messages that are published one by one, and again
+// when they fail, are reordered by every change of leaders.
+//
+// It speaks the protocol itself. The publisher of orbit's jetstreamext waits for its whole timeout when the first message of
+// a batch is refused, as all are that meet a full stream; it does not heed contexts; and it subscribes for each batch.
+type fastBatch struct {
+	// Under the publisher's lock.
+	acked   int   // so many are said to be stored
+	flow    int   // after so many messages the server answers
+	over    bool  // the server has told the outcome
+	failure error // why it takes no more
+}
+
+const (
+	// fastFlow is after how many messages of a batch the server is to tell how far it is. It asks for less when many batches
+	// are open at once.
+	fastFlow = 100
+	// fastWindow is how many messages may be unanswered, over all batches of a publisher that are open: a batch has its share
+	// of that, or twice what the server asks for if that is more. The server begins with one message a batch when there are
+	// several, and its queue has room for 10,000.
+	fastWindow = 512
+)
+
+// The operations of a fast batch, in the subject of its answers.
+const (
+	fastStart  = "0"
+	fastAppend = "1"
+	fastCommit = "2" // with the last message
+	fastPing   = "4"
+)
+
+var (
+	errGap = errors.New("a message was lost on its way to the stream's leader")
+	errCut = errors.New("the stream's leader has ended the batch early")
+)
+
+// store stores messages in order, and returns how many of them the server says are stored: always a prefix. err is nil if
+// and only if all are. Those that it doesn't say are stored may be all the same. It returns early when ctx ends.
+//
+// Of a message that was sent before, the server says that it is stored although it may be on its way only: see probe.
+func (p *publisher) store(ctx context.Context, list []*nats.Msg) (stored int, err error) {
+	b := &fastBatch{flow: fastFlow}
+	e, err := p.begin(func(_ string, m *nats.Msg) { b.take(m) })
+	if err != nil {
+		return 0, err
+	}
+	defer p.end(e)
+	first := list[0].Subject // where pings go too
+	ask := func(m *nats.Msg, number int, operation string) error {
+		// flow, what happens at a gap, the number in the batch, the operation
+		return p.ask(e, strconv.Itoa(fastFlow)+".fail."+strconv.Itoa(number)+"."+operation+".$FI", m)
+	}
+	patience := time.NewTimer(p.patience)
+	defer patience.Stop()
+	ping := time.NewTicker(p.patience / 4)
+	defer ping.Stop()
+	for sent := 0; ; {
+		p.mu.Lock()
+		state, share := *b, fastWindow/len(p.exchanges)
+		p.mu.Unlock()
+		if state.acked > stored {
+			stored = min(state.acked, len(list))
+			patience.Reset(p.patience)
+		}
+		switch {
+		case stored == len(list):
+			return stored, nil
+		case state.over && state.failure == nil:
+			return stored, errCut
+		case state.over:
+			return stored, state.failure
+		}
+		for ; sent < len(list) && sent-stored < max(2*state.flow, share); sent++ {
+			if err := ask(list[sent], sent+1, operationOf(sent, len(list))); err != nil {
+				return stored, err
+			}
+		}
+		select {
+		case <-e.changed:
+		case <-ping.C: // answers are lost with a connection
+			if err := ask(nats.NewMsg(first), sent, fastPing); err != nil {
+				return stored, err
+			}
+		case <-patience.C:
+			if state.failure != nil {
+				return stored, state.failure
+			}
+			return stored, errNoProgress
+		case <-ctx.Done():
+			return stored, context.Cause(ctx)
+		}
+	}
+}
+
+// operationOf is that of the i-th message of n.
+func operationOf(i, n int) string {
+	switch i {
+	case n - 1:
+		return fastCommit
+	case 0:
+		return fastStart
+	}
+	return fastAppend
+}
+
+// fastAnswer is what the server says of a batch: "ack", how far it is; "gap" and "err", that it takes no more; or, without
+// a type, how it has ended.
+type fastAnswer struct {
+	Type     string              `json:"type"`
+	Sequence int                 `json:"seq"` // ack: of the last message that is stored
+	Messages int                 `json:"msgs"`
+	Error    *jetstream.APIError `json:"error"`
+	Count    int                 `json:"count"` // at the end: how many are stored
+}
+
+// take takes an answer.
+func (b *fastBatch) take(m *nats.Msg) {
+	if nobodyAnswers(m) {
+		b.over, b.failure = true, nats.ErrNoResponders
+		return
+	}
+	var a fastAnswer
+	if err := json.Unmarshal(m.Data, &a); err != nil {
+		b.over, b.failure = true, fmt.Errorf("malformed answer %.100q: %w", m.Data, err)
+		return
+	}
+	if a.Error != nil && b.failure == nil {
+		b.failure = a.Error
+	}
+	switch a.Type {
+	case "ack":
+		b.acked, b.flow = max(b.acked, a.Sequence), max(a.Messages, 1)
+	case "gap":
+		if b.failure == nil {
+			b.failure = errGap
+		}
+	case "err":
+	default:
+		b.over = true
+		b.acked = max(b.acked, a.Count)
+	}
+}

@@ -1,0 +1,230 @@
+package natsflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"example.com/flow"
+	"example.com/flow/natsflow/internal/natstest"
+	"google.golang.org/grpc/codes"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+)
+
+func TestNewGatewayRefusesWhatCantBe(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	good := Topic{Name: "uploads", Replicas: 1}
+	if _, err := NewGateway(js, Topic{}, Proto(keyOf)); err == nil || !strings.Contains(err.Error(), "Topic.Name") {
+		t.Error(err)
+	}
+	if _, err := NewGateway(nil, good, Proto(keyOf)); err == nil || !strings.Contains(err.Error(), "js must not be nil") {
+		t.Error(err)
+	}
+	if _, err := NewGateway(js, good, Codec[*request]{}); !errors.Is(err, errIncompleteCodec) {
+		t.Error(err)
+	}
+}
+
+func TestGatewayStoresAnUploadOnceInOrder(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.Partitions = 8 })
+	f := newFlow(t, newGateway(t, js, topic), nil)
+	if s, err := run(f, "s", 1, requests("u", 1, 20)...); err != nil || s.Committed != 20 {
+		t.Fatal(s, err)
+	}
+	// A client that doesn't know what is settled sends all of it again, and more, to another gateway.
+	f = newFlow(t, newGateway(t, js, topic), nil)
+	if s, err := run(f, "s", 1, requests("u", 1, 30)...); err != nil || s.Committed != 30 || s.Duplicates != 20 {
+		t.Fatal(s, err)
+	}
+	list := storedMessages(t, js, topic.Name)
+	// Messages are read in the order of the stream, over all partitions: the order in which they were stored.
+	wantUploads(t, list, map[string]int{"u": 30})
+	for _, m := range list {
+		key, _ := storedKey(m.Headers())
+		if want := topic.subject(partitionOf(key, 8)); m.Subject() != want {
+			t.Errorf("key %s is in %s, not in %s", key, m.Subject(), want)
+		}
+		if id, _ := storedID(m.Headers()); id.session != "/s" {
+			t.Errorf("session %q", id.session)
+		}
+	}
+}
+
+// The session says nothing (its state was lost): then the ids do.
+func TestForgottenSessionIsStoredOnceWithinDedupe(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	if _, err := run(newFlow(t, gw, nil), "s", 1, requests("u", 1, 20)...); err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(t.Context(), topic.sessionsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kv.Purge(t.Context(), sessionKey(flow.SessionID{Name: "s"})); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := run(newFlow(t, newGateway(t, js, topic), nil), "s", 1, requests("u", 1, 30)...); err != nil || s.Duplicates != 0 {
+		t.Fatal(s, err)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 30})
+}
+
+// After Dedupe the ids say nothing: then the session does.
+func TestUploadResumedAfterDedupeIsStoredOnce(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.Dedupe = 400 * time.Millisecond })
+	if _, err := run(newFlow(t, newGateway(t, js, topic), nil), "s", 1, requests("u", 1, 20)...); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * topic.Dedupe)
+	if s, err := run(newFlow(t, newGateway(t, js, topic), nil), "s", 1, requests("u", 1, 30)...); err != nil || s.Duplicates != 20 {
+		t.Fatal(s, err)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 30})
+}
+
+func TestMessagesWithoutASessionAreStoredOnceByTheirStream(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	var calls int
+	f, err := flow.NewBatch(func(ctx context.Context, batch []flow.Message[*request], errs []error) error {
+		err := gw.Store(ctx, batch, errs)
+		if calls++; calls <= 2 {
+			return errors.New("the answer was lost")
+		}
+		return err
+	}, nil, flow.Options{
+		Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: 8},
+		Retry: flow.RetryOptions{MaxAttempts: 3, Backoff: time.Millisecond},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if s, err := run(f, "", 0, requests("u", 1, 20)...); err != nil || s.Committed != 20 {
+			t.Fatal(s, err)
+		}
+	}
+	list := storedMessages(t, js, topic.Name)
+	if len(list) != 40 {
+		t.Fatalf("%d are stored", len(list))
+	}
+	wantUploads(t, list[:20], map[string]int{"u": 20})
+	wantUploads(t, list[20:], map[string]int{"u": 20})
+	a, _ := storedID(list[0].Headers())
+	b, _ := storedID(list[20].Headers())
+	if a.isSession() || b.isSession() || a.session == b.session {
+		t.Errorf("ids %v and %v", a, b)
+	}
+	kept := func() int {
+		gw.strangers.mu.Lock()
+		defer gw.strangers.mu.Unlock()
+		return len(gw.names)
+	}
+	for deadline := time.Now().Add(10 * time.Second); kept() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d names of streams that have ended are kept", kept())
+		}
+	}
+}
+
+func TestStoreWithoutTheTopicIsUnavailable(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	topic := Topic{Name: "uploads", Partitions: 4, Replicas: 1}
+	f := newFlow(t, newGateway(t, js, topic), func(o *flow.Options) { o.Sessions = nil })
+	if _, err := run(f, "", 0, requests("u", 1, 3)...); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "stream not found") {
+		t.Error(err)
+	}
+	if err := Ensure(t.Context(), js, topic); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(f, "", 0, requests("u", 1, 3)...); err != nil {
+		t.Error(err)
+	}
+	topic.Partitions = 8
+	f = newFlow(t, newGateway(t, js, topic), func(o *flow.Options) { o.Sessions = nil })
+	if _, err := run(f, "", 0, requests("u", 1, 3)...); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "Topic.Partitions is 8, but") {
+		t.Error(err)
+	}
+}
+
+func TestFullStreamIsResourceExhaustedWithRetryInfo(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.MaxBytes = 4 << 10 })
+	f := newFlow(t, newGateway(t, js, topic), nil)
+	s, err := run(f, "s", 1, requests("u", 1, 100)...)
+	if delay, again := flow.RetryAfter(err); status.Code(err) != codes.ResourceExhausted || !again || delay != fullRetry {
+		t.Errorf("%v: again %v, after %v", err, again, delay)
+	}
+	if s.Committed == 0 || s.Committed >= 100 {
+		t.Errorf("%+v", s)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": int(s.Committed)})
+	// Workers have purged what they have settled.
+	stream, err := js.Stream(t.Context(), topic.Name)
+	if err == nil {
+		err = stream.Purge(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := run(f, "s", int(s.Committed)+1, requests("u", int(s.Committed)+1, int(s.Committed)+5)...); err != nil || again.Committed != s.Committed+5 {
+		t.Error(again, err)
+	}
+}
+
+// One client's message that no server takes, or that can't be marshalled, ends its own stream, behind what was before it.
+func TestUnfitMessageEndsItsOwnStreamOnly(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	for i, unfit := range []*request{
+		requestOf(strings.Repeat("x", int(js.Conn().MaxPayload())), 1), // the key alone is too large for a header
+		{ExpectCompressed: &testpb.BoolValue{Value: true}},             // what Marshal does not like
+	} {
+		gw := newGateway(t, js, topic)
+		marshal := gw.codec.Marshal
+		gw.codec.Marshal = func(r *request) ([]byte, error) {
+			if r.GetExpectCompressed().GetValue() {
+				return nil, errors.New("no")
+			}
+			return marshal(r)
+		}
+		var block sync.WaitGroup
+		block.Add(1)
+		f, err := flow.NewBatch(func(ctx context.Context, batch []flow.Message[*request], errs []error) error {
+			block.Wait() // until all is received: so one call has messages of both streams
+			return gw.Store(ctx, batch, errs)
+		}, nil, flow.Options{Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: 64}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var streams sync.WaitGroup
+		streams.Go(func() {
+			list := append(requests(fmt.Sprintf("bad%d", i), 1, 3), unfit)
+			s, err := run(f, "", 0, append(list, requests(fmt.Sprintf("bad%d", i), 4, 6)...)...)
+			if status.Code(err) != codes.InvalidArgument || s.Committed != 3 {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+		streams.Go(func() {
+			if s, err := run(f, "", 0, requests(fmt.Sprintf("good%d", i), 1, 10)...); err != nil {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+		for f.Stats().InFlight+f.Stats().Waiting < 17 {
+			time.Sleep(time.Millisecond)
+		}
+		block.Done()
+		streams.Wait()
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"bad0": 3, "good0": 10, "bad1": 3, "good1": 10})
+}
