@@ -24,9 +24,9 @@ test-short: ## the same without those that take long
 test-race: ## all tests of all modules, shuffled, under the race detector
 	$(call each,go test -race -shuffle=on ./...)
 
-test-32bit: ## all modules compile for 386, and the root package's tests run
+test-32bit: ## all modules compile for 386, and the library's tests run
 	$(call each,CGO_ENABLED=0 GOARCH=386 go vet ./...)
-	@if [ "$$(go env GOHOSTARCH)" = amd64 ]; then CGO_ENABLED=0 GOARCH=386 go test -short .; else echo "no amd64: not run"; fi
+	@if [ "$$(go env GOHOSTARCH)" = amd64 ]; then CGO_ENABLED=0 GOARCH=386 go test -short . ./internal/...; else echo "no amd64: not run"; fi
 
 # go.mod asks for the oldest gRPC that works, so that is what every test of the root module runs with. The newest is what
 # the nested modules have.
@@ -39,24 +39,24 @@ test-newest: ## the root module's tests with the newest gRPC, that of examples/g
 
 .PHONY: model schedules stress kill leaks alloc mutants fuzz
 model: ## 10,000 scripts of the model, and 1,000 mixtures
-	go test -run Model -rapid.checks=10000 .
-	go test -run Mix -rapid.checks=1000 .
+	go test -run Model -rapid.checks=10000 ./internal/modeltest
+	go test -run Mix -rapid.checks=1000 ./internal/modeltest
 
 fuzz: ## the model as a fuzz target, until Ctrl-C
-	go test -run '^$$' -fuzz FuzzModel -fuzzminimizetime 1x .
+	go test -run '^$$' -fuzz FuzzModel -fuzzminimizetime 1x ./internal/modeltest
 
 schedules: ## tests of order, retry and shutdown at 1, 2 and 8 processors, 10 times
-	go test -race -shuffle=on -count=10 -cpu=1,2,8 -run 'Order|FIFO|Key|Lane|Turn|Scope|Shutdown|Close|Drain|Retry|Retries|Attempt' -skip 'IdleKeys' .
+	go test -race -shuffle=on -count=10 -cpu=1,2,8 -run 'Order|FIFO|Key|Lane|Turn|Scope|Shutdown|Close|Drain|Retry|Retries|Attempt' -skip 'IdleKeys' . ./internal/...
 
 stress: ## random streams in real time; FLOW_STRESS=1m for longer
-	FLOW_STRESS=$${FLOW_STRESS:-5s} go test -race -cpu=1,2,8 -run Stress .
+	FLOW_STRESS=$${FLOW_STRESS:-5s} go test -race -cpu=1,2,8 -run Stress . ./internal/batchtest
 
 kill: ## uploads while servers and clients are killed and connections are cut; FLOW_KILL=2m for the README's record
 	cd soak && go run ./kill -for $${FLOW_KILL:-30s}
 
 leaks: ## goroutines that nothing can wake, by an experiment of Go's
 	@if GOEXPERIMENT=goroutineleakprofile go version >/dev/null 2>&1; then \
-		GOEXPERIMENT=goroutineleakprofile FLOW_STRESS=2s go test -run Stress .; \
+		GOEXPERIMENT=goroutineleakprofile FLOW_STRESS=2s go test -run Stress . ./internal/batchtest; \
 	else echo "this Go has no such experiment: not checked"; fi
 
 alloc: ## allocations a message

@@ -7,14 +7,15 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"example.com/flow"
+	"example.com/flow/internal/testkit"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"example.com/flow"
 )
 
 var errSecret = errors.New("secret")
@@ -110,7 +111,7 @@ func (c crashSite) make(t *testing.T, how func()) (f *flow.Flow[string], armed *
 		}
 		if m.Key == "f" {
 			time.Sleep(time.Millisecond) // what is behind it has been received
-			return errHandler
+			return testkit.ErrHandler
 		}
 		time.Sleep(time.Second)
 		return nil
@@ -118,7 +119,7 @@ func (c crashSite) make(t *testing.T, how func()) (f *flow.Flow[string], armed *
 		if c.key != nil {
 			c.key(crash)
 		}
-		return keyOf(v)
+		return testkit.KeyOf(v)
 	}, o)
 	if err != nil {
 		t.Fatal(err)
@@ -136,16 +137,16 @@ func TestCrashOfAnyOfTheCallersFunctionsIsFailureInternalAndWedgesNothing(t *tes
 
 // crash has the site crash, and checks what comes of it.
 func (c crashSite) crash(t *testing.T, how string, crash func()) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		f, armed := c.make(t, crash)
 		armed.Store(true)
-		sum, err := f.Run(t.Context(), given(c.values...))
-		conserved(t, sum)
+		sum, err := f.Run(t.Context(), testkit.Given(c.values...))
+		testkit.CheckConserved(t, sum)
 		kind := flow.FailureInternal
 		if c.kind != 0 {
 			kind = c.kind
 		}
-		failureOf(t, err, kind)
+		testkit.FailureOf(t, err, kind)
 		if armed.Load() {
 			t.Fatal("the test is wrong: nothing has crashed")
 		}
@@ -162,7 +163,7 @@ func (c crashSite) crash(t *testing.T, how string, crash func()) {
 			}
 		}
 		// Slot, key and stream came back.
-		sum, err = f.Run(t.Context(), given("a1", "a2"))
+		sum, err = f.Run(t.Context(), testkit.Given("a1", "a2"))
 		if err != nil || sum.Succeeded+sum.Rejected != 2 {
 			t.Errorf("then: Run() = %+v, %v", sum, err)
 		}
@@ -176,9 +177,9 @@ func (c crashSite) crash(t *testing.T, how string, crash func()) {
 func TestCrashOfRecvIsABrokenSource(t *testing.T) {
 	for how, crash := range crashes {
 		t.Run(how, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				f := mustNew(t, newStage().handle, flow.Options{Backpressure: flow.BackpressureOptions{Capacity: 1}})
-				recv, n := given("a1", "a2"), 0
+			synctest.Test(t, func(t *testing.T) {
+				f := testkit.New(t, testkit.NewManualHandler().Handle, flow.Options{Backpressure: flow.BackpressureOptions{Capacity: 1}})
+				recv, n := testkit.Given("a1", "a2"), 0
 				sum, err := f.Run(t.Context(), func() (string, error) {
 					if n++; n > 2 {
 						time.Sleep(time.Second) // a1 runs
@@ -186,13 +187,13 @@ func TestCrashOfRecvIsABrokenSource(t *testing.T) {
 					}
 					return recv()
 				})
-				if fault := failureOf(t, err, flow.FailureInternal); fault.Seq != 0 || status.Code(err) != codes.Internal {
+				if fault := testkit.FailureOf(t, err, flow.FailureInternal); fault.Seq != 0 || status.Code(err) != codes.Internal {
 					t.Errorf("failure is %+v", fault)
 				}
 				if sum.Failed != 1 || sum.Dropped != 1 || n != 3 {
 					t.Errorf("summary is %+v after %d calls of recv", sum, n)
 				}
-				conserved(t, sum)
+				testkit.CheckConserved(t, sum)
 			})
 		})
 	}
@@ -200,13 +201,13 @@ func TestCrashOfRecvIsABrokenSource(t *testing.T) {
 
 func TestObserverThatCrashesAtAStreamsEndOrAShutdownIsForgiven(t *testing.T) {
 	for how, crash := range crashes {
-		bubble(t, func(t *testing.T) {
-			f := mustNew(t, succeed, flow.Options{Observer: func(_ context.Context, e flow.Event) {
+		synctest.Test(t, func(t *testing.T) {
+			f := testkit.New(t, testkit.Succeed, flow.Options{Observer: func(_ context.Context, e flow.Event) {
 				if e.Kind == flow.EventStreamEnd || e.Kind == flow.EventShutdown {
 					crash()
 				}
 			}})
-			if sum, err := f.Run(t.Context(), given("a1")); err != nil || sum.Succeeded != 1 {
+			if sum, err := f.Run(t.Context(), testkit.Given("a1")); err != nil || sum.Succeeded != 1 {
 				t.Errorf("%s: Run() = %+v, %v", how, sum, err)
 			}
 			if err := f.Shutdown(t.Context()); err != nil {
@@ -217,24 +218,24 @@ func TestObserverThatCrashesAtAStreamsEndOrAShutdownIsForgiven(t *testing.T) {
 }
 
 func TestHandlerDoesNotRunAfterACrashAtItsEventAttempt(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := newStage()
-		f := mustNew(t, s.handle, flow.Options{Observer: func(_ context.Context, e flow.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testkit.NewManualHandler()
+		f := testkit.New(t, s.Handle, flow.Options{Observer: func(_ context.Context, e flow.Event) {
 			if e.Kind == flow.EventAttempt {
 				panic("secret")
 			}
 		}})
-		_, err := f.Run(t.Context(), given("a1"))
-		if fault := failureOf(t, err, flow.FailureInternal); fault.Attempts != 0 || fault.Seq != 1 || s.history() != "" {
-			t.Errorf("failure is %+v; started %q", fault, s.history())
+		_, err := f.Run(t.Context(), testkit.Given("a1"))
+		if fault := testkit.FailureOf(t, err, flow.FailureInternal); fault.Attempts != 0 || fault.Seq != 1 || s.History() != "" {
+			t.Errorf("failure is %+v; started %q", fault, s.History())
 		}
 	})
 }
 
 func TestPanickingKeyFunctionIsAFailedMessageWithNoAttempts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		j := &judge{action: flow.SkipMessage}
-		f, err := flow.New(succeed, func(v string) string {
+		f, err := flow.New(testkit.Succeed, func(v string) string {
 			if v == "bad" {
 				panic("secret")
 			}
@@ -243,8 +244,8 @@ func TestPanickingKeyFunctionIsAFailedMessageWithNoAttempts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sum, err := f.Run(t.Context(), given("bad", "a1"))
-		if fault := failureOf(t, err, flow.FailureInternal); fault.Seq != 1 || fault.Attempts != 0 || fault.Key != "" {
+		sum, err := f.Run(t.Context(), testkit.Given("bad", "a1"))
+		if fault := testkit.FailureOf(t, err, flow.FailureInternal); fault.Seq != 1 || fault.Attempts != 0 || fault.Key != "" {
 			t.Errorf("failure is %+v", fault)
 		}
 		wantHeard(t, j, "bad:Internal")
@@ -256,17 +257,17 @@ func TestPanickingKeyFunctionIsAFailedMessageWithNoAttempts(t *testing.T) {
 
 func TestOnFailuresOwnPanicIsNotReportedToItAgain(t *testing.T) {
 	for how, crash := range crashes {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			var calls atomic.Int32
-			f := mustNew(t, func(context.Context, flow.Message[string]) error { return errHandler }, flow.Options{
+			f := testkit.New(t, func(context.Context, flow.Message[string]) error { return testkit.ErrHandler }, flow.Options{
 				OnFailure: func(context.Context, *flow.Failure) flow.FailureAction {
 					calls.Add(1)
 					crash()
 					return flow.SkipMessage
 				},
 			})
-			sum, err := f.Run(t.Context(), given("a1"))
-			failureOf(t, err, flow.FailureInternal)
+			sum, err := f.Run(t.Context(), testkit.Given("a1"))
+			testkit.FailureOf(t, err, flow.FailureInternal)
 			if calls.Load() != 1 || sum.Failed != 1 || sum.Committed != 0 {
 				t.Errorf("%s: %d calls; %+v, want one call and nothing settled", how, calls.Load(), sum)
 			}
@@ -275,10 +276,10 @@ func TestOnFailuresOwnPanicIsNotReportedToItAgain(t *testing.T) {
 }
 
 func TestEverythingMayExitItsGoroutineAndRunReturns(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		for _, policy := range []flow.BackpressurePolicy{flow.BackpressureQueue, flow.BackpressureHardReject} {
-			f := mustNew(t, func(context.Context, flow.Message[string]) error { runtime.Goexit(); return nil }, flow.Options{
-				Ordering: keyed, Backpressure: flow.BackpressureOptions{Capacity: 1, Policy: policy},
+			f := testkit.New(t, func(context.Context, flow.Message[string]) error { runtime.Goexit(); return nil }, flow.Options{
+				Ordering: testkit.Keyed, Backpressure: flow.BackpressureOptions{Capacity: 1, Policy: policy},
 				OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { runtime.Goexit(); return 0 },
 				Observer: func(_ context.Context, e flow.Event) {
 					if e.Kind != flow.EventStreamStart && e.Kind != flow.EventAttempt {
@@ -286,9 +287,9 @@ func TestEverythingMayExitItsGoroutineAndRunReturns(t *testing.T) {
 					}
 				},
 			})
-			sum, err := f.Run(t.Context(), given("a1", "b1", "a2"))
-			failureOf(t, err, flow.FailureInternal)
-			conserved(t, sum)
+			sum, err := f.Run(t.Context(), testkit.Given("a1", "b1", "a2"))
+			testkit.FailureOf(t, err, flow.FailureInternal)
+			testkit.CheckConserved(t, sum)
 			_ = f.Close()
 		}
 	})
@@ -302,46 +303,50 @@ func (b brittleTransport) may(what string) {
 		panic("secret")
 	}
 }
-func (b brittleTransport) Method() string              { b.may("Method"); return "/service/Method" }
+
+func (b brittleTransport) Method() string { b.may("Method"); return "/service/Method" }
+
 func (b brittleTransport) SetHeader(metadata.MD) error { return nil }
+
 func (b brittleTransport) SendHeader(metadata.MD) error {
 	b.may("SendHeader")
 	return nil
 }
+
 func (b brittleTransport) SetTrailer(metadata.MD) error { b.may("SetTrailer"); return nil }
 
 func TestCrashOfATransportStreamEndsItsStreamAndWedgesNothing(t *testing.T) {
 	for _, what := range []string{"Method", "SendHeader", "SetTrailer"} {
 		for observed, observer := range map[string]flow.Observer{"": nil, ", observed": logging} {
 			t.Run(what+observed, func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					s := newStage()
-					f := mustNew(t, s.handle, flow.Options{Observer: observer})
+				synctest.Test(t, func(t *testing.T) {
+					s := testkit.NewManualHandler()
+					f := testkit.New(t, s.Handle, flow.Options{Observer: observer})
 					ctx := grpc.NewContextWithServerTransportStream(t.Context(), brittleTransport{what})
-					run := begin(t, func(_ context.Context, recv func() (string, error)) (flow.Summary, error) {
+					run := testkit.StartFunc(t, func(_ context.Context, recv func() (string, error)) (flow.Summary, error) {
 						return f.Run(ctx, recv)
 					}, "a1", "a2")
 					if snap := f.Snapshot(1); len(snap.Streams) > 1 {
 						t.Errorf("snapshot %+v", snap)
 					}
-					s.finishAll(t)
+					s.FinishAll(t)
 					run.End()
-					sum, err := run.result(t)
+					sum, err := run.Result(t)
 					switch what {
 					case "Method":
 						if err != nil || sum.Succeeded != 2 {
 							t.Errorf("Run() = %+v, %v", sum, err)
 						}
 					case "SendHeader":
-						if f := failureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Dropped != sum.Received || s.history() != "" {
+						if f := testkit.FailureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Dropped != sum.Received || s.History() != "" {
 							t.Errorf("Run() = %+v, %+v, want the stream's failure before anything ran", sum, *f)
 						}
 					case "SetTrailer":
-						if f := failureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Succeeded != 2 {
+						if f := testkit.FailureOf(t, err, flow.FailureInternal); f.Seq != 0 || sum.Succeeded != 2 {
 							t.Errorf("Run() = %+v, %+v, want the stream's failure after all had run", sum, *f)
 						}
 					}
-					conserved(t, sum)
+					testkit.CheckConserved(t, sum)
 					if st := f.Stats(); st.Streams != 0 {
 						t.Errorf("left behind: %+v", st)
 					}

@@ -2,9 +2,12 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -427,4 +430,705 @@ func TestReceiverSharesShardsOutEvenlyAndEndsThemWithTheirLastStream(t *testing.
 			t.Errorf("%v streams a shard are left", got)
 		}
 	})
+}
+
+const (
+	quickTime = stillTime / 100
+	slowTime  = time.Millisecond
+)
+
+// grown returns a pace whose runs have the length, as they come to have it.
+func grown(t *testing.T, length int32) pace {
+	t.Helper()
+	p := newPace()
+	for range 10 * maxRun {
+		if p.length == length {
+			return p
+		}
+		p.observe(p.length, quickTime*time.Duration(p.length), 1, false, true)
+	}
+	t.Fatalf("runs of %d messages never come; they have %d", length, p.length)
+	return p
+}
+
+func TestPaceBeginsWithRunsOfOneMessage(t *testing.T) {
+	p := newPace()
+	for range quickRuns {
+		if p.length != 1 {
+			t.Fatalf("runs have %d messages before %d were quick", p.length, quickRuns)
+		}
+		p.observe(1, 0, 1, false, true)
+	}
+	p.observe(1, 0, 1, false, true)
+	if p.length != 2 {
+		t.Errorf("runs have %d messages after %d that were quick", p.length, quickRuns+1)
+	}
+}
+
+func TestPaceGrowsWhileRunsAreQuick(t *testing.T) {
+	p := grown(t, 2)
+	for want := int32(4); want <= maxRun; want *= 2 {
+		p.observe(p.length, 0, 1, false, true)
+		if p.length != want {
+			t.Fatalf("runs have %d messages, want %d", p.length, want)
+		}
+	}
+	p.observe(p.length, 0, 1, false, true)
+	if p.length != maxRun {
+		t.Errorf("runs have %d messages, more than %d", p.length, maxRun)
+	}
+}
+
+func TestPaceLooksAtWhatARunTook(t *testing.T) {
+	for name, c := range map[string]struct {
+		n    int32
+		took time.Duration
+		more bool
+		want int32
+	}{
+		"quick":                               {16, runTime / 4, true, 32},
+		"half of the time":                    {16, runTime / 2, true, 32},
+		"more than half of the time":          {16, runTime/2 + 16, true, 16},
+		"all of the time":                     {16, runTime, true, 16},
+		"too long":                            {16, 2 * runTime, true, 8},
+		"quick, and nothing else waited":      {16, 0, false, 16},
+		"quick, and shorter than it may be":   {8, 0, true, 16},
+		"short, and too long for its length":  {4, runTime, true, 8},
+		"short, but its messages are in time": {4, runTime / 8, true, 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := grown(t, 16)
+			p.observe(c.n, c.took, 1, false, c.more)
+			if p.length != c.want {
+				t.Errorf("runs have %d messages, want %d", p.length, c.want)
+			}
+		})
+	}
+}
+
+func TestPaceNeverHasRunsOfLessThanOneMessage(t *testing.T) {
+	p := grown(t, 4)
+	for range 8 {
+		p.observe(2, time.Second, 1, false, true)
+	}
+	if p.length != 1 {
+		t.Errorf("runs have %d messages", p.length)
+	}
+}
+
+func TestPaceBeginsAnewAfterARunThatStoodStill(t *testing.T) {
+	p := grown(t, maxRun)
+	p.stoodStill(7)
+	if p.length != 1 || !p.isSlow(7) {
+		t.Fatalf("runs have %d messages, and its key is slow: %v", p.length, p.isSlow(7))
+	}
+	for range quickRuns {
+		p.observe(1, 0, 1, false, true)
+	}
+	if p.length != 1 {
+		t.Errorf("runs have %d messages before %d were quick again", p.length, quickRuns)
+	}
+}
+
+// Otherwise a stream of which now and then a message stands still would hold strangers up again and again.
+func TestPaceNeedsTwiceAsManyQuickRunsAfterEachThatStoodStill(t *testing.T) {
+	p := newPace()
+	for needed := int32(2 * quickRuns); needed <= 2*mostQuick; needed *= 2 {
+		p.stoodStill(7)
+		for range min(needed, mostQuick) {
+			p.observe(1, 0, 1, false, true)
+			if p.length != 1 {
+				t.Fatalf("runs have %d messages before %d were quick again", p.length, min(needed, mostQuick))
+			}
+		}
+		p.observe(1, 0, 1, false, true)
+		if p.length != 2 {
+			t.Fatalf("runs have %d messages after %d that were quick", p.length, min(needed, mostQuick)+1)
+		}
+	}
+	for p.length < maxRun {
+		p.observe(p.length, 0, 1, false, true)
+	}
+	p.stoodStill(7)
+	for range 2*quickRuns + 1 {
+		p.observe(1, 0, 1, false, true)
+	}
+	if p.length != 2 {
+		t.Errorf("runs have %d messages: what stood still long ago still counts", p.length)
+	}
+}
+
+func TestPaceASlowMessageInBetweenBeginsTheCountAnew(t *testing.T) {
+	p := newPace()
+	for range 3 * quickRuns {
+		for range quickRuns {
+			p.observe(1, 0, 1, false, true)
+		}
+		p.observe(1, slowTime, 2, false, true)
+	}
+	if p.length != 1 {
+		t.Errorf("runs have %d messages", p.length)
+	}
+}
+
+func TestPaceKnowsSlowKeysUntilTheyAreQuickAgain(t *testing.T) {
+	p := newPace()
+	if p.isSlow(5) {
+		t.Error("a key is slow from the start")
+	}
+	p.observe(1, slowTime, 5, false, true)
+	if !p.isSlow(5) || p.isSlow(6) || p.isSlow(5+slowKeys) {
+		t.Error("the key whose message was slow, and no other, is slow")
+	}
+	p.observe(1, stillTime, 5, true, true) // alone, and not quick
+	if !p.isSlow(5) {
+		t.Error("a message that was not quick makes its key quick")
+	}
+	p.observe(1, quickTime, 5, true, true)
+	if p.isSlow(5) {
+		t.Error("a quick message leaves its key slow")
+	}
+}
+
+func TestPaceMessagesWithoutOrderAreNeverOfASlowKey(t *testing.T) {
+	p := newPace()
+	p.observe(1, slowTime, 0, false, true)
+	if p.isSlow(0) {
+		t.Error("the hash 0 is no key")
+	}
+}
+
+func TestPaceARunOfASlowKeyDoesNotChangeTheLength(t *testing.T) {
+	p := grown(t, 8)
+	p.observe(1, time.Second, 5, true, true)
+	if p.length != 8 {
+		t.Errorf("runs have %d messages", p.length)
+	}
+}
+
+func TestPaceLetsOneOfTheLongestRunsBeOut(t *testing.T) {
+	long, shorter := grown(t, maxRun), grown(t, maxRun/2)
+	if n := long.most(4, false); n != 1 {
+		t.Errorf("%d of the longest runs may be out", n)
+	}
+	if n := shorter.most(4, false); n <= 4 {
+		t.Errorf("%d of shorter ones may be out on 4 processors", n)
+	}
+}
+
+func newSlots(o BackpressureOptions) *slots {
+	return &slots{p: NewPressureController(o)}
+}
+
+func wantSlots(t testing.TB, s *slots, spare, inUse int, held int64) {
+	t.Helper()
+	if got := s.p.inUse.Load(); s.spare != spare || s.inUse != inUse || got != held {
+		t.Errorf("%d spare, %d in use, %d held of all; want %d, %d, %d", s.spare, s.inUse, got, spare, inUse, held)
+	}
+}
+
+func TestSlotsWithoutACapacityAreEndless(t *testing.T) {
+	s := newSlots(BackpressureOptions{})
+	for range 100 {
+		if s.take(128) != 1 {
+			t.Fatal("there is none")
+		}
+	}
+	s.free(100)
+	wantSlots(t, s, 0, 0, 0)
+}
+
+func TestSlotsARunTakesOneHoweverLongItIs(t *testing.T) {
+	s := newSlots(BackpressureOptions{Capacity: 2})
+	if a, b, c := s.take(128), s.take(128), s.take(128); a != 1 || b != 1 || c != 0 {
+		t.Errorf("three runs got %d, %d and %d of 2", a, b, c)
+	}
+	wantSlots(t, s, 0, 2, 2)
+	s.free(1)
+	wantSlots(t, s, 1, 1, 2) // kept for the next run
+	if s.take(128) != 1 {
+		t.Error("what it kept is not there")
+	}
+	wantSlots(t, s, 0, 2, 2)
+	s.free(2)
+	s.trim(0)
+	wantSlots(t, s, 0, 0, 0)
+}
+
+func TestSlotsWhereMessagesMayBeRefusedARunTakesWhatItsMessagesHave(t *testing.T) {
+	s := newSlots(BackpressureOptions{Capacity: 3, Policy: BackpressureHardReject})
+	if s.take(4) != 0 {
+		t.Error("a run got a slot that no message has")
+	}
+	for range 3 {
+		if !s.reserve() {
+			t.Fatal("no slot for a message that is admitted")
+		}
+	}
+	if s.reserve() {
+		t.Error("a fourth of three")
+	}
+	if got := s.take(2); got != 2 {
+		t.Errorf("two messages got %d slots", got)
+	}
+	wantSlots(t, s, 1, 2, 3)
+	if got := s.take(2); got != 1 {
+		t.Errorf("the next two got %d of the one that is left", got)
+	}
+	s.free(3)
+	s.count(0) // nothing is ready: what is free is free for everybody
+	wantSlots(t, s, 0, 0, 0)
+}
+
+func TestSlotsCoverAsManyReadyMessagesAsThereAre(t *testing.T) {
+	s := newSlots(BackpressureOptions{Capacity: 3, QueueCapacity: 10})
+	s.cover(2)
+	wantSlots(t, s, 2, 0, 2)
+	s.cover(5)
+	wantSlots(t, s, 3, 0, 3)
+	plain := newSlots(BackpressureOptions{Capacity: 3})
+	plain.cover(2)
+	wantSlots(t, plain, 0, 0, 0)
+}
+
+func TestSlotsCountWhatWaitsForOneUpToQueueCapacity(t *testing.T) {
+	s := newSlots(BackpressureOptions{Capacity: 1, QueueCapacity: 2})
+	if !s.reserve() || s.reserve() || !s.queue() || !s.queue() || s.queue() {
+		t.Fatal("want one slot, and two places to wait")
+	}
+	want := func(short int, queued int64) {
+		t.Helper()
+		if got := s.p.queued.Load(); s.short != short || got != queued {
+			t.Errorf("%d lack a slot, %d of all; want %d, %d", s.short, got, short, queued)
+		}
+	}
+	want(2, 2)
+	s.count(3)
+	want(2, 2)
+	s.take(1)
+	s.count(2) // the other two
+	want(2, 2)
+	s.free(1)
+	s.count(2)
+	want(1, 1) // one of them has the slot
+	if !s.queue() {
+		t.Error("the place is not free again")
+	}
+	s.count(0)
+	want(0, 0)
+	wantSlots(t, s, 0, 0, 0)
+}
+
+func TestSlotsRetriesAreCountedBeyondQueueCapacity(t *testing.T) {
+	s := newSlots(BackpressureOptions{Capacity: 1, QueueCapacity: 1})
+	s.count(5) // accepted long ago
+	if s.short != 5 || s.p.queued.Load() != 5 {
+		t.Errorf("%d lack a slot, %d of all", s.short, s.p.queued.Load())
+	}
+	if s.queue() {
+		t.Error("one more is accepted")
+	}
+}
+
+func TestSlotsGoToWhoAskedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPressureController(BackpressureOptions{Capacity: 1})
+		s := &slots{p: p}
+		s.take(1)
+		var got Admission
+		go func() {
+			a, err := p.Acquire(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			got = a
+		}()
+		synctest.Wait()
+		s.free(1)
+		synctest.Wait()
+		if got.a == nil {
+			t.Fatal("who asked has no slot, though one is free")
+		}
+		wantSlots(t, s, 0, 0, 1)
+		if s.take(1) != 0 {
+			t.Error("it is there twice")
+		}
+		got.Release()
+		wantSlots(t, s, 0, 0, 0)
+	})
+}
+
+func TestSlotsAskOnceAndInTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPressureController(BackpressureOptions{Capacity: 1})
+		a, b := &slots{p: p}, &slots{p: p}
+		answers := make(chan error, 8)
+		entered := 0
+		ask := func(s *slots) { s.ask(func() { entered++ }, func(err error) { answers <- err }) }
+		a.take(1)
+		ask(a) // all slots are its own anyway
+		if a.asking || entered > 0 {
+			t.Error("it asks for a slot of its own")
+		}
+		ask(b)
+		ask(b)
+		synctest.Wait()
+		if !b.asking || entered != 1 || p.asking.Load() != 1 {
+			t.Errorf("asking: %v, %d times, %d of all", b.asking, entered, p.asking.Load())
+		}
+		a.free(1)
+		synctest.Wait()
+		if err := <-answers; err != nil {
+			t.Fatal(err)
+		}
+		b.answered(nil)
+		wantSlots(t, a, 0, 0, 1)
+		wantSlots(t, b, 1, 0, 1)
+		if b.asking || p.asking.Load() != 0 {
+			t.Errorf("asking: %v, %d of all", b.asking, p.asking.Load())
+		}
+		b.trim(0)
+		wantSlots(t, b, 0, 0, 0)
+	})
+}
+
+func TestSlotsThatAreNotNeededAnyMoreAreNotAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPressureController(BackpressureOptions{Capacity: 1})
+		other, s := &slots{p: p}, &slots{p: p}
+		other.take(1)
+		s.stopAsking() // it doesn't
+		answers := make(chan error, 1)
+		s.ask(func() {}, func(err error) { answers <- err })
+		synctest.Wait()
+		s.stopAsking()
+		if err := <-answers; err != context.Canceled {
+			t.Errorf("the answer is %v", err)
+		}
+		s.answered(context.Canceled)
+		wantSlots(t, s, 0, 0, 1)
+		if s.asking || p.asking.Load() != 0 {
+			t.Error("it still asks")
+		}
+	})
+}
+
+// Whatever two shards do: never more slots than there are, and in the end none is left with anybody.
+func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		o := BackpressureOptions{Capacity: rapid.IntRange(1, 4).Draw(t, "capacity")}
+		if rapid.Bool().Draw(t, "refuses") {
+			o.QueueCapacity = rapid.IntRange(1, 4).Draw(t, "queue")
+		}
+		p := NewPressureController(o)
+		both := []*slots{{p: p}, {p: p}}
+		runs := make([][]int, 2) // slots of those that are out
+		ready := make([]int, 2)
+		for range rapid.IntRange(0, 60).Draw(t, "steps") {
+			i := rapid.IntRange(0, 1).Draw(t, "shard")
+			s := both[i]
+			switch rapid.IntRange(0, 4).Draw(t, "step") {
+			case 0: // a message is received
+				if !p.refuses() || s.reserve() || s.queue() {
+					ready[i]++
+				}
+			case 1: // runs are sent
+				s.cover(ready[i])
+				n := min(ready[i], rapid.IntRange(1, 3).Draw(t, "length"))
+				if got := 0; n > 0 {
+					if got = s.take(n); got > 0 {
+						runs[i] = append(runs[i], got)
+						if p.refuses() {
+							n = got
+						}
+						ready[i] -= n
+					}
+				}
+				s.count(ready[i])
+			case 2: // one is back
+				if len(runs[i]) > 0 {
+					s.free(runs[i][0])
+					runs[i] = runs[i][1:]
+					s.count(ready[i])
+				}
+			case 3: // the shard has nothing to do
+				s.trim(0)
+				s.count(ready[i])
+			case 4: // a stream ends
+				ready[i] = 0
+				s.count(0)
+			}
+			held := 0
+			for i, s := range both {
+				out := 0
+				for _, n := range runs[i] {
+					out += n
+				}
+				if s.spare < 0 || s.inUse != out {
+					t.Fatalf("%+v with %d out", s, out)
+				}
+				held += s.spare + s.inUse
+			}
+			if n := p.inUse.Load(); n != int64(held) || n > int64(o.Capacity) {
+				t.Fatalf("%d of %d are in use, and %d are known", n, o.Capacity, held)
+			}
+			if n := p.queued.Load(); n != int64(both[0].short+both[1].short) && o.QueueCapacity > 0 {
+				t.Fatalf("%d lack a slot, and %d and %d are known", n, both[0].short, both[1].short)
+			}
+		}
+		for i, s := range both {
+			for _, n := range runs[i] {
+				s.free(n)
+			}
+			s.count(0)
+			s.trim(0)
+		}
+		if p.inUse.Load() != 0 || p.queued.Load() != 0 {
+			t.Fatalf("%d are in use in the end, %d lack one", p.inUse.Load(), p.queued.Load())
+		}
+		for range o.Capacity {
+			if !p.try() {
+				t.Fatal("one is lost")
+			}
+		}
+		if p.try() {
+			t.Fatal("there is one more than before")
+		}
+	})
+}
+
+func TestBusyKeysIsASetOfAFew(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var b busyKeys
+		in := map[uint64]bool{}
+		for _, hash := range rapid.SliceOfN(rapid.Uint64Range(1, 200), 0, 60).Draw(t, "hashes") {
+			hash *= 32 // many share a place
+			room := len(in) < len(b.list)/2
+			if ok := b.add(hash); ok != room {
+				t.Fatalf("add() = %v with %d in it", ok, len(in))
+			}
+			if room {
+				in[hash] = true
+			}
+		}
+		for hash := uint64(1); hash <= 200*32; hash++ {
+			if b.has(hash) != in[hash] {
+				t.Fatalf("has(%d) = %v", hash, b.has(hash))
+			}
+		}
+		if b.has(0) {
+			t.Fatal("a message without order is of a busy key")
+		}
+		b.clear()
+		for hash := range in {
+			if b.has(hash) {
+				t.Fatal("it is not empty")
+			}
+		}
+	})
+}
+
+func TestBusyKeysAreSomeAndNoMore(t *testing.T) {
+	var b busyKeys
+	for i := range uint64(len(b.list) / 2) {
+		if !b.add(i*64 + 1) {
+			t.Fatalf("there is no room for %d", i+1)
+		}
+	}
+	if b.add(3) {
+		t.Error("it takes more than half of its places: to look for one takes long")
+	}
+}
+
+// Messages that come quickly are run as they were received, until one does something else.
+func TestMessageAfterManyQuickOnesMayDoAnything(t *testing.T) {
+	const before, between, after = 5000, 300, 3000
+	all := uint64(before + 1 + between + 1 + after)
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		do     func(attempt int) error
+		key    func() // of it
+		action FailureAction
+		want   Summary // Unsettled and Committed apart; zero if the stream fails
+		kind   FailureKind
+		ran    string // the attempts of it and of the later one of its key
+	}{
+		"succeed":        {want: Summary{Received: all, Succeeded: all}, ran: "x1 x2"},
+		"stand still":    {do: func(int) error { time.Sleep(time.Hour); return nil }, want: Summary{Received: all, Succeeded: all}, ran: "x1 x2"},
+		"fail at first":  {do: failsOnce(broken), want: Summary{Received: all, Succeeded: all, Retried: 1}, ran: "x1 x1 x2"},
+		"fail and skip":  {do: func(int) error { return Permanent(broken) }, action: SkipMessage, want: Summary{Received: all, Succeeded: all - 1, Failed: 1}, ran: "x1 x2"},
+		"skip its key":   {do: func(int) error { return Permanent(broken) }, action: SkipKey, want: Summary{Received: all, Succeeded: all - 2, Failed: 1, Rejected: 1}, ran: "x1"},
+		"fail":           {do: func(int) error { return Permanent(broken) }, kind: FailureHandlerError, ran: "x1"},
+		"panic":          {do: func(int) error { panic(broken) }, kind: FailureInternal, ran: "x1"},
+		"Goexit":         {do: func(int) error { runtime.Goexit(); return nil }, kind: FailureInternal, ran: "x1"},
+		"have no key":    {key: func() { panic(broken) }, kind: FailureInternal},
+		"stand and fail": {do: func(int) error { time.Sleep(time.Hour); return Permanent(broken) }, action: SkipKey, want: Summary{Received: all, Succeeded: all - 2, Failed: 1, Rejected: 1}, ran: "x1"},
+	} {
+		for _, maxPending := range []int{300, 1024, 0} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var mu sync.Mutex
+					last := map[string]uint64{}
+					var ran []string
+					handle := func(_ context.Context, m Message[string]) error {
+						mu.Lock()
+						if seq := last[m.Key]; m.Seq < seq || m.Seq == seq && m.Attempt == 1 {
+							t.Errorf("message %d of key %q runs after %d", m.Seq, m.Key, seq)
+						}
+						last[m.Key] = m.Seq
+						if m.Value[0] == 'x' {
+							ran = append(ran, m.Value)
+						}
+						mu.Unlock()
+						if m.Value == "x1" && c.do != nil {
+							return c.do(m.Attempt)
+						}
+						return nil
+					}
+					f, err := New(handle, func(v string) string {
+						if v == "x1" && c.key != nil {
+							c.key()
+						}
+						return v[:1]
+					}, Options{
+						Ordering: OrderingOptions{Mode: OrderingKeyedFIFO}, MaxPending: maxPending, MaxPendingBytes: 1 << 30,
+						Retry:     RetryOptions{MaxAttempts: 2, Backoff: time.Second},
+						OnFailure: func(context.Context, *Failure) FailureAction { return c.action },
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					n := 0
+					sum, err := f.Run(t.Context(), func() (string, error) {
+						n++
+						switch n {
+						case before + 1:
+							return "x1", nil
+						case before + 1 + between + 1:
+							return "x2", nil
+						case int(all) + 1:
+							return "", io.EOF
+						}
+						return string(rune('a' + n%20)), nil
+					})
+					synctest.Wait()
+					if bytes := f.receiver.bytes.total.Load(); bytes != 0 {
+						t.Errorf("%d bytes are left", bytes)
+					}
+					if sum.Received != sum.Succeeded+sum.Failed+sum.Rejected+sum.Dropped {
+						t.Errorf("%+v does not add up", sum)
+					}
+					if got := strings.Join(ran, " "); got != c.ran {
+						t.Errorf("of the key %q has run, want %q", got, c.ran)
+					}
+					if ClassifyFailure(err) != c.kind {
+						t.Fatalf("Run() = %v, want %v", err, c.kind)
+					}
+					if c.kind == FailureNone {
+						if c.want.Committed = all; sum.Unsettled != nil || sum.Committed != all {
+							t.Errorf("committed %d, unsettled %v", sum.Committed, sum.Unsettled)
+						}
+						sum.Unsettled = nil
+						if got := sum; got.Succeeded != c.want.Succeeded || got.Failed != c.want.Failed || got.Rejected != c.want.Rejected || got.Retried != c.want.Retried {
+							t.Errorf("Run() = %+v, want %+v", got, c.want)
+						}
+					} else if sum.Failed == 0 || sum.Committed > before {
+						t.Errorf("Run() = %+v", sum)
+					}
+				})
+			})
+		}
+	}
+}
+
+func failsOnce(err error) func(int) error {
+	return func(attempt int) error {
+		if attempt == 1 {
+			return err
+		}
+		return nil
+	}
+}
+
+type contextKey struct{}
+
+type otherKey struct{}
+
+// An attempt's context is what context.WithTimeoutCause would have made, whatever is asked first, and whenever.
+func TestAttemptContextIsAContextWithATimeout(t *testing.T) {
+	asks := map[string]func(context.Context) context.Context{
+		"nothing before": func(c context.Context) context.Context { return c },
+		"Done":           func(c context.Context) context.Context { c.Done(); return c },
+		"Err":            func(c context.Context) context.Context { _ = c.Err(); return c },
+		"a child": func(c context.Context) context.Context {
+			child, cancel := context.WithCancel(c)
+			context.AfterFunc(child, cancel)
+			return child
+		},
+		"a child with values": func(c context.Context) context.Context { return context.WithValue(c, otherKey{}, "b") },
+	}
+	for name, ask := range asks {
+		for _, end := range []string{"timeout", "parent", "return"} {
+			t.Run(name+", "+end, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					why := errors.New("why")
+					parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), contextKey{}, 7))
+					defer cancel(nil)
+					c := new(contextSlab).new(parent, time.Second)
+					ctx := ask(c)
+					if at, ok := ctx.Deadline(); !ok || !at.Equal(time.Now().Add(time.Second)) {
+						t.Errorf("Deadline() = %v, %v", at, ok)
+					}
+					if ctx.Value(contextKey{}) != 7 || ctx.Err() != nil || context.Cause(ctx) != nil {
+						t.Errorf("value %v, error %v, cause %v", ctx.Value(contextKey{}), ctx.Err(), context.Cause(ctx))
+					}
+					var err, cause error
+					switch end {
+					case "timeout":
+						time.Sleep(time.Second)
+						err, cause = context.DeadlineExceeded, ErrAttemptTimeout
+					case "parent":
+						cancel(why)
+						err, cause = context.Canceled, why
+					case "return":
+						c.end()
+						err, cause = context.Canceled, context.Canceled
+					}
+					synctest.Wait()
+					if ctx.Err() != err || context.Cause(ctx) != cause {
+						t.Errorf("after its end: error %v, cause %v, want %v, %v", ctx.Err(), context.Cause(ctx), err, cause)
+					}
+					select {
+					case <-ctx.Done():
+					default:
+						t.Error("it is not done")
+					}
+					if ctx.Value(contextKey{}) != 7 {
+						t.Error("its values are gone")
+					}
+					c.end()
+				})
+			})
+		}
+	}
+}
+
+func TestAttemptContextThatNobodyAsksHasNoTimer(t *testing.T) {
+	c := new(contextSlab).new(t.Context(), time.Hour)
+	if c.Value(contextKey{}) != nil || c.Err() != nil {
+		t.Error("it says something that nobody has said")
+	}
+	if c.real != nil {
+		t.Error("it has become a real context")
+	}
+}
+
+func TestAttemptContextOfAnEarlierDeadlineHasThat(t *testing.T) {
+	parent, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := new(contextSlab).new(parent, time.Hour)
+	want, _ := parent.Deadline()
+	if at, ok := c.Deadline(); !ok || !at.Equal(want) {
+		t.Errorf("Deadline() = %v, %v, want %v", at, ok, want)
+	}
 }

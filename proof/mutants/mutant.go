@@ -114,59 +114,92 @@ func (l *lab) tryAlone(ctx context.Context, m mutant) (v verdict, err error) {
 	return l.test(ctx, m, 0)
 }
 
-func (l *lab) binary() string { return filepath.Join(l.dir, "tests.bin") }
+// A suite is a package with tests of the library, and one binary.
+type suite struct {
+	dir    string
+	binary string
+	rapid  bool // it draws random scripts, and takes the flags that say how many
+}
+
+// suites are in the order in which they are asked: what catches most is first.
+var suites = []suite{
+	{dir: ".", binary: "flow.test", rapid: true},
+	{dir: "internal/modeltest", binary: "modeltest.test", rapid: true},
+	{dir: "internal/batchtest", binary: "batchtest.test"},
+	{dir: "internal/sessiontest", binary: "sessiontest.test", rapid: true},
+	{dir: "internal/grpctest", binary: "grpctest.test"},
+}
 
 // build builds the tests. It returns what the compiler says if it fails.
 func (l *lab) build(ctx context.Context, race bool) (out []byte, err error) {
-	args := []string{"test", "-c", "-trimpath", "-ldflags=-s -w", "-gcflags=-e", "-o", l.binary()}
+	args := []string{"test", "-c", "-trimpath", "-ldflags=-s -w", "-gcflags=-e", "-o", l.dir}
 	if race {
 		args = append(args, "-race")
 	}
-	build := exec.CommandContext(ctx, "go", append(args, ".")...)
+	for _, s := range suites {
+		args = append(args, "./"+s.dir)
+	}
+	build := exec.CommandContext(ctx, "go", args...)
 	build.Dir = l.dir
 	return build.CombinedOutput()
 }
 
-// The tests of a mutant may take testTime; what takes longer hangs, which is how many bugs show.
+// The tests of a mutant may take testTime in each suite; what takes longer hangs, which is how many bugs show.
 const testTime = time.Minute
 
 // test runs the tests that should catch m, which is number n of a bundle, up to the first that does. 0 is no mutant.
 func (l *lab) test(ctx context.Context, m mutant, n int) (verdict, error) {
+	v := verdict{by: "nothing", how: "SURVIVES"}
+	start := time.Now()
+	found := false
+	for _, s := range suites {
+		out, failed, err := l.runSuite(ctx, s, m, n)
+		if err != nil {
+			return v, fmt.Errorf("%s: %w", m.name, err)
+		}
+		found = found || began.Match(out)
+		if failed {
+			v.caught = true
+			v.by, v.how = culprit(out)
+			break
+		}
+	}
+	v.took = time.Since(start)
+	if !found {
+		return v, fmt.Errorf("%s: no test matches %s", m.name, m.run)
+	}
+	return v, nil
+}
+
+// runSuite runs the tests of a suite that should catch m, and returns what they print and whether they failed. That the
+// binary can't be run at all is an error.
+func (l *lab) runSuite(ctx context.Context, s suite, m mutant, n int) (out []byte, failed bool, err error) {
 	limit := testTime
 	if m.sound {
 		limit *= 15
 	}
-	args := []string{
-		"-test.v", "-test.failfast", "-test.timeout=" + limit.String(), "-test.run=" + m.run,
-		"-rapid.nofailfile", "-rapid.shrinktime=1s",
-	}
+	args := []string{"-test.v", "-test.failfast", "-test.timeout=" + limit.String(), "-test.run=" + m.run}
 	checks, stress := "-rapid.checks=1000", "FLOW_STRESS=5s"
 	if l.short {
 		checks, stress = "-rapid.checks=200", "FLOW_STRESS=1s"
 		args = append(args, "-test.short")
 	}
+	if s.rapid {
+		args = append(args, "-rapid.nofailfile", "-rapid.shrinktime=1s", checks)
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit+10*time.Second) // for what keeps even the timeout from coming
 	defer cancel()
-	run := exec.CommandContext(ctx, l.binary(), append(args, checks)...)
-	run.Dir = l.dir
+	run := exec.CommandContext(ctx, filepath.Join(l.dir, s.binary), args...)
+	run.Dir = filepath.Join(l.dir, s.dir)
 	run.Env = append(os.Environ(), stress, fmt.Sprint(mutantVariable, "=", n))
-	var out bytes.Buffer
-	run.Stdout, run.Stderr = &out, &out
+	var b bytes.Buffer
+	run.Stdout, run.Stderr = &b, &b
 	run.WaitDelay = time.Second
-	start := time.Now()
-	err := run.Run()
-	v := verdict{by: "nothing", how: "SURVIVES", took: time.Since(start)}
+	err = run.Run()
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended && ctx.Err() == nil {
-		return v, fmt.Errorf("%s: %w", m.name, err)
+		return nil, false, err
 	}
-	if !began.Match(out.Bytes()) {
-		return v, fmt.Errorf("%s: no test matches %s\n%s", m.name, m.run, out.Bytes())
-	}
-	if err != nil {
-		v.caught = true
-		v.by, v.how = culprit(out.Bytes())
-	}
-	return v, nil
+	return b.Bytes(), err != nil, nil
 }
 
 var (
