@@ -242,6 +242,21 @@ func TestBatchEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestBatchWithoutAnswersEndsWithNothingStored(t *testing.T) {
+	c := natstest.Start(t, 1)
+	js := natstest.Connect(t, c.URLs())
+	p, _ := testTopic(t, js, nil)
+	p.patience = 200 * time.Millisecond
+	c.Stop(0)
+	defer c.Continue(0)
+	if n, err := p.store(t.Context(), messages(1, 300)); n != 0 || !errors.Is(err, errNoProgress) {
+		t.Errorf("%d, %v", n, err)
+	}
+	if errs := p.confirm(t.Context(), messages(1, 1)); !errors.Is(errs[0], errNoProgress) {
+		t.Errorf("confirm: %v", errs)
+	}
+}
+
 // See probe: this is what it is for. A leader without a majority takes a batch and can't store it; when it comes again, the
 // leader says at once that it is stored, and dies.
 func TestRetryWithoutQuorumIsNotAcknowledged(t *testing.T) {

@@ -223,6 +223,46 @@ func TestGatewayThatWasStoppedForLongerThanDedupeStoresNothingOfAMovedSession(t 
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 40})
 }
 
+// The same, stopped between the look at its sessions and the first message.
+func TestGatewayThatWasStoppedInACallBeginsNothing(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.Dedupe = 300 * time.Millisecond })
+	old, next := newGateway(t, js, topic), newGateway(t, js, topic)
+	marshal := old.codec.Marshal
+	stopped, wake := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	old.codec.Marshal = func(r *request) ([]byte, error) {
+		once.Do(func() {
+			close(stopped)
+			<-wake
+		})
+		return marshal(r)
+	}
+	f, err := flow.NewBatch(func(ctx context.Context, batch []flow.Message[*request], errs []error) error {
+		return old.Store(context.WithoutCancel(ctx), batch, errs)
+	}, nil, flow.Options{
+		Sessions:     &flow.SessionOptions{Store: old.Sessions(), SaveEvery: time.Hour},
+		Backpressure: flow.BackpressureOptions{Capacity: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first sync.WaitGroup
+	first.Go(func() {
+		if _, err := run(f, "s", 1, requests("u", 1, 10)...); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), errStopped.Error()) {
+			t.Errorf("the stopped one ends with %v", err)
+		}
+	})
+	<-stopped
+	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, 10)...); err != nil || s.Committed != 10 {
+		t.Error(s, err)
+	}
+	time.Sleep(2 * topic.Dedupe)
+	close(wake)
+	first.Wait()
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 10})
+}
+
 func TestStoreWithoutTheSessionsBucketIsUnavailable(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))
 	_, topic := testTopic(t, js, nil)

@@ -15,6 +15,7 @@ import (
 
 func TestMain(m *testing.M) {
 	natstest.Serve()
+	serveGatewayProcess()
 	os.Exit(m.Run())
 }
 
