@@ -127,7 +127,7 @@ func (g *gatewayProcess) kill() {
 func (g *gatewayProcess) signal(s syscall.Signal) { _ = g.cmd.Process.Signal(s) }
 
 func TestGatewaysAreKilledAndStoppedWhileSendersUpload(t *testing.T) {
-	perUpload, uploads := 3000, 4
+	perUpload, uploads := 1500, 4
 	if testing.Short() {
 		perUpload = 600
 	}
