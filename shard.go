@@ -84,7 +84,9 @@ func (sh *shard[T]) run() {
 				continue
 			}
 		}
-		sh.wait()
+		if !sh.lineUpIdle() {
+			sh.wait()
+		}
 	}
 	for sh.runs.out > 0 { // they were recalled before they were claimed
 		sh.heed(<-sh.events)
