@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"example.com/flow/natsflow/internal/natstest"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -157,6 +158,35 @@ func TestEnsureRefusesForeignStreams(t *testing.T) {
 		if err := Ensure(t.Context(), js, topic); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", topic.Name, err, c.want)
 		}
+	}
+}
+
+// The connection is there before the server is.
+func TestEnsureWaitsForTheConnection(t *testing.T) {
+	c := natstest.Start(t, 1)
+	c.Kill(0)
+	nc, err := nats.Connect(c.URLs(), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- Ensure(t.Context(), js, Topic{Name: "uploads", Replicas: 1}) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("before there was a server: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := c.Run(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
