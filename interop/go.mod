@@ -9,7 +9,7 @@ replace (
 
 require (
 	connectrpc.com/connect v1.21.1
-	example.com/flow v0.0.0-00010101000000-000000000000
+	example.com/flow v0.0.0
 	example.com/flow/examples v0.0.0-00010101000000-000000000000
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260928230214-8a89bd6388cc
 	google.golang.org/grpc v1.85.0

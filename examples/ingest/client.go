@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +12,9 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"example.com/flow/flowclient"
 
 	pb "example.com/flow/examples/ingest/ingestpb"
 )
@@ -22,33 +24,78 @@ type client struct {
 	conn    *grpc.ClientConn
 	api     pb.IngestClient
 	health  healthpb.HealthClient
-	note    func(format string, args ...any)
-	sent    atomic.Int64 // records, each time that they are sent
-	begun   atomic.Int64 // records, the first time
-	resumed atomic.Int64 // streams that were taken up again
+	senders []*sender // each has its own keys
 }
+
+type sender = flowclient.Sender[pb.Record, pb.Receipt]
 
 // How long the client waits for a server that serves.
 const (
 	firstWait  = 5 * time.Second  // one that is not there at first won't come
 	serverWait = 30 * time.Second // a restart may take as long as that
+	giveUp     = 5 * time.Minute  // without a record stored: a slow handler is not to be taken for a server that is gone
+
+	pingEvery = 20 * time.Second // while a stream is open: a connection that has gone silent is noticed
 )
 
-func dial(addr string, creds credentials.TransportCredentials, note func(string, ...any)) (*client, error) {
+// dial returns a client with so many Senders, each of which has its streams answered after age.
+func dial(addr string, creds credentials.TransportCredentials, streams int, age time.Duration, note func(string, ...any)) (*client, error) {
 	conn, err := grpc.NewClient(addr,
 		grpc.WithTransportCredentials(creds),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second, Backoff: backoff.Config{
 			BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
-		}}))
+		}}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: 5 * time.Second}))
 	if err != nil {
 		return nil, err
 	}
-	return &client{
-		conn: conn, api: pb.NewIngestClient(conn), health: healthpb.NewHealthClient(conn), note: note,
-	}, nil
+	c := &client{conn: conn, api: pb.NewIngestClient(conn), health: healthpb.NewHealthClient(conn)}
+	p := newPace(note)
+	for range streams {
+		s, err := flowclient.New(p.open(c.api.Upload), flowclient.Options{
+			// A stream is answered when all of it is stored, its slowest key's records too, and half of these at most go in
+			// one: with few, all keys would soon wait for the slow one.
+			MaxBuffered:  1 << 16,
+			MaxStreamAge: age,
+			MaxBackoff:   time.Second,
+			GiveUpAfter:  giveUp,
+			Logger:       newNoteLogger(note),
+		})
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		c.senders = append(c.senders, s)
+	}
+	return c, nil
 }
 
-func (c *client) close() error { return c.conn.Close() }
+// close ends the Senders too: what they have not stored by now they never will.
+func (c *client) close() error {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, s := range c.senders {
+		_ = s.Close(ended) // upload has said what is wrong
+	}
+	return c.conn.Close()
+}
+
+// stats are the sums over all Senders.
+func (c *client) stats() (sum flowclient.Stats) {
+	for _, s := range c.senders {
+		st := s.Stats()
+		sum.Taken += st.Taken
+		sum.Settled += st.Settled
+		sum.Streams += st.Streams
+		sum.Resent += st.Resent
+	}
+	return sum
+}
+
+// progress is what the live line says of an upload to a server of which nothing else is known.
+func (c *client) progress() (uint64, []string) {
+	st := c.stats()
+	return st.Settled, []string{fmt.Sprintf("sent %d", st.Taken), fmt.Sprintf("streams %d", st.Streams)}
+}
 
 // await returns when the server serves.
 func (c *client) await(ctx context.Context, limit time.Duration) error {
@@ -68,19 +115,12 @@ func (c *client) await(ctx context.Context, limit time.Duration) error {
 }
 
 // upload sends the whole input, or what there is of it until stop ends. It returns when all of that is stored, or can't be.
-func (c *client) upload(ctx, stop context.Context, in *input, streams int) error {
-	g, ctx := errgroup.WithContext(ctx)
-	to := make([]chan *pb.Record, streams)
-	for i := range to {
-		to[i] = make(chan *pb.Record)
-		u := newUpload(c, to[i])
-		g.Go(func() error { return u.run(ctx) })
+func (c *client) upload(ctx, stop context.Context, in *input) error {
+	inputErr := in.feed(ctx, stop, c.senders) // ends the input, not the upload of what was read before
+	var g errgroup.Group
+	for _, s := range c.senders {
+		g.Go(func() error { return s.Close(ctx) })
 	}
-	var inputErr error // ends the input, not the upload of what was read before
-	g.Go(func() error {
-		inputErr = in.feed(ctx, stop, to)
-		return nil
-	})
 	if err := g.Wait(); err != nil {
 		return err
 	}

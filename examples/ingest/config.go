@@ -13,6 +13,7 @@ type config struct {
 	streams          int
 
 	mode     flow.OrderingMode
+	batch    int // records in a call of the handler at most; 1: one by one
 	capacity int
 	policy   flow.BackpressurePolicy
 	db       string
@@ -22,11 +23,14 @@ type config struct {
 	slowBy  time.Duration
 	fail    float64
 	restart bool
+	kill    bool
 
 	debug, metrics string
 
 	serve, connect string
 	tls            string
+
+	given map[string]string // the flags as they were given
 }
 
 // flowOptions are the server's: what a record may cost, when it is tried again, and how a shutdown ends it.
@@ -45,6 +49,9 @@ func (c *config) flowOptions(see flow.Observer) flow.Options {
 		MaxPending:      1024,
 		MaxPendingBytes: 64 << 20,
 		Observer:        see,
+	}
+	if c.batch > 1 {
+		o.Batch.MaxMessages = c.batch
 	}
 	return o
 }

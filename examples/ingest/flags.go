@@ -19,11 +19,12 @@ import (
 func parse(args []string) (*config, error) {
 	c := &config{
 		devices: 100, records: 20000, bad: "stop", streams: 1,
-		mode: flow.OrderingKeyedFIFO, capacity: 64, grace: 10 * time.Second, slowBy: 30 * time.Millisecond,
+		mode: flow.OrderingKeyedFIFO, batch: usualBatch, grace: 10 * time.Second, slowBy: 30 * time.Millisecond,
 	}
 	fs := flag.NewFlagSet("ingest", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints the error
 	given := map[string]string{}
+	c.given = given
 	define := func(name string, set func(string) error) {
 		fs.Func(name, "", func(s string) error {
 			given[name] = s
@@ -39,6 +40,7 @@ func parse(args []string) (*config, error) {
 	define("mode", choice(map[string]flow.OrderingMode{
 		"fifo": flow.OrderingFIFO, "keyed": flow.OrderingKeyedFIFO, "none": flow.OrderingNone,
 	}, &c.mode))
+	define("batch", count(1, &c.batch))
 	define("capacity", count(0, &c.capacity))
 	define("policy", choice(map[string]flow.BackpressurePolicy{
 		"queue": flow.BackpressureQueue, "hard": flow.BackpressureHardReject,
@@ -54,13 +56,15 @@ func parse(args []string) (*config, error) {
 	define("serve", address(&c.serve))
 	define("connect", address(&c.connect))
 	define("tls", text(&c.tls))
-	fs.BoolFunc("restart", "", func(s string) (err error) {
-		given["restart"] = s
-		if c.restart, err = strconv.ParseBool(s); err != nil {
-			return errors.New("must be true or false")
-		}
-		return nil
-	})
+	for name, to := range map[string]*bool{"restart": &c.restart, "kill": &c.kill} {
+		fs.BoolFunc(name, "", func(s string) (err error) {
+			given[name] = s
+			if *to, err = strconv.ParseBool(s); err != nil {
+				return errors.New("must be true or false")
+			}
+			return nil
+		})
+	}
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -72,10 +76,31 @@ func parse(args []string) (*config, error) {
 	} else if c.slow == noneSlow {
 		c.slow = ""
 	}
+	c.completeBatch()
 	if name, rule := c.conflict(given); name != "" {
 		return nil, fmt.Errorf("invalid value %q for flag -%s: %s", given[name], name, rule)
 	}
 	return c, nil
+}
+
+// usualBatch is enough for most of what there is to win, and so few that most keys are in other calls than the slow one.
+const usualBatch = 16
+
+// completeBatch sets what was not given: a batch goes with a bounded number of calls whose records wait, and needs few of
+// them to be a large one.
+func (c *config) completeBatch() {
+	_, batch := c.given["batch"]
+	_, capacity := c.given["capacity"]
+	if !batch && (c.policy != flow.BackpressureQueue || capacity && c.capacity == 0) {
+		c.batch = 1
+	}
+	switch {
+	case capacity:
+	case c.batch > 1:
+		c.capacity = 8
+	default:
+		c.capacity = 64
+	}
 }
 
 // noneSlow as the value of -slow has no key slow.
@@ -92,8 +117,8 @@ func (c *config) usuallySlow() string {
 
 // Which half a flag is for, where it is not for both.
 var (
-	clientFlags = []string{"devices", "records", "in", "key", "bad", "streams", "restart"}
-	serverFlags = []string{"mode", "capacity", "policy", "db", "grace", "slow", "slow-by", "fail", "restart", "debug", "metrics"}
+	clientFlags = []string{"devices", "records", "in", "key", "bad", "streams", "restart", "kill"}
+	serverFlags = []string{"mode", "batch", "capacity", "policy", "db", "grace", "slow", "slow-by", "fail", "debug", "metrics"}
 )
 
 // conflict finds a flag that doesn't go with the others. One that would do nothing is a mistake too.
@@ -104,6 +129,14 @@ func (c *config) conflict(given map[string]string) (name, rule string) {
 		return "connect", "can't go with -serve: the two halves are two processes"
 	case c.restart && c.serve+c.connect != "":
 		return "restart", "needs both halves in one process; with -serve, stop the server and start it again with the same -db"
+	case c.kill && c.serve+c.connect != "":
+		return "kill", "needs both halves; with -serve, kill the server and start it again with the same -db"
+	case c.kill && c.restart:
+		return "kill", "can't go with -restart: one of them is enough"
+	case c.batch > 1 && c.policy != flow.BackpressureQueue:
+		return "batch", "can't go with this -policy: records are batched while they wait"
+	case c.batch > 1 && c.capacity == 0:
+		return "batch", "needs a -capacity above 0: without a limit no batch would ever form"
 	case strings.HasSuffix(c.connect, ":0"):
 		return "connect", "must have the port that the server printed"
 	}

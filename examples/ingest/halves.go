@@ -6,16 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"time"
 )
 
 // both runs the server and its client in one process.
 func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error {
+	if cfg.kill {
+		return killed(ctx, cfg, stdin, t)
+	}
 	n, err := newNode(cfg, "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	t.note("server %s, %s", n.current().addr, n.database())
+	t.note("server %s, %s", n.current().addr, n.database)
 	t.note("%s", cfg.load())
 	for _, where := range n.watch.notes {
 		t.note("%s", where)
@@ -23,7 +27,7 @@ func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error 
 	j := &job{cfg: cfg, t: t, addr: n.current().addr, progress: n.progress, report: func(r *report) { r.server(n.metrics) }}
 	if cfg.restart {
 		j.middle = func() error {
-			t.note("half of the input is read: shutting the server down")
+			t.note("shutting the server down")
 			if err := n.restart(); err != nil {
 				return err
 			}
@@ -33,7 +37,43 @@ func both(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error 
 	}
 	err = errors.Join(j.run(ctx, stdin), n.stop())
 	if err == nil {
-		t.note("try next: -restart  -fail 0.3  -mode none  -policy hard  -h")
+		t.note("%s", tryNext)
+	}
+	return err
+}
+
+const tryNext = "try next: -kill  -restart  -fail 0.3  -batch 1  -h"
+
+// killed is both with the server in a process of its own, which is killed in the middle.
+func killed(ctx context.Context, cfg *config, stdin io.Reader, t *terminal) error {
+	db, err := cfg.database()
+	if err != nil {
+		return err
+	}
+	defer db.remove()
+	p, err := startServerProcess(cfg, "127.0.0.1:0", db.file)
+	if err != nil {
+		return err
+	}
+	t.note("server %s in process %d, %s", p.addr, p.cmd.Process.Pid, db)
+	t.note("%s", cfg.load())
+	for _, where := range p.notes {
+		t.note("%s", where)
+	}
+	j := &job{cfg: cfg, t: t, addr: p.addr}
+	j.middle = func() error {
+		t.note("killing the server (kill -9)")
+		p.kill()
+		next, err := startServerProcess(cfg, p.addr, db.file)
+		if err != nil {
+			return fmt.Errorf("restart: %w", err)
+		}
+		p = next
+		t.note("another one has taken over, in process %d", p.cmd.Process.Pid)
+		return nil
+	}
+	if err = errors.Join(j.run(ctx, stdin), p.stop()); err == nil {
+		t.note("%s", tryNext)
 	}
 	return err
 }
@@ -100,15 +140,19 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	if err != nil {
 		return err
 	}
-	c, err := dial(j.addr, creds, j.t.note)
+	age := 5 * time.Second
+	if j.progress == nil { // only answers say how far the server is
+		age = time.Second
+	}
+	c, err := dial(j.addr, creds, j.cfg.streams, age, j.t.note)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.close() }()
 
 	stop := ctx
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // the end of stop must not cut off what was sent
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the end of stop must not cut off what was sent
+	defer cancel()
 	if err := c.await(ctx, firstWait); err != nil {
 		return err
 	}
@@ -119,15 +163,13 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	middle := j.inTheMiddle(in, cancel)
 	show := j.progress
 	if show == nil {
-		show = func() (uint64, []string) { return uint64(c.begun.Load()), []string{"sent"} }
+		show = c.progress
 	}
 	end := j.t.watch(in.total(), show)
-	err = c.upload(ctx, stop, in, j.cfg.streams)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause // of what happened in the middle: it says more than the calls that it ended
+	err = c.upload(ctx, stop, in)
+	if middleErr := middle(); middleErr != nil {
+		err = middleErr // it says more than the upload that it ended
 	}
-	cancel(nil)
-	middle()
 	end()
 	limit := serverWait
 	if err != nil {
@@ -159,26 +201,31 @@ func (j *job) run(ctx context.Context, stdin io.Reader) error {
 	return err
 }
 
-// inTheMiddle has what is to happen there happen. The returned function waits for it, if it has begun.
-func (j *job) inTheMiddle(in *input, cancel context.CancelCauseFunc) (wait func()) {
+// inTheMiddle has what is to happen there happen. The returned function waits for it, if it has begun, and returns its
+// error, which ends the upload.
+func (j *job) inTheMiddle(in *input, cancel context.CancelFunc) (wait func() error) {
 	if j.middle == nil {
-		return func() {}
+		return func() error { return nil }
 	}
 	in.goOn = make(chan struct{})
+	var err error
 	over, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		select {
 		case <-in.half:
 			close(in.goOn) // records are sent while it happens
-			if err := j.middle(); err != nil {
-				cancel(err)
+			// The Senders take on more than the server has done by then.
+			time.Sleep(100*time.Millisecond + mathrand.N(400*time.Millisecond))
+			if err = j.middle(); err != nil {
+				cancel()
 			}
 		case <-over:
 		}
 	}()
-	return func() {
+	return func() error {
 		close(over)
 		<-ended
+		return err
 	}
 }

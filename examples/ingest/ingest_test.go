@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -20,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	if os.Getenv(asProgram)+os.Getenv(underParent) != "" {
 		main() // exits
 	}
 	goleak.VerifyTestMain(m)
@@ -69,6 +70,12 @@ func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
 		"-records 2000",
 		"-records 1 -restart",
 		"-records 2000 -streams 7",
+		"-records 2000 -kill",
+		"-records 1000 -batch 1",
+		"-records 1 -kill",
+		"-records 1000 -batch 7 -fail 0.3",
+		"-records 1000 -batch 5 -mode fifo -fail 0.1 -slow device-5 -slow-by 2ms",
+		"-records 2000 -kill -fail 0.1 -streams 2 -batch 1",
 		"-records 1000 -mode fifo",
 		"-records 1000 -mode fifo -fail 0.1 -streams 3",
 		"-records 1000 -capacity 1",
@@ -103,7 +110,7 @@ func TestFirstLinesSayWhatRunsAndTheLastOneWhatToTry(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(errs), "\n")
 	first := regexp.MustCompile(`^server 127\.0\.0\.1:\d+, a temporary database$`)
 	if code != exitOK || !first.MatchString(lines[0]) || lines[1] != "500 records of 100 devices; device-7 is slow: 30ms each" ||
-		!strings.HasPrefix(lines[len(lines)-1], "try next: -restart") {
+		!strings.HasPrefix(lines[len(lines)-1], "try next: -kill") {
 		t.Errorf("exit code %d\n%s", code, errs)
 	}
 	for l := range strings.Lines(out + errs) {
@@ -183,15 +190,27 @@ func TestWithoutOrderTheCheckSaysNo(t *testing.T) {
 	}
 }
 
-func TestRestartRunsEachRecordOnce(t *testing.T) {
+func TestEachRecordIsStoredOnceThroughARestartAndAKill(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: not with -short")
 	}
-	file := filepath.Join(t.TempDir(), "x.db")
-	code, out, errs := try(t, context.Background(), "", "-restart", "-records", "5000", "-streams", "2", "-db", file)
-	if code != exitOK || !strings.HasSuffix(out, yes) || !strings.Contains(out, "resumed  ") {
-		t.Fatalf("exit code %d\n%s%s", code, out, errs)
+	for _, flags := range []string{"-restart", "-kill", "-kill -batch 1"} {
+		t.Run(flags, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "x.db")
+			args := append(strings.Fields(flags), "-records", "5000", "-streams", "2", "-db", file)
+			code, out, errs := try(t, context.Background(), "", args...)
+			// Of the two uploads one at least had a stream that was ended.
+			if code != exitOK || !strings.HasSuffix(out, yes) || !regexp.MustCompile(`\nstreams +([3-9]|\d\d+), `).MatchString(out) {
+				t.Fatalf("exit code %d\n%s%s", code, out, errs)
+			}
+			wantRecords(t, file, 5000)
+		})
 	}
+}
+
+// wantRecords checks that so many records are stored, each once.
+func wantRecords(t *testing.T, file string, want int) {
+	t.Helper()
 	db, err := sql.Open("sqlite", file)
 	if err != nil {
 		t.Fatal(err)
@@ -201,8 +220,8 @@ func TestRestartRunsEachRecordOnce(t *testing.T) {
 	if err := db.QueryRow("SELECT count(*), count(DISTINCT line) FROM records").Scan(&records, &lines); err != nil {
 		t.Fatal(err)
 	}
-	if records != 5000 || lines != 5000 {
-		t.Errorf("%d records of %d lines are stored, want 5000 of 5000", records, lines)
+	if records != want || lines != want {
+		t.Errorf("%d records of %d lines are stored, want %d of each", records, lines, want)
 	}
 }
 
@@ -310,7 +329,7 @@ func TestServerThatCutsRecordsOffSaysSo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: not with -short")
 	}
-	s := startServing(t, "-serve", "127.0.0.1:0", "-grace", "200ms", "-slow", "a", "-slow-by", "1h")
+	s := startServing(t, "-serve", "127.0.0.1:0", "-batch", "1", "-grace", "200ms", "-slow", "a", "-slow-by", "1h")
 	stdin, feed := io.Pipe()
 	clientCode := make(chan int, 1)
 	var out, errs lockedBuffer
@@ -324,41 +343,91 @@ func TestServerThatCutsRecordsOffSaysSo(t *testing.T) {
 	if c := <-s.code; c != exitFailed || !strings.Contains(s.errs.String(), "cut off 1 unfinished messages") {
 		t.Errorf("exit code %d: %s", c, s.errs.String())
 	}
-	next := startServing(t, "-serve", s.addr) // a new database: the check is to see that all is lost
+	next := startServing(t, "-serve", s.addr) // a new database: the check is to see that what was stored is lost, but for what is behind a record that was not
 	interrupt()
 	feed.Close()
-	if c := <-clientCode; c != exitFailed || !strings.Contains(out.String(), `replay: no (key "b": 0 records stored, 2 sent)`) {
+	if c := <-clientCode; c != exitFailed || !strings.Contains(out.String(), `replay: no (key "b": 1 records stored, 2 sent)`) {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
 	next.terminate()
 	<-next.code
 }
 
-func TestConnectionThatBreaksIsNotResumedBlindly(t *testing.T) {
+// What -connect survives: a server that is killed and started again, and connections that are cut all the time.
+func TestUploadGoesOnThroughAKillAndCuts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
+	file := filepath.Join(t.TempDir(), "x.db")
+	first := startProcess(t, "-serve", "127.0.0.1:0", "-db", file)
+	stdin, feed := io.Pipe()
 	var out, errs lockedBuffer
-	cfg, err := parse([]string{"-records", "4000"})
+	code := make(chan int, 1)
+	go func() {
+		code <- run(context.Background(), []string{"-connect", cutter(t, first.addr), "-in", "-", "-key", "1"}, stdin, &out, &errs)
+	}()
+	send := func(from, to int) {
+		for i := from; i < to; i++ {
+			fmt.Fprintf(feed, "%s %d\n", device(i%17), i)
+			if i%100 == 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+	}
+	send(0, 5000)
+	if err := first.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Wait() // it was killed
+	second := startProcess(t, "-serve", first.addr, "-db", file)
+	send(5000, 8000)
+	_ = feed.Close()
+	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "8000 of 17 keys") ||
+		!strings.Contains(errs.String(), "upload cut off (") {
+		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
+	}
+	if c := second.sigterm(t); c != exitOK {
+		t.Errorf("the second server's exit code is %d: %s", c, second.errs.String())
+	}
+	wantRecords(t, file, 8000)
+}
+
+// cutter returns the address of a proxy that cuts each connection to addr a moment after it was made.
+func cutter(t *testing.T, addr string) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNode(cfg, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var all sync.WaitGroup
+	serve := func(client net.Conn) {
+		defer client.Close()
+		server, err := net.Dial("tcp", addr)
+		if err != nil {
+			return
+		}
+		cut := time.AfterFunc(200*time.Millisecond, func() { _ = errors.Join(client.Close(), server.Close()) })
+		defer cut.Stop()
+		all.Go(func() {
+			_, _ = io.Copy(server, client)
+			_ = server.Close()
+		})
+		_, _ = io.Copy(client, server)
 	}
-	j := &job{cfg: cfg, t: newTerminal(&out, &errs), addr: n.current().addr}
-	j.middle = func() error {
-		n.current().grpc.Stop() // no trailer reaches the client
-		return n.restart()
-	}
-	err = j.run(context.Background(), nil)
-	if err == nil || !strings.Contains(err.Error(), "it is not known which records are stored") {
-		t.Errorf("error %v\n%s%s", err, out.String(), errs.String())
-	}
-	if !strings.Contains(out.String(), "replay: no (") {
-		t.Errorf("%s", out.String())
-	}
-	if err := n.stop(); err != nil {
-		t.Error(err)
-	}
+	all.Go(func() {
+		for {
+			client, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { serve(client) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = lis.Close()
+		all.Wait()
+	})
+	return lis.Addr().String()
 }
 
 // The server stops, and then its address is taken: that is an error, and everything ends all the same.

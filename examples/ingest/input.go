@@ -108,9 +108,8 @@ func (in *input) total() int {
 	return -1
 }
 
-// feed gives each record to the stream of its key, until the input ends, is bad, or stop does. It closes the streams'
-// channels, unless ctx ends: then nobody receives any more.
-func (in *input) feed(ctx, stop context.Context, to []chan *pb.Record) error {
+// feed gives each record to the Sender of its key, until the input ends, is bad, or stop does, or a Sender has ended.
+func (in *input) feed(ctx, stop context.Context, to []*sender) error {
 	items, done := make(chan item), make(chan struct{})
 	defer close(done)
 	go func() { // not waited for: it may be blocked in a read that nothing ends
@@ -125,9 +124,6 @@ func (in *input) feed(ctx, stop context.Context, to []chan *pb.Record) error {
 		})
 	}()
 	defer func() {
-		for _, ch := range to {
-			close(ch)
-		}
 		if in.bad > maxBad {
 			in.note("and %d more bad lines", in.bad-maxBad)
 		}
@@ -165,16 +161,14 @@ func (in *input) feed(ctx, stop context.Context, to []chan *pb.Record) error {
 				return context.Cause(ctx)
 			}
 		}
-		in.replay.add(it.key, it.text)
-		in.records++
 		h := fnv.New32a()
 		_, _ = io.WriteString(h, it.key)
 		rec := &pb.Record{Upload: in.upload, Line: uint64(it.line), Key: it.key, Text: it.text}
-		select {
-		case to[h.Sum32()%uint32(len(to))] <- rec:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := to[h.Sum32()%uint32(len(to))].Send(ctx, rec); err != nil {
+			return err
 		}
+		in.replay.add(it.key, it.text)
+		in.records++
 	}
 }
 

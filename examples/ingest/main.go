@@ -28,6 +28,7 @@ func main() {
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	signal.Ignore(syscall.SIGPIPE) // whoever reads the output may go, and the database is still to be removed
+	obeyParent(drain)
 	go func() {
 		<-signals
 		drain()

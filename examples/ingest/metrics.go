@@ -19,6 +19,7 @@ type metrics struct {
 	others, own                group
 	retried, refused, pressure uint64
 	streams                    uint64
+	batches                    *hdrhistogram.Histogram // records in a call
 }
 
 // group is a set of keys whose records are measured together.
@@ -28,13 +29,12 @@ type group struct {
 	waited, handled *hdrhistogram.Histogram // in microseconds
 }
 
-func newGroup() group {
-	histogram := func() *hdrhistogram.Histogram { return hdrhistogram.New(1, time.Hour.Microseconds(), 2) }
-	return group{waited: histogram(), handled: histogram()}
-}
+func newGroup() group { return group{waited: newHistogram(), handled: newHistogram()} }
+
+func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, time.Hour.Microseconds(), 2) }
 
 func newMetrics(slow string) *metrics {
-	return &metrics{slow: slow, others: newGroup(), own: newGroup()}
+	return &metrics{slow: slow, others: newGroup(), own: newGroup(), batches: newHistogram()}
 }
 
 // see is the Flow's Observer.
@@ -42,6 +42,10 @@ func (m *metrics) see(_ context.Context, e flow.Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch e.Kind {
+	case flow.EventAttempt:
+		if e.Batch > 0 && e.Index == 0 { // once for each call
+			_ = m.batches.RecordValue(int64(e.Batch))
+		}
 	case flow.EventSuccess:
 		g := &m.others
 		if m.slow != "" && e.Key == m.slow {

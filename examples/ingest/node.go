@@ -3,16 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"time"
 )
 
 // node is where the server runs: its database and its numbers outlive a restart.
 type node struct {
-	cfg     *config
-	file    string
-	remove  string // directory of a temporary database
+	cfg *config
+	database
 	metrics *metrics
 	watch   *watch
 
@@ -21,15 +19,11 @@ type node struct {
 }
 
 func newNode(cfg *config, addr string) (*node, error) {
-	n := &node{cfg: cfg, file: cfg.db, metrics: newMetrics(cfg.slow)}
-	if n.file == "" {
-		dir, err := temporary.make()
-		if err != nil {
-			return nil, err
-		}
-		n.file, n.remove = filepath.Join(dir, "ingest.db"), dir
+	db, err := cfg.database()
+	if err != nil {
+		return nil, err
 	}
-	var err error
+	n := &node{cfg: cfg, database: db, metrics: newMetrics(cfg.slow)}
 	if n.watch, err = newWatch(cfg, n.metrics); err == nil {
 		err = n.start(addr)
 	}
@@ -81,18 +75,8 @@ func (n *node) clean() (err error) {
 	if n.watch != nil {
 		err = n.watch.close()
 	}
-	if n.remove != "" {
-		temporary.remove(n.remove)
-	}
+	n.remove()
 	return err
-}
-
-// database names it for a line about the server.
-func (n *node) database() string {
-	if n.remove != "" {
-		return "a temporary database"
-	}
-	return "database " + n.file
 }
 
 // progress is what the live line says about the server, what matters most first. The durations are medians.

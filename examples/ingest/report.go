@@ -35,16 +35,17 @@ func (r *report) client(c *client, in *input, took time.Duration) {
 	if in.bad > 0 {
 		r.row("bad lines", in.bad)
 	}
-	if n := c.resumed.Load(); n > 0 {
-		r.row("resumed", fmt.Sprintf("%dx, %d records sent again", n, c.sent.Load()-int64(in.records)))
-	}
+	st := c.stats()
+	r.row("streams", fmt.Sprintf("%d, %d records sent again", st.Streams, st.Resent))
 }
 
 // server says how the records ran.
 func (r *report) server(m *metrics) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.row("streams", m.streams)
+	if n := m.batches.TotalCount(); n > 0 {
+		r.row("batches", fmt.Sprintf("%d of %d records (p50), at most %d", n, m.batches.ValueAtQuantile(50), m.batches.Max()))
+	}
 	for _, n := range []struct {
 		name  string
 		count uint64

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
@@ -39,8 +40,15 @@ func startServer(cfg *config, addr, file string, see flow.Observer) (*server, er
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cfg: cfg, store: st, grpc: grpc.NewServer(grpc.Creds(creds)), health: health.NewServer(), served: make(chan struct{})}
-	s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, cfg.flowOptions(see))
+	s := &server{cfg: cfg, store: st, health: health.NewServer(), served: make(chan struct{})}
+	s.grpc = grpc.NewServer(grpc.Creds(creds), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2}))
+	opts := cfg.flowOptions(see)
+	opts.Sessions = &flow.SessionOptions{Store: st.sessions}
+	if cfg.batch > 1 {
+		s.flow, err = flow.NewBatch(s.handleBatch, (*pb.Record).GetKey, opts)
+	} else {
+		s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, opts)
+	}
 	if err != nil {
 		_ = st.close()
 		return nil, err
@@ -70,21 +78,51 @@ func (s *server) Upload(stream grpc.ClientStreamingServer[pb.Record, pb.Receipt]
 	return stream.SendAndClose(&pb.Receipt{Stored: sum.Succeeded})
 }
 
-// handle is the handler: flow calls it for each record, in the order that -mode says.
+// handle is the handler of -batch 1: flow calls it for each record, in the order that -mode says.
 func (s *server) handle(ctx context.Context, m flow.Message[*pb.Record]) error {
-	if s.cfg.slow != "" && m.Key == s.cfg.slow {
-		select {
-		case <-time.After(s.cfg.slowBy):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	errs := make([]error, 1)
+	if err := s.handleBatch(ctx, []flow.Message[*pb.Record]{m}, errs); err != nil {
+		return err
+	}
+	return errs[0]
+}
+
+// handleBatch is the handler: flow calls it for records of any number of keys and streams, those of a key in order.
+func (s *server) handleBatch(ctx context.Context, batch []flow.Message[*pb.Record], errs []error) error {
+	waited := false
+	held := map[string]bool{} // what has to stay in order, and must not go on
+	for i, m := range batch {
+		lane, ordered := s.lane(m)
+		isSlow := s.cfg.slow != "" && m.Key == s.cfg.slow
+		switch {
+		case held[lane], isSlow && waited: // all records of the call wait for a slow one, so there is one in a call
+			errs[i] = flow.ErrNotAttempted
+		case isSlow:
+			waited = true
+			select {
+			case <-time.After(s.cfg.slowBy):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
+		if errs[i] == nil && rand.Float64() < s.cfg.fail {
+			errs[i] = status.Error(codes.Unavailable, "this attempt fails because of -fail")
+		}
+		held[lane] = ordered && errs[i] != nil
 	}
-	// Attempts fail before anything is written. One that fails after its write is safe to try again only if the write
-	// is idempotent, which this one is not on purpose: a record that runs twice is to show.
-	if rand.Float64() < s.cfg.fail {
-		return status.Error(codes.Unavailable, "this attempt fails because of -fail")
+	return s.store.add(ctx, batch, errs)
+}
+
+// lane names what m has to stay in order with, if there is anything.
+func (s *server) lane(m flow.Message[*pb.Record]) (name string, ordered bool) {
+	upload := m.Value.GetUpload() + "/" + m.Session().ID.Name
+	switch s.cfg.mode {
+	case flow.OrderingFIFO:
+		return upload, true
+	case flow.OrderingKeyedFIFO:
+		return upload + "/" + m.Key, true
 	}
-	return s.store.add(m.Value)
+	return "", false
 }
 
 // State implements the service.

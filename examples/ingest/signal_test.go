@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,7 +153,7 @@ func TestSIGTERMUnderLoadExitsWithZeroAndWhatClientsWereToldIsTrue(t *testing.T)
 	file := filepath.Join(t.TempDir(), "x.db")
 	args := []string{"-serve", "127.0.0.1:0", "-db", file, "-grace", "1m", "-slow", device(3), "-slow-by", "2ms", "-fail", "0.05"}
 	first := startProcess(t, args...)
-	c, err := dial(first.addr, insecure.NewCredentials(), t.Logf)
+	c, err := dial(first.addr, insecure.NewCredentials(), 0, 0, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,4 +367,22 @@ func TestOutputThatNobodyReadsLeavesNothingBehind(t *testing.T) {
 	if code := p.code(t); code != exitOK || len(p.left(t)) > 0 {
 		t.Errorf("exit code %d, left behind: %v: %s", code, p.left(t), p.errs.String())
 	}
+}
+
+// A server in a process of its own does not outlive the program that has started it.
+func TestServerProcessEndsWithItsParent(t *testing.T) {
+	p := start(t, "-kill", "-records", "1000000", "-slow-by", "1h", "-grace", "1s")
+	p.signal(t, syscall.SIGKILL, " in process ")
+	p.code(t)
+	m := regexp.MustCompile(`server (\S+) in process \d+`).FindStringSubmatch(p.errs.String())
+	if m == nil {
+		t.Fatal(p.errs.String())
+	}
+	await(t, "the end of the server", func() bool {
+		conn, err := net.Dial("tcp", m[1])
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
 }

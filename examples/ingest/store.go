@@ -8,15 +8,19 @@ import (
 	"net/url"
 	"path/filepath"
 
+	"example.com/flow"
 	pb "example.com/flow/examples/ingest/ingestpb"
+	"example.com/flow/sessionsql"
 
 	_ "modernc.org/sqlite" // the driver "sqlite": no cgo, no server
 )
 
-// store keeps the records and, for each key of each upload, the last state. It trusts its caller for the order, and it
-// does not recognize a record that it has already: a record that is run twice is in it twice, for the check to find.
+// store keeps the records and, for each key of each upload, the last state; and the sessions, in the same database, which
+// is what makes each record be stored once. It trusts its caller for the order, and has no other way to recognize a record
+// that it has: one that were run twice would be in it twice, for the check to find.
 type store struct {
 	db                *sql.DB
+	sessions          *sessionsql.Store
 	read, record, set *sql.Stmt
 }
 
@@ -29,6 +33,8 @@ func openStore(file string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What is committed outlives the process. With NORMAL the machine's sudden end may take the last of it, and so what
+	// clients were told is stored: FULL is for that, and makes each transaction dearer.
 	source := url.URL{Scheme: "file", Path: filepath.ToSlash(path), RawQuery: url.Values{
 		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(NORMAL)"},
 		"_txlock": {"immediate"},
@@ -47,6 +53,12 @@ func openStore(file string) (*store, error) {
 	}
 	if err == nil {
 		err = tryWrite(db)
+	}
+	if err == nil {
+		s.sessions, err = sessionsql.New(db, sessionsql.Options{Dialect: sessionsql.SQLite})
+	}
+	if err == nil {
+		err = s.sessions.CreateTables(context.Background())
 	}
 	prepare(&s.read, "SELECT records, hash FROM states WHERE upload = ? AND key = ?")
 	prepare(&s.record, "INSERT INTO records VALUES (?, ?, ?, ?)")
@@ -70,29 +82,72 @@ func tryWrite(db *sql.DB) error {
 
 func (s *store) close() error { return s.db.Close() }
 
-// add stores r and moves the state of its key on, both or neither. Once begun it heeds no cancellation: a commit whose
-// outcome nobody waits for would leave the client with a record that it can neither send again nor forget.
-func (s *store) add(r *pb.Record) error {
-	tx, err := s.db.BeginTx(context.Background(), nil)
+// add stores what has no error yet of a batch, and moves the states of its keys on, all in one transaction. A record that
+// is stored already, because its client or an earlier process did not live to hear of it, is passed over: Once says so. If
+// the session of a record has gone over to another process, that is its error.
+func (s *store) add(ctx context.Context, batch []flow.Message[*pb.Record], errs []error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
-	var st state
-	var hash []byte
-	err = tx.Stmt(s.read).QueryRow(r.GetUpload(), r.GetKey()).Scan(&st.records, &hash)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+	first, err := s.once(ctx, tx, batch, errs)
+	if err != nil {
 		return err
 	}
-	copy(st.hash[:], hash)
-	st = st.next(r.GetText())
-	if _, err := tx.Stmt(s.record).Exec(r.GetUpload(), r.GetLine(), r.GetKey(), r.GetText()); err != nil {
-		return err
+	type key struct{ upload, key string }
+	states := map[key]state{}
+	for i, m := range batch {
+		if !first[i] {
+			continue
+		}
+		r := m.Value
+		k := key{r.GetUpload(), r.GetKey()}
+		st, known := states[k]
+		if !known {
+			var hash []byte
+			err := tx.Stmt(s.read).QueryRowContext(ctx, k.upload, k.key).Scan(&st.records, &hash)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+			copy(st.hash[:], hash)
+		}
+		states[k] = st.next(r.GetText())
+		if _, err := tx.Stmt(s.record).ExecContext(ctx, k.upload, r.GetLine(), k.key, r.GetText()); err != nil {
+			return err
+		}
 	}
-	if _, err := tx.Stmt(s.set).Exec(r.GetUpload(), r.GetKey(), st.records, st.hash[:]); err != nil {
-		return err
+	for k, st := range states {
+		if _, err := tx.Stmt(s.set).ExecContext(ctx, k.upload, k.key, st.records, st.hash[:]); err != nil {
+			return err
+		}
 	}
 	return tx.Commit()
+}
+
+// once is sessionsql.OnceAll, which notes what is stored, and reports which records are to be stored. Those of clients
+// that ask for no session are: they are told what is settled in trailers, and not if their connection breaks.
+func (s *store) once(ctx context.Context, tx *sql.Tx, batch []flow.Message[*pb.Record], errs []error) (first []bool, err error) {
+	first = make([]bool, len(batch))
+	var noted []flow.Message[*pb.Record]
+	var at []int
+	for i, m := range batch {
+		switch {
+		case errs[i] != nil:
+		case m.Session() == flow.Session{}:
+			first[i] = true
+		default:
+			noted, at = append(noted, m), append(at, i)
+		}
+	}
+	notedErrs := make([]error, len(noted))
+	notedFirst, err := sessionsql.OnceAll(ctx, tx, s.sessions, noted, notedErrs)
+	for j, i := range at {
+		if err == nil {
+			first[i], errs[i] = notedFirst[j], notedErrs[j]
+		}
+	}
+	return first, err
 }
 
 // states returns the last states of an upload, by key. It reads them all before it returns: a slow reader at the other

@@ -19,10 +19,11 @@ Input (client)
 How the server runs them
   -mode MODE       fifo: one record of a stream at a time; keyed: one of a key at a time;
                    none: no order, so that the check will hardly ever say yes (keyed)
-  -capacity N      records in the handler at a time; 0 is no limit (64)
+  -batch N         records that a call of the handler stores in one transaction, at most; 1: one by one (16)
+  -capacity N      calls of the handler at a time; 0 is no limit (8, or 64 without batches)
   -policy POLICY   what happens to a record beyond that: it waits (queue), it is refused and the client
                    slows down and sends it again (hard), it runs all the same (soft), or it runs and is
-                   counted (signal) (queue)
+                   counted (signal) (queue). All but queue, and no limit, are for -batch 1, and imply it
   -db FILE         database to store in; it may hold earlier uploads (a temporary one)
   -grace D         how long a shutdown lets accepted records go on (10s)
 
@@ -31,12 +32,14 @@ Both
                    the certificates that it trusts
 
 To see it work
-  -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it;
-                   none: no key (of a generated fleet of 10 devices or more: device-7)
+  -slow KEY        make the handler slow for this key: the table shows that the others don't wait for it, but
+                   for those in the same batch, which has one slow record at most; none: no key (of a generated fleet of 10 devices or more: device-7)
   -slow-by D       how slow, for each record (30ms)
   -fail RATE       let this share of attempts fail, from 0 to below 1; they are tried again
   -restart         shut the server down in the middle (of standard input: after 1000 lines) and start
                    another one on the same database; the client sends it what is not stored yet
+  -kill            have the server in a process of its own and kill it in the middle (kill -9), at random;
+                   another one takes over, and stores nothing twice
 
 To watch it
   -debug ADDR      serve a page of what is under way: streams, keys that wait, failures. It shows them to

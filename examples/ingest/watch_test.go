@@ -41,7 +41,7 @@ func watchedAt(t *testing.T, said string) (page, metrics string) {
 
 func TestSlowKeyIsSeenOnThePageAndInTheMetrics(t *testing.T) {
 	s := startServing(t, "-serve", "127.0.0.1:0", "-debug", "127.0.0.1:0", "-metrics", "127.0.0.1:0",
-		"-slow", "a", "-slow-by", "20ms")
+		"-batch", "1", "-slow", "a", "-slow-by", "20ms")
 	await(t, "the addresses", func() bool { return strings.Contains(s.out.String(), "scrape") })
 	page, metrics := watchedAt(t, s.out.String())
 	stdin, feed := io.Pipe()

@@ -42,7 +42,7 @@ func start(ctx context.Context, examples string, short time.Duration) (x *exampl
 		return nil, fmt.Errorf("building the example: %w", err)
 	}
 	server := exec.CommandContext(x.ctx, x.program(), "-serve", "127.0.0.1:0", "-debug", "127.0.0.1:0",
-		"-capacity", "16", "-slow", "device-7", "-slow-by", "400ms", "-fail", "0.02",
+		"-batch", "1", "-capacity", "16", "-slow", "device-7", "-slow-by", "400ms", "-fail", "0.02",
 		"-db", filepath.Join(x.dir, "ingest.db")) // it is killed, and would leave a temporary one
 	said, err := x.run(server)
 	if err != nil {
