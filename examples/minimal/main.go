@@ -1,31 +1,32 @@
-// Command minimal is a gRPC service on flow and its client, in one process. One call brings readings: those of a device
-// are stored in order, devices concurrently. What can't be stored is a dead letter, and a call that fails is resumed.
+// Command minimal is a gRPC service on flow and its client, in one process. One upload brings readings: those of a device
+// are stored in order, devices concurrently. What can't be stored is a dead letter, and an upload that fails goes on.
 package main
 
 import (
 	"context"
-	"errors"
 	"log"
 	"net"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"example.com/flow"
 	pb "example.com/flow/examples/minimal/readingspb"
+	"example.com/flow/flowclient"
 )
 
 var outage atomic.Int32 // calls of the handler that still fail
 
 func store(_ context.Context, m flow.Message[*pb.Reading]) error {
 	if m.Value.Celsius < -273.15 {
-		return flow.Permanent(errors.New("colder than absolute zero"))
+		return status.Error(codes.InvalidArgument, "colder than absolute zero")
 	}
 	if m.Key == "fridge" && outage.Add(-1) >= 0 {
-		return errors.New("the database is down")
+		return status.Error(codes.Unavailable, "the database is down")
 	}
 	log.Println("stored:", m.Key, m.Value.Celsius, "at attempt", m.Attempt)
 	return nil
@@ -52,30 +53,6 @@ func (s *server) Upload(stream grpc.ClientStreamingServer[pb.Reading, pb.Ack]) e
 	return stream.SendAndClose(&pb.Ack{Stored: sum.Succeeded})
 }
 
-// upload sends all readings, over as many calls as it takes.
-func upload(client pb.ReadingsClient, readings ...*pb.Reading) (*pb.Ack, error) {
-	for {
-		stream, err := client.Upload(context.Background())
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range readings {
-			if stream.Send(r) != nil {
-				break // CloseAndRecv says why
-			}
-		}
-		ack, err := stream.CloseAndRecv()
-		delay, again := flow.RetryAfter(err)
-		progress, known := flow.ProgressFromTrailer(stream.Trailer())
-		if !again || !known {
-			return ack, err
-		}
-		readings = slices.Collect(flow.Rest(progress, slices.Values(readings)))
-		log.Printf("resuming with %d: %v", len(readings), err)
-		time.Sleep(max(delay, 100*time.Millisecond))
-	}
-}
-
 func main() {
 	log.SetFlags(0)
 	readings, err := flow.New(store, (*pb.Reading).GetDevice, flow.Options{
@@ -83,6 +60,7 @@ func main() {
 		Backpressure: flow.BackpressureOptions{Capacity: 64},             // handlers at once, over all calls
 		Retry:        flow.RetryOptions{MaxAttempts: 3, Backoff: 50 * time.Millisecond, Multiplier: 2},
 		OnFailure:    deadLetter,
+		Sessions:     &flow.SessionOptions{}, // uploads that go on, remembered in memory
 	})
 	check(err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -94,12 +72,18 @@ func main() {
 	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(err)
 	outage.Store(4) // one more than a call of the server tries
-	ack, err := upload(pb.NewReadingsClient(conn),
-		&pb.Reading{Device: "oven", Celsius: 180}, &pb.Reading{Device: "oven", Celsius: -400},
-		&pb.Reading{Device: "fridge", Celsius: 5}, &pb.Reading{Device: "oven", Celsius: 190},
-		&pb.Reading{Device: "fridge", Celsius: 4}, &pb.Reading{Device: "oven", Celsius: 200})
+
+	sender, err := flowclient.New(pb.NewReadingsClient(conn).Upload, flowclient.Options{})
 	check(err)
-	log.Println("the last call stored", ack.GetStored())
+	for _, r := range []*pb.Reading{
+		{Device: "oven", Celsius: 180}, {Device: "oven", Celsius: -400}, {Device: "fridge", Celsius: 5},
+		{Device: "oven", Celsius: 190}, {Device: "fridge", Celsius: 4}, {Device: "oven", Celsius: 200},
+	} {
+		check(sender.Send(context.Background(), r)) // takes it on, and sends it until it is settled
+	}
+	check(sender.Close(context.Background())) // all is settled
+	log.Println("settled:", sender.Stats().Settled, "over", sender.Stats().Streams, "streams")
+
 	check(readings.Shutdown(context.Background())) // then nothing is left for GracefulStop to wait for
 	srv.GracefulStop()
 }
