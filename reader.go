@@ -240,11 +240,7 @@ func (rd *reader[T]) waitForSpace() {
 	s.activity.inRecv.Store(false)
 	defer s.activity.inRecv.Store(true)
 	s.endLinger()
-	select {
-	case <-s.window.space:
-	case <-s.ctx.Done():
-	case <-s.done:
-	}
+	<-s.window.space // also when the stream ends or must end: the shard signals it in sweep and in end
 }
 
 // noted keeps when a message has finished, for IdleTimeout.
