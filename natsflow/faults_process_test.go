@@ -1,0 +1,373 @@
+package natsflow
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"example.com/flow/natsflow/internal/natstest"
+)
+
+// envWorker is set in a process that is to be a worker of the script: a workerSpec.
+const envWorker = "NATSFLOW_TEST_WORKER"
+
+// workerSpec is what such a process is to do.
+type workerSpec struct {
+	Name    string // who it is
+	URL     string // of the server
+	Topic   Topic
+	Effects string // address of the store of effects
+	Fault   string // "die" or "freeze"; "" for none
+	Step    step   // before which step
+	Lease   time.Duration
+}
+
+// serveWorker returns at once, unless this process was started to be a worker: then it is one until SIGTERM, and exits.
+func serveWorker() {
+	text := os.Getenv(envWorker)
+	if text == "" {
+		return
+	}
+	var spec workerSpec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		panic(err)
+	}
+	if err := spec.run(); err != nil {
+		fmt.Println("failed:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func init() { serveWorker() } // before there is a test
+
+func (spec workerSpec) run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	fmt.Println("ready") // to be asked to end
+	js, err := natstest.Dial(spec.URL)
+	if err != nil {
+		return err
+	}
+	defer js.Conn().Close()
+	c, err := net.Dial("tcp", spec.Effects)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	remote := &remoteEffects{conn: c, answers: bufio.NewReader(c)}
+	s := &steps{before: func(at step) error {
+		if at != spec.Step {
+			return nil
+		}
+		fmt.Println("step")
+		switch spec.Fault {
+		case "die":
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		case "freeze":
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			time.Sleep(time.Millisecond) // the signal may take a moment
+		}
+		return nil
+	}}
+	o := scriptOptions(WorkerOptions{Lease: spec.Lease, Commit: 10 * time.Millisecond})
+	o.Observer = func(e PartitionEvent) {
+		if e.Kind == EventClaimed {
+			fmt.Println("claimed")
+		}
+	}
+	w, err := NewWorker(js, spec.Topic, words, s.scripted(func(o Origin, v string) error {
+		return remote.apply(effect{Seq: o.Seq, Epoch: o.Epoch, Value: v, Worker: spec.Name})
+	}), o)
+	if err != nil {
+		return err
+	}
+	s.between(w)
+	return w.Run(ctx)
+}
+
+// remoteEffects is the store of effects as a worker's process sees it.
+type remoteEffects struct {
+	mu      sync.Mutex
+	conn    net.Conn
+	answers *bufio.Reader
+}
+
+func (r *remoteEffects) apply(f effect) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := json.NewEncoder(r.conn).Encode(f); err != nil {
+		return err
+	}
+	_, err := r.answers.ReadString('\n')
+	return err
+}
+
+// serve lets other processes write to e, until the test ends. It returns the address.
+func (e *effects) serve(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				for d := json.NewDecoder(c); ; {
+					var f effect
+					if d.Decode(&f) != nil {
+						return
+					}
+					e.apply(f)
+					if _, err := fmt.Fprintln(c, "done"); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// process is a worker in a process of its own.
+type process struct {
+	cmd   *exec.Cmd
+	lines chan string // what it says; closed when it is gone
+}
+
+func start(t testing.TB, spec workerSpec) *process {
+	t.Helper()
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(os.Args[0], "-test.run=^$"), lines: make(chan string, 1000)}
+	p.cmd.Env = append(os.Environ(), envWorker+"="+string(text))
+	p.cmd.Stderr = os.Stderr
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for s := bufio.NewScanner(out); s.Scan(); {
+			p.lines <- s.Text()
+		}
+		_ = p.cmd.Wait()
+		close(p.lines)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		for range p.lines {
+		}
+	})
+	return p
+}
+
+func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// await waits for a line that begins so. It returns false if the process is gone before.
+func (p *process) await(prefix string, within time.Duration) (line string, ok bool) {
+	end := time.After(within)
+	for {
+		select {
+		case line, ok := <-p.lines:
+			if !ok {
+				return "", false
+			}
+			if strings.HasPrefix(line, prefix) {
+				return line, true
+			}
+			if strings.HasPrefix(line, "failed") {
+				return line, false
+			}
+		case <-end:
+			return "", false
+		}
+	}
+}
+
+// finish asks the process to end, and waits until it has.
+func (p *process) finish(t testing.TB) {
+	t.Helper()
+	p.signal(syscall.SIGTERM)
+	if line, ok := p.await("never", 30*time.Second); strings.HasPrefix(line, "failed") || ok {
+		t.Errorf("a worker says %q", line)
+	}
+	if state := p.cmd.ProcessState; state == nil || !state.Success() {
+		t.Errorf("a worker ended with %v", state)
+	}
+}
+
+// hits counts before which kinds of steps faults have come.
+type hits struct {
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func (h *hits) add(kind string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.seen == nil {
+		h.seen = map[string]int{}
+	}
+	h.seen[kind]++
+}
+
+// A worker dies, or is frozen and wakes when another has finished, before each step that can be seen of it. Nothing is
+// lost, no key is out of order, what is repeated is repeated in order and only by the crash, and a guarded effect
+// happens once and in order.
+func TestWorkerMayDieOrFreezeAtAnyStep(t *testing.T) {
+	urls := natstest.Embedded(t)
+	js := natstest.Connect(t, urls)
+	for _, deaths := range []int{0, defaultQuarantine} {
+		all := scriptSteps(t, deaths)
+		stride := 1
+		if deaths > 0 { // many are alike
+			stride = 3
+		}
+		if testing.Short() {
+			stride = 9
+		}
+		for _, fault := range []string{"die", "freeze"} {
+			var h hits
+			t.Run(fmt.Sprintf("%s/deaths=%d", fault, deaths), func(t *testing.T) {
+				slots := make(chan struct{}, 6) // how many at once
+				for i := 0; i < len(all); i += stride {
+					at := all[i]
+					t.Run(fmt.Sprintf("%s/%d", at.Kind, at.N), func(t *testing.T) {
+						t.Parallel()
+						slots <- struct{}{}
+						defer func() { <-slots }()
+						topic, values := scriptTopic(t, js, fmt.Sprintf("%s%d-%d", fault, deaths, i), deaths)
+						tryFault(t, urls, topic, values, fault, at, &h)
+						for _, c := range topic.streams() {
+							_ = js.DeleteStream(context.Background(), c.Name)
+						}
+					})
+				}
+			})
+			want := []string{
+				"claim sent", "claim answered", "message received", "handler entered", "effect applied", "commit sent",
+				"commit answered", "dead letter sent", "dead letter answered", "release sent", "release answered",
+			}
+			if deaths > 0 {
+				want = []string{"mark sent", "mark answered", "commit sent", "commit answered"}
+			}
+			for _, kind := range want {
+				if h.seen[kind] == 0 && !testing.Short() {
+					t.Errorf("no worker has come to %s before %q: %v", fault, kind, h.seen)
+				}
+			}
+		}
+	}
+}
+
+// scriptSteps are the steps that the script takes without a fault. Another run may take some more or fewer of a kind: as
+// many commits as there is time for.
+func scriptSteps(t *testing.T, deaths int) (all []step) {
+	t.Helper()
+	js := natstest.Connect(t, natstest.Embedded(t))
+	topic, values := scriptTopic(t, js, "count", deaths)
+	var e effects
+	s := &steps{before: func(at step) error { all = append(all, at); return nil }}
+	w, err := NewWorker(js, topic, words, s.scripted(func(o Origin, v string) error {
+		e.apply(effect{Seq: o.Seq, Epoch: o.Epoch, Value: v})
+		return nil
+	}), scriptOptions(WorkerOptions{Lease: 5 * time.Second, Commit: 10 * time.Millisecond}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := another(t, w, w.handler)
+	s.between(w)
+	stop := runWorker(t, w)
+	await(t, "all is settled", settledAll(t, plain))
+	stop()
+	if j := e.judge(values); len(j.lost)+len(j.guarded)+j.repeated > 0 {
+		t.Fatalf("without a fault: %v", j)
+	}
+	return all
+}
+
+// faultLease is short, so that the test is: and long enough for a busy machine.
+const faultLease = 800 * time.Millisecond
+
+func tryFault(t *testing.T, urls string, topic Topic, values []string, fault string, at step, h *hits) {
+	var e effects
+	spec := workerSpec{Name: "first", URL: urls, Topic: topic, Effects: e.serve(t), Fault: fault, Step: at, Lease: faultLease}
+	js := natstest.Connect(t, urls)
+	w, err := NewWorker(js, topic, words, (&steps{}).scripted(nil), WorkerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled := settledAll(t, w)
+	first := start(t, spec)
+	finished := make(chan struct{})
+	go func() { // the last steps come when it is asked to end
+		for !settled() {
+			select {
+			case <-t.Context().Done():
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		close(finished)
+		first.signal(syscall.SIGTERM)
+	}()
+	_, hit := first.await("step", 30*time.Second)
+	kind := at.Kind
+	if hit {
+		h.add(kind)
+	}
+	spec.Name, spec.Fault, spec.Step = "second", "", step{}
+	second := start(t, spec)
+	if line, ok := second.await("claimed", 30*time.Second); !ok {
+		t.Fatalf("%s before %q: the second worker does not claim the partition: %q", fault, kind, line)
+	}
+	await(t, "all is settled after "+kind, func() bool { return settled() && e.done(values) })
+	if fault == "freeze" && hit {
+		first.signal(syscall.SIGCONT)
+		<-finished
+		first.finish(t)
+	}
+	second.finish(t)
+	j := e.judge(values)
+	// A zombie may end the one attempt of each key that it was frozen in.
+	stale := 0
+	if fault == "freeze" {
+		stale = len(scriptKeys)
+	}
+	if len(j.lost)+len(j.reordered)+len(j.guarded) > 0 || j.stale > stale {
+		t.Errorf("%s before %q: %v\n%v", fault, kind, j, &e)
+	}
+	letters := deadOf(t, w)
+	if len(letters) == 0 || slices.ContainsFunc(letters, func(m *jetstream.RawStreamMsg) bool { return string(m.Data) != failsEver }) {
+		t.Errorf("%s before %q: dead letters %v", fault, kind, letters)
+	}
+	states, err := w.Partitions(t.Context())
+	if err != nil || states[0].Frontier != states[0].Last || states[0].Holder != "" || states[0].Stopped != "" || states[0].Missing != 0 {
+		t.Errorf("%s before %q: %+v, %v", fault, kind, states, err)
+	}
+}
