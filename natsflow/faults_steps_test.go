@@ -47,16 +47,24 @@ var (
 const lateBy = 30 * time.Millisecond // later than the next try of the same write
 
 // between puts s between w and the servers.
-func (s *steps) between(w *Worker[string]) {
-	openBucket, openSource, openDead := w.openBucket, w.openSource, w.openDead
-	w.openBucket = func(ctx context.Context) (bucket, error) {
-		b, err := openBucket(ctx)
-		return steppedBucket{b, s}, err
-	}
-	w.openSource = func(p int, after uint64) source[string] {
-		return steppedSource{openSource(p, after), s}
-	}
-	w.openDead = func(p int, epoch uint64) partition.DeadLetters { return steppedDead{openDead(p, epoch), s} }
+func (s *steps) between(w *Worker[string]) { w.engine = steppedEngine{w.engine, s} }
+
+type steppedEngine struct {
+	engine[string]
+	s *steps
+}
+
+func (e steppedEngine) bucket(ctx context.Context) (bucket, error) {
+	b, err := e.engine.bucket(ctx)
+	return steppedBucket{b, e.s}, err
+}
+
+func (e steppedEngine) source(p int, after uint64) source[string] {
+	return steppedSource{e.engine.source(p, after), e.s}
+}
+
+func (e steppedEngine) dead(p int, epoch uint64) partition.DeadLetters {
+	return steppedDead{e.engine.dead(p, epoch), e.s}
 }
 
 // steppedBucket numbers the writes of records, and the reads after those that fail. Beats and the watch are not numbered:

@@ -112,7 +112,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 		return a, err
 	}
 	if h.member.worker.options.DeadLetter {
-		a.DeadLetters = h.member.worker.openDead(h.partition, t.lease.claimed())
+		a.DeadLetters = h.member.worker.engine.dead(h.partition, t.lease.claimed())
 	}
 	stop := make(chan struct{})
 	var renewing sync.WaitGroup
@@ -121,7 +121,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 	defer close(stop)
 	for t.Check() == nil && !h.left() {
 		ctx, cancel := context.WithTimeout(t.ctx, t.times.answer())
-		first, last, err := h.member.worker.bounds(ctx)
+		first, last, err := h.member.worker.engine.bounds(ctx)
 		cancel()
 		if err == nil {
 			a.First = first
@@ -189,7 +189,7 @@ func (h *holding[T]) serve(a partition.Assignment[T]) (r *partition.Run[T], agai
 	t := h.tenure
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	defer cancel(nil)
-	s := h.member.worker.openSource(h.partition, a.Progress.Frontier)
+	s := h.member.worker.engine.source(h.partition, a.Progress.Frontier)
 	defer s.close()
 	a.Source = s
 	r = h.member.runner.Start(ctx, a)

@@ -29,7 +29,7 @@ type member[T any] struct {
 func newMember[T any](w *Worker[T], b bucket, r *partition.Runner[T]) *member[T] {
 	m := &member[T]{
 		worker: w, id: workerID(), bucket: b, runner: r, held: map[int]*holding[T]{}, ended: make(chan *holding[T]),
-		times: times{lease: w.options.Lease, commit: w.options.Commit}, sweeper: newSweeper(w.js, w.topic),
+		times: times{lease: w.options.Lease, commit: w.options.Commit}, sweeper: &sweeper{purge: w.engine.purge, dirty: map[int]uint64{}},
 	}
 	m.board = newBoard(m.id, w.topic.Partitions, m.times.lease)
 	return m
@@ -46,7 +46,9 @@ func (m *member[T]) run(ctx context.Context) error {
 	sight, changes := make(chan bool), make(chan change)
 	all.Go(func() { m.beat(ctx, life, sight) })
 	all.Go(func() { m.watch(life, changes) })
-	all.Go(func() { m.sweeper.run(life) })
+	if m.worker.topic.MaxAge == 0 {
+		all.Go(func() { m.sweeper.run(life) })
+	}
 	m.board.recovered(time.Now())
 	timer := time.NewTimer(m.times.lease)
 	defer timer.Stop()
@@ -73,7 +75,7 @@ func (m *member[T]) run(ctx context.Context) error {
 		}
 		switch {
 		case over:
-		case m.worker.js.Conn().IsClosed():
+		case m.worker.engine.closed():
 			for _, h := range m.held {
 				h.handOver(m.times.lease)
 			}

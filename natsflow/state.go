@@ -40,7 +40,7 @@ const askAtOnce = 8
 // Partitions returns the state of all partitions, of all workers: what they have committed. It asks the servers two or three
 // times for each partition.
 func (w *Worker[T]) Partitions(ctx context.Context) ([]PartitionState, error) {
-	b, err := w.openBucket(ctx)
+	b, err := w.engine.bucket(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -5,8 +5,6 @@ import (
 	"maps"
 	"sync"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
@@ -17,15 +15,10 @@ const (
 // sweeper purges what is settled, where Topic.MaxAge does not do it. What it purges is in the record of a partition, so it
 // is right whoever holds that by then. It is safe for concurrent use.
 type sweeper struct {
-	js    jetstream.JetStream
-	topic Topic
+	purge func(ctx context.Context, partition int, frontier uint64) error
 
 	mu    sync.Mutex
 	dirty map[int]uint64 // frontiers that have moved since the last sweep
-}
-
-func newSweeper(js jetstream.JetStream, t Topic) *sweeper {
-	return &sweeper{js: js, topic: t, dirty: map[int]uint64{}}
 }
 
 // committed notes what a partition's record says.
@@ -37,9 +30,6 @@ func (s *sweeper) committed(partition int, frontier uint64) {
 
 // run sweeps until ctx ends.
 func (s *sweeper) run(ctx context.Context) {
-	if s.topic.MaxAge > 0 {
-		return
-	}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
@@ -59,7 +49,7 @@ func (s *sweeper) sweep(ctx context.Context) {
 	clear(s.dirty)
 	s.mu.Unlock()
 	for partition, frontier := range dirty {
-		if s.purge(ctx, partition, frontier) != nil {
+		if s.try(ctx, partition, frontier) != nil {
 			s.mu.Lock()
 			s.dirty[partition] = max(s.dirty[partition], frontier)
 			s.mu.Unlock()
@@ -67,12 +57,8 @@ func (s *sweeper) sweep(ctx context.Context) {
 	}
 }
 
-func (s *sweeper) purge(ctx context.Context, partition int, frontier uint64) error {
+func (s *sweeper) try(ctx context.Context, partition int, frontier uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepLimit)
 	defer cancel()
-	stream, err := s.js.Stream(ctx, s.topic.Name)
-	if err != nil {
-		return err
-	}
-	return stream.Purge(ctx, jetstream.WithPurgeSubject(s.topic.subject(partition)), jetstream.WithPurgeSequence(frontier+1))
+	return s.purge(ctx, partition, frontier)
 }

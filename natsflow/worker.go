@@ -20,22 +20,11 @@ import (
 type Worker[T any] struct {
 	js      jetstream.JetStream
 	topic   Topic
-	codec   Codec[T]
 	handler flow.Handler[T]
 	options WorkerOptions
-
-	// How the worker reaches the servers: tests put theirs between.
-	openBucket func(ctx context.Context) (bucket, error)
-	openSource func(p int, after uint64) source[T]
-	openDead   func(p int, epoch uint64) partition.DeadLetters
+	engine  engine[T]
 
 	running sync.Mutex // held by Run
-}
-
-// source is a partition.Source that is closed when nobody reads it any more.
-type source[T any] interface {
-	partition.Source[T]
-	close()
 }
 
 // NewWorker returns a Worker of t, for which Ensure was called, that calls h for each message. The error of an impossible
@@ -57,26 +46,12 @@ func NewWorker[T any](js jetstream.JetStream, t Topic, c Codec[T], h flow.Handle
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	w := &Worker[T]{js: js, topic: t, codec: c, handler: h, options: o}
-	w.openBucket = func(ctx context.Context) (bucket, error) {
-		kv, err := js.KeyValue(ctx, t.leaseBucket())
-		if err != nil {
-			return nil, fmt.Errorf("natsflow: bucket %q: %w", t.leaseBucket(), err)
-		}
-		return kvBucket{kv}, nil
-	}
-	w.openSource = func(p int, after uint64) source[T] {
-		return &reader[T]{js: js, topic: t, codec: c, partition: p, last: after, pullMax: pullMax}
-	}
-	w.openDead = func(p int, epoch uint64) partition.DeadLetters { return deadLetters{js, t, p, epoch} }
+	w := &Worker[T]{js: js, topic: t, handler: h, options: o, engine: jetStream[T]{js, t, c}}
 	if _, err := w.newRunner(); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
-
-// pullMax is how many messages of a partition the client library reads ahead.
-const pullMax = 500
 
 func (w *Worker[T]) newRunner() (*partition.Runner[T], error) {
 	r, err := partition.NewRunner(w.handler, partition.Options{
@@ -100,10 +75,10 @@ func (w *Worker[T]) Run(ctx context.Context) error {
 		return errRunning
 	}
 	defer w.running.Unlock()
-	if err := w.topic.verify(ctx, w.js); err != nil {
+	if err := w.engine.verify(ctx); err != nil {
 		return err
 	}
-	b, err := w.openBucket(ctx)
+	b, err := w.engine.bucket(ctx)
 	if err != nil {
 		return err
 	}
@@ -124,16 +99,6 @@ func workerID() string {
 		return '-'
 	}, host)
 	return host + "-" + rand.Text()
-}
-
-// bounds are the first and the last position of the stream.
-func (w *Worker[T]) bounds(ctx context.Context) (first, last uint64, err error) {
-	s, err := w.js.Stream(ctx, w.topic.Name)
-	if err != nil {
-		return 0, 0, err
-	}
-	state := s.CachedInfo().State
-	return state.FirstSeq, state.LastSeq, nil
 }
 
 func (w *Worker[T]) observe(e PartitionEvent) {
