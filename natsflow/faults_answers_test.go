@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"example.com/flow/natsflow/internal/effects"
 	"example.com/flow/natsflow/internal/natstest"
 	"example.com/flow/natsflow/partition"
 )
@@ -42,7 +43,7 @@ func TestNoLostAnswerChangesWhatHappens(t *testing.T) {
 	o := scriptOptions(WorkerOptions{Lease: 5 * time.Second, Commit: 10 * time.Millisecond})
 	try := func(t *testing.T, name string, deaths int, before func(at step) error) (all []step) {
 		topic, values := scriptTopic(t, js, name, deaths)
-		var e effects
+		var e effects.Store
 		s := &steps{before: func(at step) error {
 			if !strings.HasSuffix(at.Kind, " sent") && !strings.HasSuffix(at.Kind, " answered") && at.Kind != "record read" {
 				return nil
@@ -54,7 +55,7 @@ func TestNoLostAnswerChangesWhatHappens(t *testing.T) {
 		own := o
 		own.Observer = l.observe
 		w, err := NewWorker(js, topic, words, s.scripted(func(o Origin, v string) error {
-			e.apply(effect{Seq: o.Seq, Epoch: o.Epoch, Value: v})
+			e.Apply(effects.Effect{Seq: o.Seq, Epoch: o.Epoch, Value: v})
 			return nil
 		}), own)
 		if err != nil {
@@ -66,7 +67,7 @@ func TestNoLostAnswerChangesWhatHappens(t *testing.T) {
 		await(t, "all is settled", settledAll(t, plain))
 		stop()
 		s.late.Wait()
-		if j := e.judge(values); len(j.lost)+len(j.reordered)+len(j.guarded)+j.repeated+j.stale > 0 {
+		if j := e.Judge(values); len(j.Lost)+len(j.Reordered)+len(j.Guarded)+j.Repeated+j.Stale > 0 {
 			t.Errorf("%v: %v", j, &e)
 		}
 		if n := len(l.of(EventLost)); n > 0 {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"example.com/flow/natsflow/internal/effects"
 	"example.com/flow/natsflow/internal/natstest"
 )
 
@@ -63,12 +63,11 @@ func (spec workerSpec) run() error {
 		return err
 	}
 	defer js.Conn().Close()
-	c, err := net.Dial("tcp", spec.Effects)
+	remote, err := effects.Dial(spec.Effects)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	remote := &remoteEffects{conn: c, answers: bufio.NewReader(c)}
+	defer remote.Close()
 	s := &steps{before: func(at step) error {
 		if at != spec.Step {
 			return nil
@@ -91,7 +90,7 @@ func (spec workerSpec) run() error {
 		}
 	}
 	w, err := NewWorker(js, spec.Topic, words, s.scripted(func(o Origin, v string) error {
-		return remote.apply(effect{Seq: o.Seq, Epoch: o.Epoch, Value: v, Worker: spec.Name})
+		return remote.Apply(effects.Effect{Seq: o.Seq, Epoch: o.Epoch, Value: v, Worker: spec.Name})
 	}), o)
 	if err != nil {
 		return err
@@ -100,53 +99,15 @@ func (spec workerSpec) run() error {
 	return w.Run(ctx)
 }
 
-// remoteEffects is the store of effects as a worker's process sees it.
-type remoteEffects struct {
-	mu      sync.Mutex
-	conn    net.Conn
-	answers *bufio.Reader
-}
-
-func (r *remoteEffects) apply(f effect) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err := json.NewEncoder(r.conn).Encode(f); err != nil {
-		return err
-	}
-	_, err := r.answers.ReadString('\n')
-	return err
-}
-
-// serve lets other processes write to e, until the test ends. It returns the address.
-func (e *effects) serve(t testing.TB) string {
+// serveEffects lets other processes write to e, until the test ends.
+func serveEffects(t testing.TB, e *effects.Store) (address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, stop, err := e.Serve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				for d := json.NewDecoder(c); ; {
-					var f effect
-					if d.Decode(&f) != nil {
-						return
-					}
-					e.apply(f)
-					if _, err := fmt.Fprintln(c, "done"); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return l.Addr().String()
+	t.Cleanup(stop)
+	return address
 }
 
 // process is a worker in a process of its own.
@@ -291,10 +252,10 @@ func scriptSteps(t *testing.T, deaths int) (all []step) {
 	t.Helper()
 	js := natstest.Connect(t, natstest.Embedded(t))
 	topic, values := scriptTopic(t, js, "count", deaths)
-	var e effects
+	var e effects.Store
 	s := &steps{before: func(at step) error { all = append(all, at); return nil }}
 	w, err := NewWorker(js, topic, words, s.scripted(func(o Origin, v string) error {
-		e.apply(effect{Seq: o.Seq, Epoch: o.Epoch, Value: v})
+		e.Apply(effects.Effect{Seq: o.Seq, Epoch: o.Epoch, Value: v})
 		return nil
 	}), scriptOptions(WorkerOptions{Lease: 5 * time.Second, Commit: 10 * time.Millisecond}))
 	if err != nil {
@@ -305,7 +266,7 @@ func scriptSteps(t *testing.T, deaths int) (all []step) {
 	stop := runWorker(t, w)
 	await(t, "all is settled", settledAll(t, plain))
 	stop()
-	if j := e.judge(values); len(j.lost)+len(j.guarded)+j.repeated > 0 {
+	if j := e.Judge(values); len(j.Lost)+len(j.Guarded)+j.Repeated > 0 {
 		t.Fatalf("without a fault: %v", j)
 	}
 	return all
@@ -315,8 +276,8 @@ func scriptSteps(t *testing.T, deaths int) (all []step) {
 const faultLease = 800 * time.Millisecond
 
 func tryFault(t *testing.T, urls string, topic Topic, values []string, fault string, at step, h *hits) {
-	var e effects
-	spec := workerSpec{Name: "first", URL: urls, Topic: topic, Effects: e.serve(t), Fault: fault, Step: at, Lease: faultLease}
+	var e effects.Store
+	spec := workerSpec{Name: "first", URL: urls, Topic: topic, Effects: serveEffects(t, &e), Fault: fault, Step: at, Lease: faultLease}
 	js := natstest.Connect(t, urls)
 	w, err := NewWorker(js, topic, words, (&steps{}).scripted(nil), WorkerOptions{})
 	if err != nil {
@@ -346,20 +307,20 @@ func tryFault(t *testing.T, urls string, topic Topic, values []string, fault str
 	if line, ok := second.await("claimed", 30*time.Second); !ok {
 		t.Fatalf("%s before %q: the second worker does not claim the partition: %q", fault, kind, line)
 	}
-	await(t, "all is settled after "+kind, func() bool { return settled() && e.done(values) })
+	await(t, "all is settled after "+kind, func() bool { return settled() && e.Done() == len(values) })
 	if fault == "freeze" && hit {
 		first.signal(syscall.SIGCONT)
 		<-finished
 		first.finish(t)
 	}
 	second.finish(t)
-	j := e.judge(values)
+	j := e.Judge(values)
 	// A zombie may end the one attempt of each key that it was frozen in.
 	stale := 0
 	if fault == "freeze" {
 		stale = len(scriptKeys)
 	}
-	if len(j.lost)+len(j.reordered)+len(j.guarded) > 0 || j.stale > stale {
+	if len(j.Lost)+len(j.Reordered)+len(j.Guarded) > 0 || j.Stale > stale {
 		t.Errorf("%s before %q: %v\n%v", fault, kind, j, &e)
 	}
 	letters := deadOf(t, w)
