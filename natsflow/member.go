@@ -114,13 +114,13 @@ func (m *member[T]) balance(life context.Context) {
 		}
 	}
 	for _, p := range rand.Perm(m.worker.topic.Partitions) { // by chance: else all would try the same one
-		if lacking <= 0 {
-			break
-		}
 		if m.held[p] != nil {
 			continue
 		}
-		if reason := m.board.claimable(p, now); reason != "" {
+		// What is left behind by a dead worker is taken by whoever sees it first, beyond his share if need be: the one who
+		// lacks it may have come later, and would wait for a Lease of his own.
+		reason := m.board.claimable(p, now)
+		if reason == ReasonExpired || reason != "" && lacking > 0 {
 			m.hold(life, p, reason)
 			lacking--
 		}
