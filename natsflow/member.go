@@ -118,9 +118,10 @@ func (m *member[T]) balance(life context.Context) {
 			continue
 		}
 		// What is left behind by a dead worker is taken by whoever sees it first, beyond his share if need be: the one who
-		// lacks it may have come later, and would wait for a Lease of his own.
+		// lacks it may have come later, and would wait for a Lease of his own. And what this worker has left behind itself
+		// waits for nobody else.
 		reason := m.board.claimable(p, now)
-		if reason == ReasonExpired || reason != "" && lacking > 0 {
+		if reason == ReasonExpired || reason == ReasonResumed || reason == ReasonFree && lacking > 0 {
 			m.hold(life, p, reason)
 			lacking--
 		}
