@@ -125,7 +125,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 		cancel()
 		if err == nil {
 			a.First = first
-			a.Deaths.NotBeyond(last) // what is stored later can't have been under way when the holder before died
+			a.Deaths = t.doubtedTo(last) // what is stored later can't have been under way when the holder before died
 			h.compare(a.Progress, first)
 			break
 		}

@@ -273,3 +273,41 @@ func (v *village) lettersNow() int {
 	defer v.e.mu.Unlock()
 	return len(v.e.letters)
 }
+
+// One death in good days is forgotten when all that was under way then is settled: a second one, much later, does not bring
+// quarantine upon the partition.
+func TestADeathIsForgottenWhenWhatWasUnderWayIsSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVillage(t, 2, WorkerOptions{Lease: 2 * time.Second, Commit: 50 * time.Millisecond})
+		ctx, stop := context.WithCancel(context.Background())
+		v.settle(ctx, "w")
+		time.Sleep(time.Second)
+		n := 0
+		for range 4 {
+			for range 20 {
+				n++
+				v.e.store(2, fmt.Sprintf("a/%d", n), fmt.Sprintf("b/%d", n))
+			}
+			time.Sleep(25 * time.Millisecond) // some are under way
+			v.mu.Lock()
+			v.living[0].die()
+			v.mu.Unlock()
+			time.Sleep(5 * time.Second)
+			if v.store.Done() != 2*n {
+				t.Fatalf("%d of %d are done", v.store.Done(), 2*n)
+			}
+			n++
+			v.e.store(2, fmt.Sprintf("a/%d", n), fmt.Sprintf("b/%d", n)) // what comes later is not in doubt
+			time.Sleep(time.Second)
+		}
+		for _, e := range v.log.of(EventDied) {
+			if e.Deaths != 1 {
+				t.Errorf("the %d. death in a row", e.Deaths)
+			}
+		}
+		if all := v.log.of(EventSuspect); len(all) > 0 {
+			t.Errorf("%d messages run alone", len(all))
+		}
+		v.end(stop)
+	})
+}

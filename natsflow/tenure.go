@@ -251,6 +251,14 @@ func (t *tenure) recorded() partition.Progress {
 	return p
 }
 
+// doubtedTo notes that no message beyond position is in doubt. The record says so with the next write.
+func (t *tenure) doubtedTo(position uint64) partition.Deaths {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	t.rec.Deaths.NotBeyond(position)
+	return t.rec.Deaths
+}
+
 // idle renews the lease of a partition that has stopped, until stop is closed or the partition is lost.
 func (t *tenure) idle(stop <-chan struct{}) {
 	tick := time.NewTicker(t.times.renew())
