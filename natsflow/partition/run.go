@@ -198,8 +198,8 @@ func (run *Run[T]) Wait() (again bool, err error) {
 		return false, nil
 	case f.Seq > 0:
 		if d, ok := f.Value.(*delivery[T]); ok {
-			return d.skipped, fmt.Errorf("message %d: %w", d.Position, f)
+			return d.skipped, fmt.Errorf("message %d: %w", d.Position, f.Err) // f names it by flow's number
 		}
 	}
-	return false, f
+	return false, f.Err // the source's, or the context's
 }
