@@ -209,7 +209,7 @@ func (sh *shard[T]) refuse(m *message[T]) {
 // reject brings m, whose key is skipped, to its end, and with it those that wait behind it.
 func (sh *shard[T]) reject(m *message[T]) {
 	r := sh.runs.new(runFinish)
-	for s := m.stream; m != nil && s.backlog.isSkipped(m); m = sh.follower(m) {
+	for ; m != nil && m.stream.backlog.isSkipped(m); m = sh.follower(m) { // which may be another stream's, in a shared lane
 		m.refuse(FailureOrdering, reasonSkipped)
 		r.add(m)
 	}

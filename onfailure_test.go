@@ -588,3 +588,23 @@ func TestSkippedKeysKeepNoMessages(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSkipKeyWithScopeFlowSkipsNoOtherStreamsMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testkit.NewManualHandler()
+		f := testkit.New(t, s.Handle, flow.Options{
+			Ordering:  flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Scope: flow.ScopeFlow},
+			OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipKey },
+		})
+		skips := testkit.Start(t, f, "a1", "a2")
+		other := testkit.Start(t, f, "b1", "a3") // behind the others in the lane of "a", with a Seq behind the skipped one's
+		skips.End()
+		other.End()
+		s.Finish(t, "b1")
+		s.Fail(t, "a1", testkit.ErrHandler) // a2 is rejected
+		s.WantRunning(t, "a3")
+		s.Finish(t, "a3")
+		skips.WantSummary(t, flow.Summary{Failed: 1, Rejected: 1})
+		other.WantSummary(t, flow.Summary{Succeeded: 2})
+	})
+}
