@@ -146,6 +146,9 @@ func (sh *shard[T]) screen(r *run[T], part []*message[T]) []*message[T] {
 	kept := part[:0]
 	for _, m := range part {
 		before := m.before()
+		for before != nil && before.isLeaving() {
+			before = before.before()
+		}
 		switch {
 		case before != nil && before.run != r:
 			m.run, m.step, m.state = nil, stepAttempt, stateWaiting
@@ -159,6 +162,12 @@ func (sh *shard[T]) screen(r *run[T], part []*message[T]) []*message[T] {
 		}
 	}
 	return kept
+}
+
+// isLeaving reports whether m, whose stream has ended, leaves its lane as soon as a worker has told the Observer: it will not
+// run any more, so what stands behind it in a shared lane need not wait for that.
+func (m *message[T]) isLeaving() bool {
+	return m.stream.backlog.swept && m.state == stateOut && m.run.kind == runFinish
 }
 
 // failRest fails all that r still holds, with the error of its last call.

@@ -366,3 +366,26 @@ func TestBatchIsolationKeepsLaterPartsBehindWhatIsRetried(t *testing.T) {
 		a.WantSummary(t, flow.Summary{Succeeded: 3, Retried: 2 + 1 + 1})
 	})
 }
+
+// Observers are told of drops by a worker, while the shard goes on.
+func TestBatchIsolationGoesOnInOrderBehindWhatThePoisonEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s testkit.ManualBatchHandler
+		var log testkit.EventLog
+		f := testkit.NewBatch(t, s.Handle, flow.Options{
+			Ordering: flow.OrderingOptions{Scope: flow.ScopeFlow},
+			Observer: log.Observe, Batch: flow.BatchOptions{MaxMessages: 3},
+		})
+		release := testkit.Occupy(t, f, &s)
+		x, y := testkit.Start(t, f, "x1", "x2"), testkit.Start(t, f, "y1", "y2")
+		release()
+		y.End()
+		for _, call := range []string{"x1 x2 y1", "x1 x2", "x1"} {
+			s.Fail(t, call, testkit.ErrHandler)
+		}
+		s.WantCalls(t, "y1") // and not with y2, which has nothing to do with the poison
+		s.Succeed(t, "y1", "y2")
+		x.WantSummary(t, flow.Summary{Failed: 2, Retried: 3})
+		y.WantSummary(t, flow.Summary{Succeeded: 2, Retried: 1})
+	})
+}
