@@ -18,7 +18,7 @@ func (o *oracle) start(m *modelMessage, s startOf) {
 
 // timed says whether the time of m's attempt runs.
 func (o *oracle) timed(m *modelMessage) bool {
-	return o.Options.Retry.AttemptTimeout > 0 && m.state == runsNow && m.cause == nil
+	return o.Options.Retry.AttemptTimeout > 0 && m.state == runsNow && m.cause == nil && !o.Batches
 }
 
 // contextEnded says that the context of m, which runs, has ended: if it had not before, why is the cause, and a handler
@@ -85,6 +85,11 @@ func (o *oracle) retries(m *modelMessage) bool {
 
 func (o *oracle) compareRunning() {
 	running := map[run]error{}
+	for _, c := range o.calls {
+		for _, m := range c.list {
+			m.cause = c.cause
+		}
+	}
 	for m := range o.pending() {
 		if m.state == runsNow {
 			running[run{m.st.n, m.seq}] = m.cause

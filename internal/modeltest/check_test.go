@@ -10,6 +10,7 @@ import (
 // sight is what was seen of a Flow since the last move.
 type sight struct {
 	starts   map[startOf]bool // of handlers; the value says whether the oracle has accounted for it
+	calls    []seenCall       // of handlers of batches
 	asked    map[askedOf]int  // OnFailure
 	inRecv   []bool
 	running  map[run]error // the handlers, and why their contexts have ended, if they have
@@ -58,6 +59,10 @@ func (o *oracle) dispatch() {
 }
 
 func (o *oracle) dispatchOf(st *modelStream) {
+	if o.Batches {
+		o.dispatchCalls()
+		return
+	}
 	for s, accounted := range o.seen.starts {
 		if accounted || s.stream != st.n || o.limited() && o.load().running >= o.Options.Backpressure.Capacity {
 			continue
@@ -91,10 +96,13 @@ func (o *oracle) compare() {
 		}
 	}
 	l := o.load()
+	if o.Batches {
+		o.compareCalls()
+	}
 	switch free := o.Options.Backpressure.Capacity - l.running; {
 	case o.limited() && free < 0:
 		o.failf("%d run, which is more than the capacity", l.running)
-	case l.lacking > 0 && (!o.limited() || free > 0):
+	case !o.Batches && l.lacking > 0 && (!o.limited() || free > 0):
 		o.failf("%d wait although they have their turn and there is a slot", l.lacking)
 	}
 	o.comparePressured(l)
@@ -174,6 +182,9 @@ func (o *oracle) compareStats() {
 		}
 	}
 	want.ActiveKeys, want.Calls = len(keys), want.InFlight
+	if o.Batches {
+		want.Calls = len(o.calls)
+	}
 	for _, st := range o.streams {
 		want.Total.Succeeded += st.sum.Succeeded
 		want.Total.Failed += st.sum.Failed

@@ -81,7 +81,7 @@ func (o *oracle) cut(why error) {
 	off := &o.end.cutOff
 	for _, st := range o.underWay() {
 		for _, m := range st.all {
-			if m.state == runsNow || m.state == parked || drain && m.state != finished {
+			if m.state == runsNow || m.state == parked || m.state == held || drain && m.state != finished {
 				if off.CutOff++; off.CutOff == 1 {
 					off.Seq, off.Key = m.seq, m.Key
 				}
@@ -111,6 +111,7 @@ func (o *oracle) raced() (rejected int) {
 	if len(o.underWay()) < 2 {
 		return 0
 	}
+	o.racedCalls()
 	for s := range o.seen.starts {
 		if m := o.find(s.stream, s.seq); m != nil && m.state != runsNow && m.state != finished && s.attempt == m.attempts+1 {
 			o.start(m, s)
@@ -136,9 +137,19 @@ func (o *oracle) next() (at time.Duration) {
 		switch {
 		case m.state == parked:
 			sooner(m.due)
+		case m.state == ready && m.could > 0:
+			sooner(m.could - 1 + o.Options.Batch.Linger)
 		case o.timed(m):
 			sooner(m.began + o.Options.Retry.AttemptTimeout)
 		}
+	}
+	for _, c := range o.calls {
+		if limit := o.Options.Retry.AttemptTimeout; limit > 0 && c.cause == nil {
+			sooner(c.began + limit)
+		}
+	}
+	for _, g := range o.groups {
+		sooner(g.due)
 	}
 	for _, st := range o.underWay() {
 		if o.idles(st) {
@@ -163,10 +174,17 @@ func (o *oracle) passed(now time.Duration) {
 	o.now = now
 	for m := range o.pending() {
 		switch {
+		case m.state == parked && m.due == now && o.Batches:
+			o.resume(m)
 		case m.state == parked && m.due == now:
 			m.state = ready
 		case o.timed(m) && m.began+o.Options.Retry.AttemptTimeout == now:
 			m.cause = flow.ErrAttemptTimeout // its handler returns later, if it heeds that: see world.pump
+		}
+	}
+	for _, c := range o.calls {
+		if limit := o.Options.Retry.AttemptTimeout; limit > 0 && c.cause == nil && c.began+limit == now {
+			c.cause = flow.ErrAttemptTimeout
 		}
 	}
 	for _, st := range o.underWay() {

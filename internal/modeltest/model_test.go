@@ -6,8 +6,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The model test: rapid draws scripts (model_script_test.go), each is played on a real Flow in a bubble of its own
-// (model_world_test.go) and compared with a plain model after every move (model_oracle_test.go). Any number of them:
+// The model test: rapid draws scripts (script_test.go), each is played on a real Flow in a bubble of its own
+// (world_test.go) and compared with a plain model after every move (oracle_test.go, and calls_test.go for batches). Any number of them:
 //
 //	go test -run Model -rapid.checks=10000
 //	go test -run FuzzModel -fuzz FuzzModel -fuzzminimizetime 1x (its minimizing takes most of the time for nothing)
@@ -17,6 +17,12 @@ import (
 func TestModelHoldsForAnyScript(t *testing.T) { rapid.Check(t, holds(t, drawScript, play)) }
 
 func TestModelRulesHoldInAnyStorm(t *testing.T) { rapid.Check(t, holds(t, drawScript, storm)) }
+
+func TestModelHoldsForAnyScriptOfBatches(t *testing.T) { rapid.Check(t, holds(t, drawBatches, play)) }
+
+func TestModelRulesHoldInAnyStormOfBatches(t *testing.T) {
+	rapid.Check(t, holds(t, drawBatches, storm))
+}
 
 func FuzzModel(f *testing.F) {
 	f.Fuzz(func(t *testing.T, drawn []byte) {

@@ -13,15 +13,19 @@ import (
 // those that wait gets the free slot) it follows what was seen, after checking that it was one of the legal choices.
 type oracle struct {
 	script
-	now     time.Duration
-	streams []*modelStream
-	lanes   map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
-	end     modelEnd
-	tokens  float64   // of the retry budget
-	seen    *sight    // what the last move led to
-	asked   []askedOf // of OnFailure, that it must have led to
-	swept   bool      // the move ended a stream
-	wrong   []string
+	now       time.Duration
+	streams   []*modelStream
+	lanes     map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
+	end       modelEnd
+	tokens    float64 // of the retry budget
+	seen      *sight  // what the last move led to
+	calls     []*modelCall
+	groups    []*modelGroup
+	inCallEnd int             // callEnded runs, so often
+	later     []*modelMessage // refused by what came of a call
+	asked     []askedOf       // of OnFailure, that it must have led to
+	swept     bool            // the move ended a stream
+	wrong     []string
 }
 
 type modelStream struct {
@@ -52,6 +56,10 @@ type modelMessage struct {
 	due      time.Duration
 	began    time.Duration // the last attempt
 	cause    error         // why the last attempt's context has ended, if it has
+
+	call      *modelCall    // of a batch, that it is in
+	could     time.Duration // when it could first have begun, and 1; 0: not yet
+	untouched bool          // it came back from a call that did not attempt it
 }
 
 type modelState int
@@ -62,6 +70,7 @@ const (
 	runsNow
 	leaves // its handler has ended, or it was refused: its slot may be another's already
 	parked // until its next try is due
+	held   // in a batch, between two calls
 	finished
 )
 
@@ -76,6 +85,9 @@ func (o *oracle) load() (l load) {
 		case ready:
 			l.lacking++
 		}
+	}
+	if o.Batches {
+		l.running = len(o.calls)
 	}
 	return l
 }
@@ -149,6 +161,8 @@ func (o *oracle) turn(m *modelMessage) {
 	case m.state == runsNow: // it raced with the end of the Flow
 	case m.st.over:
 		o.drop(m)
+	case m.givenUp() && o.Batches:
+		o.refuseLater(m)
 	case m.givenUp():
 		o.dispatchOf(m.st) // what got the slot before m, should it end the stream, had ended it
 		o.refuse(m, flow.FailureOrdering)
@@ -199,8 +213,8 @@ func (o *oracle) finish(m *modelMessage, outcome *uint64, settled bool) {
 	lane = slices.Delete(lane, at, at+1)
 	if o.lanes[m.lane] = lane; len(lane) == 0 {
 		delete(o.lanes, m.lane)
-	} else if at == 0 {
-		o.turn(lane[0])
+	} else if next := lane[0]; at == 0 && (!o.Batches || next.state == waits || next.state == parked && next.givenUp()) {
+		o.turn(next)
 	}
 }
 
@@ -215,6 +229,10 @@ func (o *oracle) fail(st *modelStream, kind flow.FailureKind) {
 		why = context.Canceled
 	}
 	o.sweep(st)
+	if o.Batches {
+		o.endCalls(st, why)
+		return
+	}
 	for _, m := range st.all {
 		if m.state == runsNow {
 			o.contextEnded(m, why)
@@ -234,7 +252,8 @@ func (o *oracle) sweep(st *modelStream) {
 				break
 			}
 			fallthrough
-		case parked:
+		case parked, held:
+			o.takeOut(m)
 			o.finish(m, &st.sum.Failed, false)
 		}
 	}
@@ -243,6 +262,10 @@ func (o *oracle) sweep(st *modelStream) {
 // drop ends m, which never ran. A message that follows one that was given up may have got its turn by the same end before
 // its stream noticed: in another stream's lane, or when the stream's own context ended. Then it is rejected.
 func (o *oracle) drop(m *modelMessage) {
+	if m.attempts > 0 { // it was tried in a batch
+		o.finish(m, &m.st.sum.Failed, false)
+		return
+	}
 	if m.givenUp() && (m.st.cancelled || o.Options.Ordering.Scope == flow.ScopeFlow) {
 		a := askedOf{m.st.n, m.seq, flow.FailureOrdering}
 		if o.seen.asked[a] > 0 {

@@ -39,7 +39,7 @@ func (w *world) observe(_ context.Context, e flow.Event) {
 	}
 	switch e.Kind {
 	case flow.EventAttempt:
-		if e.Attempt > 1 {
+		if e.Attempt > 1 && !w.Batches {
 			r.sum.Retried++
 		}
 	case flow.EventSuccess:
@@ -69,6 +69,9 @@ func (r *replay) outcome(w *world, e flow.Event, n *uint64, settled bool) {
 	}
 	r.told[e.Seq] = true
 	r.sum.Received++
+	if w.Batches { // what is told of an attempt may turn out not to have been one
+		r.sum.Retried += uint64(max(0, e.Attempt-1))
+	}
 	*n++
 	if !settled {
 		r.sum.Unsettled = append(r.sum.Unsettled, e.Seq)

@@ -15,6 +15,7 @@ import (
 // It is drawn as a whole before it is played, and prints as the Go literal that plays it again.
 type script struct {
 	Options   flow.Options // without its functions
+	Batches   bool         // it is NewBatch's, and doEnd ends calls
 	OnFailure bool         // there is one: it answers what the message says
 	Observer  bool
 	Hangs     bool // the Observer does, on EventShutdown, until a move lets it go on
@@ -32,6 +33,7 @@ type move struct {
 	Deaf    bool               // the message's handler does not heed its context; on doCancel: recv does not
 	N       int                // which of the running, modulo their number; of doAdvance: how many ticks
 	How     ending             // of doEnd and doBreak
+	Each    []ending           // of doEnd in batches: if How is endWell, those of the call's messages, in turns
 }
 
 type action int
@@ -62,6 +64,7 @@ const (
 	endContextError // an error of some other context
 	endByCode       // a status whose code is not worth another try
 	endTypedNil     // an error whose methods panic
+	endNotAttempted // of a message in a batch: it was not touched
 	endByContext    // its own context: not drawn
 	endByTimeout    // its attempt's time is over: not drawn
 	endFreed        // the world is over: not drawn
@@ -77,13 +80,16 @@ func (a action) GoString() string {
 }
 
 func (e ending) GoString() string {
-	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByCode", "endTypedNil", "endByContext", "endByTimeout", "endFreed"}[e]
+	return [...]string{"endWell", "endFailed", "endPermanent", "endPanic", "endGoexit", "endContextError", "endByCode", "endTypedNil", "endNotAttempted", "endByContext", "endByTimeout", "endFreed"}[e]
 }
 
 // String is the script as Go source.
 func (s script) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "script{\n\tOptions: %s,\n", literal(reflect.ValueOf(s.Options)))
+	if s.Batches {
+		b.WriteString("\tBatches: true,\n")
+	}
 	if s.OnFailure {
 		b.WriteString("\tOnFailure: true,\n")
 	}
@@ -154,6 +160,35 @@ func drawScript(t *rapid.T) script {
 		s.Moves = append(append(s.Moves, last), few.Draw(t, "after")...)
 	}
 	return s
+}
+
+// drawBatches draws a script for NewBatch.
+func drawBatches(t *rapid.T) script {
+	s := drawScript(t)
+	s.Batches = true
+	o := &s.Options
+	o.Backpressure = flow.BackpressureOptions{Capacity: max(1, o.Backpressure.Capacity)}
+	o.Batch.MaxMessages = rapid.IntRange(0, 5).Draw(t, "MaxMessages")
+	o.Batch.MaxBytes = rapid.SampledFrom([]int64{0, 0, 2, 3, 5}).Draw(t, "MaxBytes")
+	if n := max(0, rapid.IntRange(0, 5).Draw(t, "Linger")-2); n > 0 {
+		o.Batch.Linger = time.Duration(n)*tick + 17*time.Millisecond
+	}
+	o.Batch.NoIsolation = rapid.IntRange(0, 3).Draw(t, "NoIsolation") == 3
+	for i := range s.Moves {
+		if m := &s.Moves[i]; m.Do == doEnd {
+			if rapid.Bool().Draw(t, "well") {
+				m.How = endWell
+			}
+			m.Each = rapid.SliceOfN(rapid.SampledFrom(ends), 0, 4).Draw(t, "Each")
+		}
+	}
+	return s
+}
+
+// ends are those of a message in a batch, as often as they are drawn.
+var ends = []ending{
+	endWell, endWell, endWell, endFailed, endFailed, endNotAttempted, endNotAttempted, endPermanent, endContextError, endByCode,
+	endTypedNil,
 }
 
 func drawOptions(t *rapid.T) (o flow.Options) {

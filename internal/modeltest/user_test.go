@@ -18,9 +18,15 @@ import (
 // execution is a handler that runs.
 type execution struct {
 	item
-	how   chan ending
+	how   chan callEnd
 	began time.Time
 	cause error // why its context has ended, if it has
+}
+
+// callEnd is how a handler ends: of a batch, as a whole or else for each message.
+type callEnd struct {
+	how  ending
+	each []ending
 }
 
 type source struct {
@@ -48,7 +54,7 @@ func (w *world) broken(format string, args ...any) {
 
 func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	id := run{m.Value.Stream, m.Seq}
-	e := &execution{item: m.Value, how: make(chan ending, 1), began: time.Now()}
+	e := &execution{item: m.Value, how: make(chan callEnd, 1), began: time.Now()}
 	w.mu.Lock()
 	w.checkStart(m)
 	w.running[id] = e
@@ -57,7 +63,7 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 	}
 	w.seen.starts[startOf{id, m.Attempt, m.Pressured}] = false
 	w.mu.Unlock()
-	how := w.await(ctx, e)
+	how := w.await(ctx, e).how
 	w.mu.Lock()
 	w.checkEnd(ctx, e)
 	w.leaveLanes(id, m.Value)
@@ -66,16 +72,21 @@ func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
 		w.sources[id.stream].succeeded++
 	}
 	w.mu.Unlock()
-	switch how {
+	return how.returned(ctx, m.Seq)
+}
+
+// returned is what a handler returns that ends like that. It panics or exits if that is how.
+func (e ending) returned(ctx context.Context, seq uint64) error {
+	switch e {
 	case endContextError:
 		return context.Canceled
 	case endByContext, endByTimeout:
-		if m.Seq%2 == 0 {
+		if seq%2 == 0 {
 			return ctx.Err()
 		}
 		return context.Cause(ctx)
 	}
-	return how.carryOut()
+	return e.carryOut()
 }
 
 // carryOut is the last thing that a handler does whose attempt ends like that, its context apart.
@@ -99,23 +110,23 @@ func (e ending) carryOut() error {
 
 // await waits until a move ends the handler, or its context does, if it heeds that. One whose attempt's time is over is
 // ended by world.pump, so that what follows of several comes one by one; in a storm it goes at once.
-func (w *world) await(ctx context.Context, e *execution) ending {
+func (w *world) await(ctx context.Context, e *execution) callEnd {
 	select {
 	case how := <-e.how:
 		return how
 	case <-w.freed:
-		return endFreed
+		return callEnd{how: endFreed}
 	case <-ctx.Done():
 	}
 	w.locked(func() { w.contextEnded(e, context.Cause(ctx)) })
 	if !e.Deaf && (w.stormy || e.cause != flow.ErrAttemptTimeout) {
-		return endByContext
+		return callEnd{how: endByContext}
 	}
 	select {
 	case how := <-e.how:
 		return how
 	case <-w.freed:
-		return endFreed
+		return callEnd{how: endFreed}
 	}
 }
 
@@ -126,7 +137,7 @@ func (w *world) contextEnded(e *execution, why error) {
 	if why == flow.ErrAttemptTimeout && took != limit || limit > 0 && took > limit {
 		w.broken("after %v of %v an attempt's context has ended: %v", took, limit, why)
 	}
-	if f, ok := why.(*flow.Failure); ok {
+	if f, ok := why.(*flow.Failure); ok && !w.Batches { // a call's is one of its streams'
 		src := w.sources[e.Stream]
 		src.causes = append(src.causes, f)
 	}
@@ -164,15 +175,25 @@ func (w *world) checkStart(m flow.Message[item]) {
 	if src.result != nil {
 		w.broken("%d starts after its Run", m.Seq)
 	}
-	if p.Capacity > 0 && p.Policy <= flow.BackpressureHardReject && len(w.running) >= p.Capacity {
+	if !w.Batches && p.Capacity > 0 && p.Policy <= flow.BackpressureHardReject && len(w.running) >= p.Capacity {
 		w.broken("%d starts beyond the capacity", m.Seq)
 	}
 	lane := w.o.lane(&modelMessage{item: m.Value, st: &modelStream{n: src.n}})
 	if lane == "" {
 		return
 	}
-	err := errors.Join(
-		w.order.Enter(laneOf{stream: src.n, lane: lane}, m.Seq, m.Attempt),
+	seq := m.Seq
+	var firsts error
+	if w.Batches { // it may be tried again after a later one that was in the same call, but not be tried first after that
+		if id := (run{src.n, m.Seq}); !w.tried[id] {
+			w.tried[id] = true
+			firsts = w.firsts.Enter(laneOf{stream: src.n, lane: lane}, seq, 1)
+			w.firsts.Leave(laneOf{stream: src.n, lane: lane})
+		}
+		seq = 0
+	}
+	err := errors.Join(firsts,
+		w.order.Enter(laneOf{stream: src.n, lane: lane}, seq, m.Attempt),
 		w.order.Enter(laneOf{stream: anyStream, lane: lane}, 0, m.Attempt), // the numbers of several streams have no order
 	)
 	if err != nil {

@@ -45,7 +45,10 @@ type world struct {
 	sources  []*source
 	running  map[run]*execution
 	order    flowtest.OrderChecker[laneOf] // as the handlers see it
+	firsts   flowtest.OrderChecker[laneOf] // the same, of the first attempts in batches alone
+	tried    map[run]bool                  // those that had one
 	seen     sight
+	calls    int      // of a handler of batches
 	rules    []string // that were broken
 	tell     map[uint64]*replay
 	shutdown []context.CancelFunc
@@ -71,7 +74,7 @@ func inBubble(t *testing.T, what fmt.Stringer, play func() string) (wrong string
 }
 
 func newWorld(s script) *world {
-	w := &world{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tell: map[uint64]*replay{}}
+	w := &world{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tried: map[run]bool{}, tell: map[uint64]*replay{}}
 	w.letGo = make(chan struct{})
 	w.goOn = sync.OnceFunc(func() { close(w.letGo) })
 	w.o = &oracle{script: s, lanes: map[string][]*modelMessage{}, tokens: s.Options.Retry.Budget.MaxTokens}
@@ -82,7 +85,11 @@ func newWorld(s script) *world {
 	if s.Observer {
 		opts.Observer = w.observe
 	}
-	f, err := flow.New(w.handle, func(it item) string { return it.Key }, opts)
+	key := func(it item) string { return it.Key }
+	f, err := flow.New(w.handle, key, opts)
+	if s.Batches {
+		f, err = flow.NewBatch(w.handleBatch, key, opts)
+	}
 	if err != nil {
 		panic(err)
 	}
@@ -162,7 +169,7 @@ func (w *world) do(m move) (follow func()) {
 		src.final = src.final || m.Do != doSend
 	case doEnd:
 		if ids := w.runningInOrder(); len(ids) > 0 {
-			return w.end(ids[m.N%len(ids)], m.How)
+			return w.end(ids[m.N%len(ids)], m.How, m.Each)
 		}
 	case doCancel:
 		src.cancel()
@@ -195,10 +202,13 @@ func (w *world) runningInOrder() []run {
 }
 
 // end has a handler return.
-func (w *world) end(id run, how ending) (follow func()) {
+func (w *world) end(id run, how ending, each []ending) (follow func()) {
 	select {
-	case w.running[id].how <- how:
+	case w.running[id].how <- callEnd{how, each}:
 	default: // in a storm: it has been told already
+	}
+	if w.Batches {
+		return func() { w.o.callEnded(w.o.find(id.stream, id.seq).call, how, each) }
 	}
 	return func() { w.o.ended(w.o.find(id.stream, id.seq), how) }
 }
@@ -222,7 +232,7 @@ func (w *world) cancelDeaf(m move) string {
 func (w *world) pump() string {
 	for id := w.late(); id != nil; id = w.late() {
 		var follow func()
-		w.locked(func() { follow = w.end(*id, endByTimeout) })
+		w.locked(func() { follow = w.end(*id, endByTimeout, nil) })
 		if wrong := w.settle(follow); wrong != "" {
 			return fmt.Sprintf("at the end of %v's time: %s", *id, wrong)
 		}

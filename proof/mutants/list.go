@@ -4,7 +4,7 @@ import "slices"
 
 // mutants are the bugs: what a concurrent pipeline gets wrong, and what this one once got wrong.
 var mutants = slices.Concat(
-	orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, runBugs, crashBugs, memoryBugs, onceBugs, shareBugs,
+	orderBugs, slotBugs, wakeBugs, endBugs, boundBugs, runBugs, crashBugs, memoryBugs, onceBugs, shareBugs, batchBugs,
 )
 
 // onceBugs were in the library.
