@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 func TestMain(m *testing.M) {
@@ -428,6 +429,45 @@ func cutter(t *testing.T, addr string) string {
 		all.Wait()
 	})
 	return lis.Addr().String()
+}
+
+func TestServerProcessThatCantStartSaysWhy(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none", "x.db")
+	code, out, errs := try(t, context.Background(), "", "-kill", "-records", "10", "-db", file)
+	if code != exitFailed || out != "" || !strings.Contains(errs, "ingest: the server: database "+file) {
+		t.Errorf("exit code %d, %q, %s", code, out, errs)
+	}
+}
+
+// The end of the input does not wait for room in a Sender, which there may be none of for long.
+func TestInterruptEndsTheInputWhileASendWaits(t *testing.T) {
+	cfg, err := parse([]string{"-records", "1000000"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0") // nobody answers there
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	c, err := dial(lis.Addr().String(), insecure.NewCredentials(), 1, time.Second, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.close() }()
+	in, closeInput, err := newInput(t.Context(), cfg, nil, "x", t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = closeInput() }()
+	stop, interrupt := context.WithCancel(t.Context())
+	fed := make(chan error, 1)
+	go func() { fed <- in.feed(t.Context(), stop, c.senders) }()
+	await(t, "a full Sender", func() bool { return c.stats().Taken == 1<<16 })
+	interrupt()
+	if err := <-fed; !errors.Is(err, errInterrupted) {
+		t.Error(err)
+	}
 }
 
 // The server stops, and then its address is taken: that is an error, and everything ends all the same.

@@ -112,6 +112,9 @@ func (in *input) total() int {
 func (in *input) feed(ctx, stop context.Context, to []*sender) error {
 	items, done := make(chan item), make(chan struct{})
 	defer close(done)
+	sendCtx, cancel := context.WithCancel(ctx) // a Send that waits for room is not to hold the end up
+	defer cancel()
+	defer context.AfterFunc(stop, cancel)()
 	go func() { // not waited for: it may be blocked in a read that nothing ends
 		defer close(items)
 		in.read(func(it item) bool {
@@ -164,7 +167,10 @@ func (in *input) feed(ctx, stop context.Context, to []*sender) error {
 		h := fnv.New32a()
 		_, _ = io.WriteString(h, it.key)
 		rec := &pb.Record{Upload: in.upload, Line: uint64(it.line), Key: it.key, Text: it.text}
-		if err := to[h.Sum32()%uint32(len(to))].Send(ctx, rec); err != nil {
+		if err := to[h.Sum32()%uint32(len(to))].Send(sendCtx, rec); err != nil {
+			if stop.Err() != nil {
+				return errInterrupted
+			}
 			return err
 		}
 		in.replay.add(it.key, it.text)

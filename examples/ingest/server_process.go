@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -72,8 +73,7 @@ func startServerProcess(cfg *config, addr, file string) (*serverProcess, error) 
 		}
 	}()
 	if p.addr == "" {
-		err := p.stop()
-		return nil, errors.Join(errors.New("the server did not start"), err)
+		return nil, cmp.Or(p.stop(), errors.New("the server has ended at once"))
 	}
 	return p, nil
 }
@@ -92,7 +92,7 @@ func (p *serverProcess) stop() error {
 	<-p.rest
 	if err := p.cmd.Wait(); err != nil {
 		lines := strings.Split(strings.TrimSpace(p.said.String()), "\n")
-		return fmt.Errorf("the server: %w: %s", err, strings.TrimPrefix(lines[len(lines)-1], "ingest: "))
+		return fmt.Errorf("the server: %s (%w)", strings.TrimPrefix(lines[len(lines)-1], "ingest: "), err)
 	}
 	return nil
 }
