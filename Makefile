@@ -78,12 +78,15 @@ vet: ## go vet, all modules
 lint: ## golangci-lint, all modules; building it takes minutes
 	$(call each,go run $(golangci) run ./...)
 
-.PHONY: bench compare soak interop stranger ci
+.PHONY: bench compare database soak interop stranger ci
 bench: ## benchmarks of this package
 	go test -run '^$$' -bench . .
 
 compare: ## a short comparison with other ways to do it
 	cd bench && go run ./compare -quick -rounds 1
+
+database: ## rows a second into SQLite and PostgreSQL
+	cd bench && go run ./database -rounds 1
 
 soak: ## load over real connections, two minutes
 	cd soak && go run .

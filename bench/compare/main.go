@@ -16,6 +16,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"example.com/flow/bench/internal/report"
 )
 
 func main() {
@@ -28,14 +30,14 @@ func main() {
 	among := flag.String("contenders", "", "comma-separated `list` of contenders, by their first word; a row's base is always measured")
 	cores := flag.Int("cpu", runtime.NumCPU(), "GOMAXPROCS of each measurement")
 	quick := flag.Bool("quick", false, "a tenth of the messages: to see that it works")
-	dir := flag.String("write", "", "`directory` to write RESULTS.md and throughput.svg to")
+	dir := flag.String("write", "", "`directory` of throughput.svg and of RESULTS.md, whose part between the compare marks is renewed")
 	readme := flag.String("readme", "", "`file` whose part between the compare marks is renewed")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 || *cores < 1 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	m := machine(*cores)
+	m := report.Machine(*cores)
 	tables := plan(*only, *columns, *among)
 	if len(tables) == 0 {
 		fmt.Fprintln(os.Stderr, "compare: no row or column is called so")
@@ -43,16 +45,16 @@ func main() {
 	}
 	started := time.Now()
 	failures := measureAll(tables, *rounds, *cores, *quick)
-	report := markdown(tables, m, *rounds, *quick)
-	fmt.Println(report)
+	text := markdown(tables, m, *rounds, *quick)
+	fmt.Println(text)
 	fmt.Printf("%s\n", time.Since(started).Round(time.Second))
 	if *dir != "" {
 		failures = append(failures,
-			os.WriteFile(filepath.Join(*dir, "RESULTS.md"), []byte(report), 0o644),
+			report.Renew(filepath.Join(*dir, "RESULTS.md"), mark, text),
 			plotTo(tables, filepath.Join(*dir, plotName)))
 	}
 	if *readme != "" {
-		failures = append(failures, renew(*readme, digest(tables, m, *rounds)))
+		failures = append(failures, report.Renew(*readme, mark, digest(tables, m, *rounds)))
 	}
 	failures = append(failures, promised(tables)...)
 	code := 0

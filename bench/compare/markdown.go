@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"math"
 	"strings"
+
+	"example.com/flow/bench/internal/report"
 )
 
 // markdown is the whole report.
 func markdown(tables []*table, machine string, rounds int, quick bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# flow beside what people use instead\n\n%s.\n\n", machine)
+	fmt.Fprintf(&b, "## Messages\n\n%s.\n\n", machine)
 	if quick {
 		b.WriteString("**A quick run, to see that it works: its numbers mean little.**\n\n")
 	}
@@ -19,7 +21,7 @@ func markdown(tables []*table, machine string, rounds int, quick bool) string {
 		"handler. hash64 is 64 goroutines with a buffered channel each, chosen by a key's hash; ringlane is a prototype "+
 		"of the library's lanes without contexts, errors, panics or bounds.\n", rounds)
 	for _, t := range tables {
-		fmt.Fprintf(&b, "\n## %s (`%s`)\n\nTo reach: %s.\n\n", t.title, t.name, t.target)
+		fmt.Fprintf(&b, "\n### %s (`%s`)\n\nTo reach: %s.\n\n", t.title, t.name, t.target)
 		t.write(&b)
 		if t.note != nil {
 			fmt.Fprintf(&b, "\n%s\n", t.note(t))
@@ -61,7 +63,7 @@ func (t *table) write(b *strings.Builder) {
 	for _, column := range t.columns {
 		text := "–"
 		if list := t.ideals(column); len(list) > 0 {
-			text, any = number(median(list)), true
+			text, any = number(report.Median(list)), true
 		}
 		cells = append(cells, text)
 	}
@@ -79,13 +81,13 @@ func (t *table) cell(contender, column string) string {
 	if len(list) == 0 {
 		return "–"
 	}
-	value := median(list)
+	value := report.Median(list)
 	var notes []string
-	if to := ratio(list, t.values(t.base, column)); contender != t.base && !math.IsNaN(to) {
+	if to := report.Ratio(list, t.values(t.base, column)); contender != t.base && !math.IsNaN(to) {
 		notes = append(notes, fmt.Sprintf("%.2f×", to))
 	}
 	if ideals := t.ideals(column); len(ideals) > 0 {
-		notes = append(notes, fmt.Sprintf("ideal %.2f×", value/median(ideals)))
+		notes = append(notes, fmt.Sprintf("ideal %.2f×", value/report.Median(ideals)))
 	}
 	if len(notes) == 0 {
 		return number(value)
@@ -111,10 +113,10 @@ const enoughRounds = 3
 func above(t *table) string {
 	var parts []string
 	for _, column := range t.columns {
-		base := median(t.values(t.base, column))
+		base := report.Median(t.values(t.base, column))
 		for _, c := range t.contenders {
 			if list := t.values(c, column); c != t.base && len(list) > 0 {
-				parts = append(parts, fmt.Sprintf("%s %s", c, number(median(list)-base)))
+				parts = append(parts, fmt.Sprintf("%s %s", c, number(report.Median(list)-base)))
 			}
 		}
 	}
@@ -126,7 +128,7 @@ func across(t *table) string {
 	first, last := t.columns[0], t.columns[len(t.columns)-1]
 	var parts []string
 	for _, c := range t.contenders {
-		if to := ratio(t.values(c, last), t.values(c, first)); !math.IsNaN(to) {
+		if to := report.Ratio(t.values(c, last), t.values(c, first)); !math.IsNaN(to) {
 			parts = append(parts, fmt.Sprintf("%s %.2f×", c, to))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"example.com/flow"
 	"example.com/flow/bench/internal/contender"
 	"example.com/flow/bench/internal/load"
+	"example.com/flow/bench/internal/report"
 )
 
 var settings = map[string]func(*flow.Options){
@@ -69,8 +70,8 @@ func pushed(c *contender.Contender, j job, streams int, opts flow.Options) (resu
 	slots := 0
 	for i := range streams {
 		list, k := load.Stream(load.Keys1Ki, n)
-		list = rotated(list, i*n/streams) // else all would be at the same key at the same time
-		for m := range list {             // an order of its own for each stream
+		list = report.Rotated(list, i*n/streams) // else all would be at the same key at the same time
+		for m := range list {                    // an order of its own for each stream
 			list[m].Seq, list[m].Slot = uint64(m+1), list[m].Slot+uint32(i*k)
 		}
 		lists, slots = append(lists, list), slots+k

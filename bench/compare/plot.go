@@ -10,6 +10,7 @@ import (
 	"gonum.org/v1/plot/vg"
 
 	"example.com/flow/bench/internal/contender"
+	"example.com/flow/bench/internal/report"
 )
 
 const plotName = "throughput.svg"
@@ -51,7 +52,7 @@ func (t *table) plot(file string) error {
 		heights := make(plotter.Values, len(t.columns))
 		for j, column := range t.columns {
 			if list := t.values(c, column); len(list) > 0 {
-				heights[j] = median(list)
+				heights[j] = report.Median(list)
 				all = append(all, heights[j])
 			}
 		}
@@ -72,7 +73,7 @@ func (t *table) plot(file string) error {
 	p.NominalX(t.columns...)
 	const legend = 2.1 // as wide as so many groups
 	p.X.Min, p.X.Max = -0.6, float64(len(t.columns))-0.5+legend
-	if top := 100 * math.Ceil(quantile(all, 0.95)/100); top < p.Y.Max { // one far outlier would make all others flat
+	if top := 100 * math.Ceil(report.Quantile(all, 0.95)/100); top < p.Y.Max { // one far outlier would make all others flat
 		p.Y.Max = top
 		p.Title.Text += fmt.Sprintf(" (bars above %s ns are cut off)", number(top))
 	}

@@ -64,20 +64,6 @@ func TestPlanPicksByPlainNames(t *testing.T) {
 	}
 }
 
-func TestReadmeKeepsWhatIsAroundTheMarks(t *testing.T) {
-	old := "before\n" + beginMark + "\nold\n" + endMark + "\nafter\n"
-	got, err := between(old, "new\n")
-	if want := "before\n" + beginMark + "\nnew\n" + endMark + "\nafter\n"; err != nil || got != want {
-		t.Errorf("got %q, %v, want %q", got, err, want)
-	}
-	if again, err := between(got, "new\n"); err != nil || again != got {
-		t.Errorf("not the same again: %q, %v", again, err)
-	}
-	if _, err := between("no marks", "new"); err == nil {
-		t.Error("a file without marks was renewed")
-	}
-}
-
 func TestPlotIsAnSVG(t *testing.T) {
 	file := filepath.Join(t.TempDir(), plotName)
 	if err := plotTo([]*table{measured()}, file); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"example.com/flow/bench/internal/contender"
 	"example.com/flow/bench/internal/load"
+	"example.com/flow/bench/internal/report"
 )
 
 const slowKey = 0 // its slot
@@ -54,7 +55,7 @@ var slowRow = &row{
 			alone := once(0)
 			kept = append(kept, 100*float64(alone)/float64(once(time.Millisecond)))
 		}
-		return result{Value: median(kept), Ideal: 100, Allocs: -1, Broken: broken}, nil
+		return result{Value: report.Median(kept), Ideal: 100, Allocs: -1, Broken: broken}, nil
 	},
 }
 
@@ -113,6 +114,6 @@ var pacedRow = &row{
 				fast = append(fast, late[i])
 			}
 		}
-		return result{Value: quantile(fast, 0.999), Allocs: -1, Broken: check.Breaches()}, nil
+		return result{Value: report.Quantile(fast, 0.999), Allocs: -1, Broken: check.Breaches()}, nil
 	},
 }

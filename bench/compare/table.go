@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"example.com/flow/bench/internal/contender"
+	"example.com/flow/bench/internal/report"
 )
 
 // table is a row with what was measured of it.
@@ -48,7 +49,7 @@ func measureAll(tables []*table, rounds, cores int, quick bool) (failures []erro
 	for round := range rounds {
 		for _, t := range tables {
 			for _, column := range t.columns {
-				for _, c := range rotated(t.contenders, round) {
+				for _, c := range report.Rotated(t.contenders, round) {
 					if failed[t.name+column+c] {
 						continue
 					}
@@ -107,7 +108,7 @@ func (t *table) allocs(contender string) float64 {
 			list = append(list, r.Allocs)
 		}
 		if len(list) > 0 {
-			worst = max(worst, median(list))
+			worst = max(worst, report.Median(list))
 		}
 	}
 	return worst
@@ -128,8 +129,8 @@ func (t *table) broken(contender string) (n uint64) {
 // noise is the widest spread of a cell of the table. What is below one of its unit, a few bytes by a million, is left out.
 func (t *table) noise() (widest float64) {
 	for at := range t.cells {
-		if list := t.values(at.contender, at.column); median(list) >= 1 {
-			widest = max(widest, spread(list))
+		if list := t.values(at.contender, at.column); report.Median(list) >= 1 {
+			widest = max(widest, report.Spread(list))
 		}
 	}
 	return widest

@@ -1,4 +1,5 @@
-package main
+// Package report is what the programs that measure write their reports with.
+package report
 
 import (
 	"fmt"
@@ -8,8 +9,8 @@ import (
 	"time"
 )
 
-// machine says what the numbers were measured on, and when.
-func machine(cores int) string {
+// Machine says what the numbers were measured on, and when.
+func Machine(cores int) string {
 	parts := []string{
 		cpuName(), fmt.Sprintf("%d of %d cores", cores, runtime.NumCPU()),
 		runtime.GOOS + "/" + runtime.GOARCH, runtime.Version(), time.Now().Format(time.DateOnly),
