@@ -78,7 +78,7 @@ vet: ## go vet, all modules
 lint: ## golangci-lint, all modules; building it takes minutes
 	$(call each,go run $(golangci) run ./...)
 
-.PHONY: bench compare database soak interop stranger ci
+.PHONY: bench compare database soak interop interop-all stranger ci
 bench: ## benchmarks of this package
 	go test -run '^$$' -bench . .
 
@@ -93,6 +93,9 @@ soak: ## load over real connections, two minutes
 
 interop: ## clients that others wrote, those that need Go alone
 	cd interop && go run . -direct -clients grpc-go,connect-go,grpcurl
+
+interop-all: ## the same with all clients and nginx, which it gets from npm and Debian; three minutes
+	cd interop && go run .
 
 stranger: ## use of the module by another one, as the README says
 	bash .ci/stranger

@@ -21,6 +21,9 @@ type testCase struct {
 	run  func(ctx context.Context, t *trial) error
 }
 
+// holdable are the cases that are also tried through a proxy that holds headers back.
+var holdable = map[string]bool{"cut off": true}
+
 var cases = []testCase{
 	{"full upload", fullUpload},
 	{"full upload (example)", fullUploadStored},
@@ -31,6 +34,7 @@ var cases = []testCase{
 	{"cancel", cancel},
 	{"kill -9", kill9},
 	{"restart and resume (example)", restart},
+	{"cut off", cutOff},
 	{"oversized", oversized},
 	{"largest status", largest},
 }

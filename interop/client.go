@@ -42,6 +42,8 @@ type script struct {
 	then     ending
 	deadline time.Duration
 	resume   bool
+	session  string // "": none
+	via      string // the server's address, if it is not the route's
 }
 
 // ending is what a client does after its last record.

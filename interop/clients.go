@@ -45,7 +45,10 @@ func clients(w *workshop) []*client {
 		{
 			name: "grpcurl", install: w.installTool("github.com/fullstorydev/grpcurl/cmd/grpcurl", "v1.9.4"),
 			command: w.grpcurl, parse: parseGrpcurl, deaf: true, exitTells: true, once: true,
-			cannot: map[string]string{"cancel": "its Ctrl-C ends the process, as kill -9 does"},
+			cannot: map[string]string{
+				"cancel":  "its Ctrl-C ends the process, as kill -9 does",
+				"cut off": "it makes one call and ends",
+			},
 		},
 		{
 			name: "ghz", install: w.installTool("github.com/bojand/ghz/cmd/ghz", "v0.121.0"),
@@ -55,6 +58,7 @@ func clients(w *workshop) []*client {
 					"if a Send was the first to see it",
 				"cancel":                       "its Ctrl-C closes the connection, as kill -9 does",
 				"restart and resume (example)": "it shows no trailers, so it is not known what to send again",
+				"cut off":                      "it makes one call and ends",
 			},
 			partly: "its report has the code and the message, neither details nor trailers nor the answer",
 		},
@@ -64,7 +68,11 @@ func clients(w *workshop) []*client {
 // ours is the command of a client that follows the contract.
 func (w *workshop) ours(program string, args ...string) func(*rig, route, *script) (*exec.Cmd, error) {
 	return func(r *rig, to route, s *script) (*exec.Cmd, error) {
-		args := append(args[:len(args):len(args)], "--target", r.address(to))
+		address := r.address(to)
+		if s.via != "" {
+			address = s.via
+		}
+		args := append(args[:len(args):len(args)], "--target", address)
 		if to.tls {
 			args = append(args, "--ca", r.trust)
 		}
@@ -73,6 +81,9 @@ func (w *workshop) ours(program string, args ...string) func(*rig, route, *scrip
 		}
 		if s.resume {
 			args = append(args, "--resume")
+		}
+		if s.session != "" {
+			args = append(args, "--session", s.session)
 		}
 		cmd := exec.Command(w.program(program), args...)
 		cmd.Env = append(os.Environ(), "PYTHONPATH="+w.generated)

@@ -81,7 +81,7 @@ func (m *matrix) run(ctx context.Context, log io.Writer) (err error) {
 	for _, c := range m.clients {
 		for _, to := range m.routes {
 			for _, test := range m.cases {
-				if c.cannot[test.name] != "" || m.missing[c.name] != nil || to.proxy && m.proxy == "" {
+				if c.cannot[test.name] != "" || m.missing[c.name] != nil || to.proxy && m.proxy == "" || to.holds && !holdable[test.name] {
 					continue
 				}
 				err := m.try(ctx, log, &trial{rig: rig, shop: m.shop, client: c, route: to}, test)

@@ -23,6 +23,7 @@ import (
 type route struct {
 	name       string
 	tls, proxy bool
+	holds      bool // through a proxy that holds headers back: it is the case's to start
 	example    bool // to the example server, else to the service
 }
 
@@ -31,6 +32,7 @@ var routes = []route{
 	{name: "TLS", tls: true},
 	{name: "nginx", proxy: true},
 	{name: "nginx and TLS", tls: true, proxy: true}, // on both of its sides
+	{name: "late headers", holds: true},
 }
 
 // rig is what the whole matrix shares: addresses, a certificate, the proxy.

@@ -26,6 +26,7 @@ const (
 	textFail  = "fail"  // fail for good
 	textLarge = "large" // once half of the records before it have been taken, fail with more than fits
 	textHold  = "hold"  // stand still until the stream ends
+	textGate  = "gate"  // stand still until the gate opens, and then be taken
 )
 
 // service is the example's service with what the example can't have: handlers that fail or stand still at a given record,
@@ -36,6 +37,7 @@ type service struct {
 	grpc   *grpc.Server
 	served chan error
 	held   chan struct{} // receives when a handler stands still
+	gate   chan struct{} // closed to open it
 	before int           // goroutines of this process without the service
 
 	mu    sync.Mutex
@@ -52,7 +54,7 @@ type end struct {
 }
 
 func startService(addr string, creds credentials.TransportCredentials, before int, o flow.Options) (*service, error) {
-	s := &service{served: make(chan error, 1), held: make(chan struct{}, 1<<16), before: before, lines: map[string]uint64{}}
+	s := &service{served: make(chan error, 1), held: make(chan struct{}, 1<<16), gate: make(chan struct{}), before: before, lines: map[string]uint64{}}
 	var err error
 	if s.flow, err = flow.New(s.handle, (*pb.Record).GetKey, o); err != nil {
 		return nil, err
@@ -99,6 +101,13 @@ func (s *service) handle(ctx context.Context, m flow.Message[*pb.Record]) error 
 		s.held <- struct{}{}
 		<-ctx.Done()
 		return context.Cause(ctx)
+	case textGate:
+		s.held <- struct{}{}
+		select {
+		case <-s.gate:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,22 +153,32 @@ const quiet = 10 * time.Second
 // awaitEnd waits until nothing runs any more, and returns how the one Upload ended: a client that called twice by itself
 // has replayed its messages.
 func (s *service) awaitEnd() (end, error) {
-	if err := await(s.left); err != nil {
+	ends, err := s.awaitEnds()
+	if err == nil && len(ends) != 1 {
+		err = fmt.Errorf("%d Uploads reached the server, want 1", len(ends))
+	}
+	if err != nil {
 		return end{}, err
+	}
+	return ends[0], nil
+}
+
+// awaitEnds waits until nothing runs any more, and returns how the Uploads ended.
+func (s *service) awaitEnds() ([]end, error) {
+	if err := await(s.left); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.wrong != nil:
-		return end{}, s.wrong
-	case len(s.ends) != 1:
-		return end{}, fmt.Errorf("%d Uploads reached the server, want 1", len(s.ends))
+	if s.wrong != nil {
+		return nil, s.wrong
 	}
-	e := s.ends[0]
-	if sum := e.sum; sum.Received != sum.Succeeded+sum.Failed+sum.Rejected+sum.Dropped {
-		return end{}, fmt.Errorf("the Summary doesn't add up: %+v", sum)
+	for _, e := range s.ends {
+		if sum := e.sum; sum.Received != sum.Succeeded+sum.Failed+sum.Rejected+sum.Dropped+sum.Duplicates {
+			return nil, fmt.Errorf("the Summary doesn't add up: %+v", sum)
+		}
 	}
-	return e, nil
+	return s.ends, nil
 }
 
 // left says what of a call still runs.

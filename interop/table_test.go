@@ -42,7 +42,7 @@ func TestTableSaysWhatWasNotRunAndWhy(t *testing.T) {
 | one | 2 of 2 | 2 of 2 | 1 of 1 | skipped [2] |
 | two | 2 of 2 | 1 of 2, FAILED by TLS [3] | can't [4] | skipped [2] |
 
-Routes: plain, TLS, nginx (skipped, no room), nginx and TLS (skipped, no room).
+Routes: plain, TLS, nginx (skipped, no room), nginx and TLS (skipped, no room), late headers.
 1. bad: only codes
 2. gone is not installed: no network
 3. bad, two, TLS: it hung

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,8 +39,9 @@ func main() {
 	ca := flag.String("ca", "", "PEM file to trust; without one, no TLS")
 	deadline := flag.Duration("deadline", 0, "of the call; 0 is none")
 	resume := flag.Bool("resume", false, "send the rest to the next server after a shutdown")
+	session := flag.String("session", "", "upload all under this name, over as many calls as it takes")
 	flag.Parse()
-	if err := run(*target, *ca, *deadline, *resume); err != nil {
+	if err := run(*target, *ca, *deadline, *resume, *session); err != nil {
 		fmt.Fprintln(os.Stderr, "connectgo:", err)
 		os.Exit(1)
 	}
@@ -62,7 +64,7 @@ func newHTTP(target, ca string) (*http.Client, string, error) {
 	return &http.Client{Transport: t}, "https://" + target, nil
 }
 
-func run(target, ca string, deadline time.Duration, resume bool) error {
+func run(target, ca string, deadline time.Duration, resume bool, session string) error {
 	client, url, err := newHTTP(target, ca)
 	if err != nil {
 		return err
@@ -80,6 +82,9 @@ func run(target, ca string, deadline time.Duration, resume bool) error {
 	}
 	input := make(chan *pb.Record)
 	go read(os.Stdin, input)
+	if session != "" {
+		return survive(ctx, upload, session, input)
+	}
 	var backlog []*pb.Record
 	for {
 		sent, err := call(ctx, upload, backlog, input)
@@ -96,6 +101,57 @@ func run(target, ca string, deadline time.Duration, resume bool) error {
 			return err
 		}
 	}
+}
+
+// survive uploads the input under a session, by the wire table alone: a broken connection says nothing, so the same is
+// sent again.
+func survive(ctx context.Context, upload *connect.Client[pb.Record, pb.Receipt], session string, input <-chan *pb.Record) error {
+	const part = 500
+	var records []*pb.Record
+	for r := range input {
+		records = append(records, r)
+	}
+	again := []connect.Code{
+		connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeCanceled, connect.CodeAborted, connect.CodeInternal,
+		connect.CodeUnknown,
+	}
+	epoch := ""
+	for committed := 0; committed < len(records); {
+		stream := upload.CallClientStream(ctx)
+		stream.RequestHeader().Set("flow-session", session)
+		stream.RequestHeader().Set("flow-start", strconv.Itoa(committed+1))
+		if epoch != "" {
+			stream.RequestHeader().Set("flow-epoch", epoch)
+		}
+		for _, r := range records[committed:min(committed+part, len(records))] {
+			if stream.Send(r) != nil {
+				break // CloseAndReceive says why
+			}
+		}
+		resp, err := stream.CloseAndReceive()
+		a := answer{err: err}
+		if err == nil {
+			a.stored, a.trailers = resp.Msg.GetStored(), resp.Trailer()
+		}
+		failed := tell(a)
+		if failed != nil {
+			if a.trailers = failed.Meta(); a.trailers.Get("flow-failed") != "" || !slices.Contains(again, failed.Code()) {
+				return failed
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		if e := a.trailers.Values("flow-epoch"); len(e) > 0 {
+			epoch = e[len(e)-1]
+		}
+		if c := a.trailers.Values("flow-committed"); len(c) > 0 { // of the header, and then of the trailers
+			n, err := strconv.Atoi(c[len(c)-1])
+			if err != nil {
+				return err
+			}
+			committed = n
+		}
+	}
+	return nil
 }
 
 // read sends what the lines of r say, and closes the channel at their end.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 
 	"example.com/flow"
 	pb "example.com/flow/examples/ingest/ingestpb"
+	"example.com/flow/flowclient"
 )
 
 func main() {
@@ -34,14 +36,15 @@ func main() {
 	ca := flag.String("ca", "", "PEM file to trust; without one, no TLS")
 	deadline := flag.Duration("deadline", 0, "of the call; 0 is none")
 	resume := flag.Bool("resume", false, "send the rest to the next server after a shutdown")
+	session := flag.String("session", "", "upload all by a Sender, under this name")
 	flag.Parse()
-	if err := run(*target, *ca, *deadline, *resume); err != nil {
+	if err := run(*target, *ca, *deadline, *resume, *session); err != nil {
 		fmt.Fprintln(os.Stderr, "grpcgo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(target, ca string, deadline time.Duration, resume bool) error {
+func run(target, ca string, deadline time.Duration, resume bool, session string) error {
 	creds := insecure.NewCredentials()
 	if ca != "" {
 		var err error
@@ -65,6 +68,9 @@ func run(target, ca string, deadline time.Duration, resume bool) error {
 	}
 	input := make(chan *pb.Record)
 	go read(os.Stdin, input)
+	if session != "" {
+		return survive(ctx, api, session, input)
+	}
 	var backlog []*pb.Record
 	for {
 		sent, trailer, err := call(ctx, api, backlog, input)
@@ -81,6 +87,25 @@ func run(target, ca string, deadline time.Duration, resume bool) error {
 			return err
 		}
 	}
+}
+
+// survive uploads the input by a Sender, which resumes by itself, and prints what is settled in the end.
+func survive(ctx context.Context, api pb.IngestClient, session string, input <-chan *pb.Record) error {
+	s, err := flowclient.New(api.Upload, flowclient.Options{Session: session, NoHeader: true})
+	if err != nil {
+		return err
+	}
+	if _, err := s.Resume(ctx); err != nil {
+		return err
+	}
+	for r := range input {
+		if err := s.Send(ctx, r); err != nil {
+			return err
+		}
+	}
+	err = s.Close(ctx)
+	settled := strconv.FormatUint(s.Stats().Settled, 10)
+	return tell(err, metadata.Pairs("flow-committed", settled), 0)
 }
 
 // read sends what the lines of r say, and closes the channel at their end.

@@ -8,13 +8,15 @@ const { parseArgs } = require('node:util')
 const grpc = require('@grpc/grpc-js')
 const loader = require('@grpc/proto-loader')
 const protobuf = require('protobufjs')
+const { upload } = require('./resume.js')
 
 const { values: flags } = parseArgs({
   options: {
     target: { type: 'string' },
     ca: { type: 'string', default: '' },
     deadline: { type: 'string', default: '0s' }, // in ms or s, as Go writes it
-    resume: { type: 'boolean', default: false }
+    resume: { type: 'boolean', default: false },
+    session: { type: 'string', default: '' }
   }
 })
 
@@ -101,7 +103,21 @@ const answers = () => new Promise(resolve => {
   api.State({}).on('data', () => {}).on('error', () => resolve(false)).on('end', () => resolve(true))
 })
 
+// told is the method, which tells of each of its calls.
+function told (head, callback) {
+  let answer = { stored: 0 }
+  const call = api.Upload(head, (error, a) => { answer = a ?? answer; callback(error, a) })
+  call.on('status', status => tell(status, answer))
+  return call
+}
+
 async function main () {
+  if (flags.session) {
+    while (!ended) await sleep(10)
+    await upload(told, flags.session, waiting)
+    api.close()
+    return
+  }
   for (;;) {
     const { status, sent } = await call()
     const { errorInfo, retryInfo } = details(status)
