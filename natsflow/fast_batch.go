@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,7 @@ import (
 type fastBatch struct {
 	// Under the publisher's lock.
 	acked   int   // so many are said to be stored
-	flow    int   // after so many messages the server answers
+	flow    int   // after so many messages the server answers; 0 before it has said so
 	over    bool  // the server has told the outcome
 	failure error // why it takes no more
 }
@@ -55,8 +56,8 @@ var (
 //
 // Of a message that was sent before, the server says that it is stored although it may be on its way only: see probe.
 func (p *publisher) store(ctx context.Context, list []*nats.Msg) (stored int, err error) {
-	b := &fastBatch{flow: fastFlow}
-	e, err := p.begin(func(_ string, m *nats.Msg) { b.take(m) })
+	b := &fastBatch{}
+	e, err := p.begin(b.take)
 	if err != nil {
 		return 0, err
 	}
@@ -129,8 +130,26 @@ type fastAnswer struct {
 	Count    int                 `json:"count"` // at the end: how many are stored
 }
 
-// take takes an answer.
-func (b *fastBatch) take(m *nats.Msg) {
+// refusal is a server's error about one message of a batch.
+type refusal struct {
+	number int // its place, from 1; 0 if that is not known
+	*jetstream.APIError
+}
+
+func (r *refusal) Unwrap() error { return r.APIError }
+
+// numberOf is the place of the message that is answered to that subject, as store has made it; 0 if it is none.
+func numberOf(tail string) int {
+	if parts := strings.Split(tail, "."); len(parts) == 5 {
+		if n, err := strconv.Atoi(parts[2]); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+// take takes an answer. Tail is the end of the subject of the message that it answers.
+func (b *fastBatch) take(tail string, m *nats.Msg) {
 	if nobodyAnswers(m) {
 		b.over, b.failure = true, nats.ErrNoResponders
 		return
@@ -141,7 +160,7 @@ func (b *fastBatch) take(m *nats.Msg) {
 		return
 	}
 	if a.Error != nil && b.failure == nil {
-		b.failure = a.Error
+		b.failure = &refusal{numberOf(tail), a.Error}
 	}
 	switch a.Type {
 	case "ack":

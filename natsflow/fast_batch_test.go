@@ -25,7 +25,7 @@ func testTopic(t *testing.T, js jetstream.JetStream, change func(*Topic)) (*publ
 		t.Fatal(err)
 	}
 	topic, _ = topic.withDefaults()
-	return &publisher{nc: js.Conn(), patience: 2 * time.Second}, topic
+	return &publisher{nc: js.Conn(), patience: 20 * time.Second}, topic
 }
 
 // numbersOf are messages of one session with these numbers.
@@ -357,19 +357,19 @@ func TestAnswersThatAreNone(t *testing.T) {
 		`{"stream":"s","seq":9,"duplicate":true,"batch":"b","count":1}`: {acked: 3, over: true},
 	} {
 		b := fastBatch{acked: 3}
-		if b.take(&nats.Msg{Data: []byte(data)}); b != want {
+		if b.take("", &nats.Msg{Data: []byte(data)}); b != want {
 			t.Errorf("%s: %+v, want %+v", data, b, want)
 		}
 	}
 	for _, data := range []string{"", "[]", `{"error":{"code":500,"err_code":1},"stream":"s","seq":0}`} {
 		var b fastBatch
-		if b.take(&nats.Msg{Data: []byte(data)}); !b.over || b.failure == nil {
+		if b.take("", &nats.Msg{Data: []byte(data)}); !b.over || b.failure == nil {
 			t.Errorf("%s: %+v", data, b)
 		}
 	}
 	var b fastBatch
-	b.take(&nats.Msg{Data: []byte(`{"type":"err","seq":4,"error":{"code":400,"err_code":10054}}`)})
-	if b.over || !isUnfit(b.failure) {
+	b.take("100.fail.4.1.$FI", &nats.Msg{Data: []byte(`{"type":"err","seq":4,"error":{"code":400,"err_code":10054}}`)})
+	if b.over || unfitNumber(b.failure) != 4 {
 		t.Errorf("%+v", b)
 	}
 }

@@ -182,6 +182,32 @@ func TestFullStreamIsResourceExhaustedWithRetryInfo(t *testing.T) {
 	}
 }
 
+// The server's own bound, which the gateway does not know: only the message that is too large fails, wherever it is.
+func TestMessageTooLargeForTheStreamEndsItsOwnStreamOnly(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	stream, err := js.Stream(t.Context(), topic.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgSize = 500
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	f := newFlow(t, newGateway(t, js, topic), func(o *flow.Options) { o.Batch.MaxMessages = 64 })
+	for at := 1; at <= 4; at++ {
+		upload := fmt.Sprint("u", at)
+		list := requests(upload, 1, 5)
+		list[at-1] = requestOf(strings.Repeat("x", 500), at)
+		s, err := run(f, upload, 1, list...)
+		if status.Code(err) != codes.InvalidArgument || int(s.Committed) != at-1 {
+			t.Errorf("message %d: %+v, %v", at, s, err)
+		}
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u2": 1, "u3": 2, "u4": 3})
+}
+
 // One client's message that no server takes, or that can't be marshalled, ends its own stream, behind what was before it.
 func TestUnfitMessageEndsItsOwnStreamOnly(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))

@@ -142,7 +142,7 @@ func (s *storing[T]) store(ctx context.Context) {
 	var stored int
 	err := errStopped
 	if s.until.IsZero() || time.Now().Before(s.until) {
-		stored, err = s.pub.store(ctx, s.list)
+		stored, err = s.send(ctx)
 	}
 	if stored > 0 && s.topic.Replicas > 1 {
 		s.confirm(ctx, stored)
@@ -150,7 +150,7 @@ func (s *storing[T]) store(ctx context.Context) {
 	if stored == len(s.list) {
 		return
 	}
-	if isUnfit(err) {
+	if unfitNumber(err) == stored+1 {
 		s.fail(s.which[stored], unfitError(err))
 		stored++
 	}
@@ -161,6 +161,18 @@ func (s *storing[T]) store(ctx context.Context) {
 	for _, i := range s.which[stored:] {
 		s.fail(i, refused)
 	}
+}
+
+// send sends the list, and returns how many of it are said to be stored, and why not all.
+func (s *storing[T]) send(ctx context.Context) (stored int, err error) {
+	stored, err = s.pub.store(ctx, s.list)
+	if n := unfitNumber(err); n > stored+1 { // it was refused before those in front of it were answered
+		var again error
+		if stored, again = s.pub.store(ctx, s.list[:n-1]); again != nil {
+			err = again
+		}
+	}
+	return stored, err
 }
 
 // confirm asks for the last message of each stream among the first n of the list. If that is stored, so are those before.
@@ -196,11 +208,14 @@ const (
 
 var errStopped = errors.New("the gateway was stopped for so long that its sessions may be another one's")
 
-// isUnfit reports whether a server refuses a message for what it is, now and ever.
-func isUnfit(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) &&
-		(api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum || api.ErrorCode == errCodeHeaderTooLong)
+// unfitNumber is the number of the message of a batch that a server refuses for what it is, now and ever; 0 if that is not
+// what has happened.
+func unfitNumber(err error) int {
+	var r *refusal
+	if errors.As(err, &r) && (r.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum || r.ErrorCode == errCodeHeaderTooLong) {
+		return r.number
+	}
+	return 0
 }
 
 // unfitError is what a client is told of a message that can't be stored, now and ever.

@@ -1,6 +1,6 @@
 // Command gatebench measures how fast a Gateway stores messages, beside a bare fast batch of orbit's jetstreamext, on
 // servers that it starts itself. Both store the same messages with the same ids, in turns; what is printed are the medians
-// of all rounds and of the ratios within each round.
+// of all rounds and of the ratios within each round, and the processor time that this process takes for a message.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"example.com/flow"
@@ -32,9 +33,10 @@ func main() {
 	size := flag.Int("size", 200, "bytes of a message")
 	rounds := flag.Int("rounds", 5, "rounds of each")
 	batch := flag.Int("batch", 1024, "Batch.MaxMessages")
+	capacity := flag.Int("capacity", 16, "Backpressure.Capacity")
 	pending := flag.Int("pending", 4096, "MaxPending of each stream")
 	flag.Parse()
-	b := bench{nodes: *nodes, n: *n / *uploads, uploads: *uploads, size: *size, batch: *batch, pending: *pending}
+	b := bench{nodes: *nodes, n: *n / *uploads, uploads: *uploads, size: *size, batch: *batch, pending: *pending, capacity: *capacity}
 	if err := b.run(*rounds); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -42,10 +44,10 @@ func main() {
 }
 
 type bench struct {
-	nodes, n, uploads, size, batch, pending int
-	js                                      jetstream.JetStream
-	topic                                   natsflow.Topic
-	codec                                   natsflow.Codec[string]
+	nodes, n, uploads, size, batch, pending, capacity int
+	js                                                jetstream.JetStream
+	topic                                             natsflow.Topic
+	codec                                             natsflow.Codec[string]
 }
 
 func (b *bench) run(rounds int) error {
@@ -72,28 +74,38 @@ func (b *bench) run(rounds int) error {
 		Marshal:   func(s string) ([]byte, error) { return []byte(s), nil },
 		Unmarshal: func(d []byte) (string, error) { return string(d), nil },
 	}
-	var bare, gateway, ratios []float64
+	var bare, gateway, ratios, bareCPU, gatewayCPU []float64
 	for round := range rounds {
 		ways := []struct {
-			do    func(name string) error
-			rates *[]float64
-		}{{b.bare, &bare}, {b.gateway, &gateway}}
+			do         func(name string) error
+			rates, cpu *[]float64
+		}{{b.bare, &bare, &bareCPU}, {b.gateway, &gateway, &gatewayCPU}}
 		if round%2 == 1 {
 			slices.Reverse(ways)
 		}
 		for i, w := range ways {
-			began := time.Now()
+			began, used := time.Now(), processorTime()
 			if err := w.do(fmt.Sprintf("r%d-%d", round, i)); err != nil {
 				return err
 			}
 			*w.rates = append(*w.rates, float64(b.n*b.uploads)/time.Since(began).Seconds())
+			*w.cpu = append(*w.cpu, float64((processorTime()-used).Microseconds())/float64(b.n*b.uploads))
 		}
 		ratios = append(ratios, gateway[round]/bare[round])
 		fmt.Printf("round %d: bare %6.0f/s  gateway %6.0f/s  %.2f\n", round, bare[round], gateway[round], ratios[round])
 	}
-	fmt.Printf("%d node(s), %d upload(s), %d B: bare fast batch %.0f/s, gateway %.0f/s, ratio %.2f (medians of %d rounds)\n",
-		b.nodes, b.uploads, b.size, median(bare), median(gateway), median(ratios), rounds)
+	fmt.Printf("%d node(s), %d upload(s), %d B: bare fast batch %.0f/s, gateway %.0f/s, ratio %.2f; %.1f and %.1f µs of this process a message\n",
+		b.nodes, b.uploads, b.size, median(bare), median(gateway), median(ratios), median(bareCPU), median(gatewayCPU))
 	return nil
+}
+
+// processorTime is what this process has used so far.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func median(list []float64) float64 {
@@ -163,7 +175,7 @@ func (b *bench) gateway(name string) error {
 	}
 	f, err := flow.NewBatch(gw.Store, nil, flow.Options{
 		Sessions:     &flow.SessionOptions{Store: gw.Sessions()},
-		Backpressure: flow.BackpressureOptions{Capacity: 16},
+		Backpressure: flow.BackpressureOptions{Capacity: b.capacity},
 		Batch:        flow.BatchOptions{MaxMessages: b.batch},
 		MaxPending:   b.pending,
 	})
