@@ -448,7 +448,7 @@ func TestSkipKeyOnARefusalLetsEarlierMessagesOfTheKeyRun(t *testing.T) {
 		s, j := testkit.NewManualHandler(), &judge{action: flow.SkipKey}
 		f := testkit.New(t, s.Handle, flow.Options{OnFailure: j.decide, Ordering: flow.OrderingOptions{
 			Mode: flow.OrderingKeyedFIFO, KeyCapacity: 1}})
-		c := testkit.Start(t, f, "a1", "a2", "a3") // a3 is refused on receipt, and with it the key given up
+		c := testkit.Start(t, f, "a1", "a2", "a3") // a3 is refused on receipt, and with it the key skipped
 		wantHeard(t, j, "a3:Ordering")
 		s.Finish(t, "a1")
 		c.Send("a4")

@@ -84,7 +84,7 @@ var errMalformedSessionState = errors.New("flow: malformed session state")
 // error is always nil.
 //
 // The form is a byte 1, then uvarints: epoch, fence, the highest number that the progress speaks of, how many numbers are
-// unsettled and for each of them, ascending, its distance to the one before (the first: to 0), how many keys are given up
+// unsettled and for each of them, ascending, its distance to the one before (the first: to 0), how many keys are skipped
 // and for each its length, followed by its bytes.
 func (s SessionState) MarshalBinary() ([]byte, error) {
 	b := []byte{sessionStateFormat}

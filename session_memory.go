@@ -68,7 +68,7 @@ type rememberedSession struct {
 	fence    uint64
 	version  uint64
 	progress Progress
-	givenUp  []string
+	skipped  []string
 	since    time.Duration // idle since, from the start of the store
 	links    [2]idleLinks  // of listAll and listOwner; zero while in use
 }
@@ -91,7 +91,7 @@ func (m *sessionMemory) Load(_ context.Context, id SessionID) (SessionState, uin
 		return SessionState{}, 0, nil
 	}
 	m.touchLocked(id, s)
-	return SessionState{Epoch: s.epoch, Fence: s.fence, Progress: s.progress, GivenUp: slices.Clone(s.givenUp)}, s.version, nil
+	return SessionState{Epoch: s.epoch, Fence: s.fence, Progress: s.progress, GivenUp: slices.Clone(s.skipped)}, s.version, nil
 }
 
 // Save implements SessionStore.
@@ -110,7 +110,7 @@ func (m *sessionMemory) Save(_ context.Context, id SessionID, state SessionState
 	s.version = m.version
 	s.epoch, s.fence = state.Epoch, state.Fence
 	s.progress = Progress{received: state.Progress.received, unsettled: fitted(state.Progress.unsettled)}
-	s.givenUp = fitted(state.GivenUp)
+	s.skipped = fitted(state.GivenUp)
 	m.touchLocked(id, s)
 	return s.version, nil
 }

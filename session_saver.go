@@ -16,7 +16,7 @@ type sessionSaver struct {
 	calls sessionCalls
 	id    SessionID
 	every time.Duration
-	view  func() (Progress, []string) // what is settled by now, and the keys given up by then
+	view  func() (Progress, []string) // what is settled by now, and the keys skipped by then
 	// failed is told of each Save that failed; moved, once, that the session is somebody else's. Neither is called after
 	// finish has returned.
 	failed func(error)

@@ -14,8 +14,8 @@ const (
 	defaultSaveEvery = time.Second
 	defaultTakeover  = 10 * time.Second
 
-	maxSessionGivenUp      = 1024     // keys
-	maxSessionGivenUpBytes = 64 << 10 // of these
+	maxSessionSkipped      = 1024     // keys
+	maxSessionSkippedBytes = 64 << 10 // of these
 
 	// maxTakes bounds how often a session is taken while others take it between the Load and the Save.
 	maxTakes = 16
@@ -206,7 +206,7 @@ func (s *sessionStream) header() metadata.MD {
 type sessionView struct {
 	highest uint64   // the number of the last message that was received; below the first if none was
 	open    []uint64 // ascending: those that were received and are not settled, without duplicates
-	givenUp []string // the keys given up, all of the session. They are looked at after open, so that no message is seen settled by the skip of its key and that key is not
+	skipped []string // the keys skipped, all of the session. They are looked at after open, so that no message is seen settled by the skip of its key and that key is not
 }
 
 // keep saves from now on what view returns. failed is told of each Save that failed. If the session turns out to be
@@ -215,7 +215,7 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 	s.saver.calls, s.saver.id, s.saver.every = s.of.calls, s.session.ID, s.of.saveEvery
 	s.saver.view = func() (Progress, []string) {
 		v := view()
-		return s.before.progress(v.highest, v.open), v.givenUp
+		return s.before.progress(v.highest, v.open), v.skipped
 	}
 	s.saver.failed, s.saver.moved = failed, s.turn.end
 	s.saver.start(s.stored, s.version)

@@ -21,7 +21,7 @@ type skipLimit struct{ keys, bytes int }
 
 var (
 	streamSkips  = skipLimit{keys: 65536, bytes: 16 << 20}
-	sessionSkips = skipLimit{keys: maxSessionGivenUp, bytes: maxSessionGivenUpBytes} // in what is saved of a session
+	sessionSkips = skipLimit{keys: maxSessionSkipped, bytes: maxSessionSkippedBytes} // in what is saved of a session
 )
 
 // add notes that key is skipped behind the message seq. It reports false, and notes nothing, if that is beyond the limit.

@@ -59,7 +59,7 @@ func (s *stream[T]) viewForSession() sessionView {
 	return ask(s, func() (v sessionView) {
 		v.highest, v.open = s.unsettled()
 		if s.backlog.skipped.len() > 0 {
-			v.givenUp = slices.Collect(s.backlog.skipped.all())
+			v.skipped = slices.Collect(s.backlog.skipped.all())
 		}
 		return v
 	})

@@ -27,7 +27,7 @@ type batchKeeper struct {
 	seen atomic.Int64
 }
 
-// keptKey is written by the call that has the key, and by OnFailure before the key is given up.
+// keptKey is written by the call that has the key, and by OnFailure before the key is skipped.
 type keptKey struct {
 	ended  int // messages
 	inCall atomic.Bool

@@ -121,7 +121,7 @@ func (o *oracle) mayCall(c *seenCall) (list []*modelMessage) {
 	for i, m := range list {
 		switch before := o.before(m); {
 		case m.state == ready:
-		case m.state == waits && !m.givenUp() && slices.Contains(list[:i], before):
+		case m.state == waits && !m.isSkipped() && slices.Contains(list[:i], before):
 		default:
 			return nil
 		}
@@ -439,7 +439,7 @@ func (o *oracle) screen(c *modelCall, part []*modelMessage) (list []*modelMessag
 			m.call = nil
 		case before != nil && before.call != c:
 			m.state, m.call = waits, nil
-		case m.givenUp():
+		case m.isSkipped():
 			m.call = nil
 			o.refuseLater(m)
 		default:
@@ -470,7 +470,7 @@ func runsOf(list []*modelMessage) (ids []run) {
 
 // mayBegin says whether m has its turn, or would be in a batch with those before it that has room for all of them.
 func (o *oracle) mayBegin(m *modelMessage) bool {
-	for m.state == waits && !m.givenUp() {
+	for m.state == waits && !m.isSkipped() {
 		if m = o.before(m); m == nil {
 			return false
 		}

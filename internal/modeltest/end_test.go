@@ -118,7 +118,7 @@ func (o *oracle) raced() (rejected int) {
 		}
 	}
 	for a := range o.seen.asked {
-		if m := o.find(a.stream, a.seq); m != nil && m.state == waits && m.givenUp() && a.kind == flow.FailureOrdering {
+		if m := o.find(a.stream, a.seq); m != nil && m.state == waits && m.isSkipped() && a.kind == flow.FailureOrdering {
 			rejected++
 			o.refuse(m, a.kind)
 		}

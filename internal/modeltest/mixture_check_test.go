@@ -152,8 +152,8 @@ func (w *mixedWorld) checkRest() {
 			first := !p.ordered || !heads[p.lane]
 			heads[p.lane] = heads[p.lane] || p.ordered
 			switch {
-			case first && p.ordered && st.givenUp[p.Key]:
-				w.broken("%v waits, though its key was given up and its turn has come", p)
+			case first && p.ordered && st.skipped[p.Key]:
+				w.broken("%v waits, though its key was skipped and its turn has come", p)
 			case first && !time.Now().Before(p.due):
 				r.runnable++
 			}

@@ -90,8 +90,8 @@ func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, releas
 		w.broken("%v is run beside itself, or again", p)
 	case c > 0 && len(w.running) >= c:
 		w.broken("%v starts beyond the capacity", p)
-	case p.ordered && st.givenUp[p.Key]:
-		w.broken("%v starts though its key was given up", p)
+	case p.ordered && st.skipped[p.Key]:
+		w.broken("%v starts though its key was skipped", p)
 	case p.ordered && st.lanes[p.lane][0] != p:
 		w.broken("%v starts before %v has finished", p, st.lanes[p.lane][0])
 	case time.Now().Before(p.due):
@@ -176,7 +176,7 @@ func (w *mixedWorld) onFailure(_ context.Context, f *flow.Failure) flow.FailureA
 		w.broken("OnFailure is asked about %v after %d attempts: %v", p, p.attempts, f)
 	case p.ordered && st.lanes[p.lane][0] != p:
 		w.broken("OnFailure is asked about %v before %v has finished", p, st.lanes[p.lane][0])
-	case (f.Kind == flow.FailureOrdering) != (p.ordered && st.givenUp[p.Key]):
+	case (f.Kind == flow.FailureOrdering) != (p.ordered && st.skipped[p.Key]):
 		w.broken("OnFailure is asked about %v: %v", p, f)
 	}
 	if f.Kind == flow.FailureOrdering {
@@ -192,7 +192,7 @@ func (w *mixedWorld) onFailure(_ context.Context, f *flow.Failure) flow.FailureA
 		w.settle(p)
 	}
 	if p.Verdict == flow.SkipKey && p.ordered {
-		st.givenUp[p.Key] = true
+		st.skipped[p.Key] = true
 	}
 	return p.Verdict
 }

@@ -44,7 +44,7 @@ type mixedStream struct {
 	finished int                  // so many from the first on are finished
 	pending  int                  // not finished
 	lanes    map[string][]*parcel // those not finished
-	givenUp  map[string]bool      // keys
+	skipped  map[string]bool      // keys
 	sum      flow.Summary         // of the finished: Succeeded, Failed, Rejected and Retried
 	begun    uint64               // messages
 	why      map[flow.FailureKind]bool
@@ -161,7 +161,7 @@ func (w *mixedWorld) live() (all []*mixedStream) {
 func (w *mixedWorld) open() {
 	st := &mixedStream{
 		id: len(w.streams) + 1, feed: make(chan *parcel, 4096),
-		lanes: map[string][]*parcel{}, givenUp: map[string]bool{}, why: map[flow.FailureKind]bool{},
+		lanes: map[string][]*parcel{}, skipped: map[string]bool{}, why: map[flow.FailureKind]bool{},
 	}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
 	w.mu.Lock()

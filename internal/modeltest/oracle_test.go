@@ -32,7 +32,7 @@ type modelStream struct {
 	n         int
 	all       []*modelMessage
 	pending   int
-	givenUp   map[string]uint64
+	skipped   map[string]uint64
 	failure   flow.FailureKind // the first that ended it
 	cancelled bool             // Run's own context has ended
 	over      bool             // what does not run will not
@@ -113,7 +113,7 @@ func (o *oracle) limited() bool {
 }
 
 func (o *oracle) open() {
-	st := &modelStream{n: len(o.streams), givenUp: map[string]uint64{}, used: o.now}
+	st := &modelStream{n: len(o.streams), skipped: map[string]uint64{}, used: o.now}
 	o.streams = append(o.streams, st)
 	if o.end.begun {
 		st.failure, st.over, st.done = flow.FailureShutdown, true, true
@@ -150,8 +150,8 @@ func (o *oracle) roomForBytes(st *modelStream) bool {
 	return limit <= 0 || all < limit || own == 0 || all < 2*limit && own*int64(len(o.underWay())) < limit
 }
 
-func (m *modelMessage) givenUp() bool {
-	from, ok := m.st.givenUp[m.Key]
+func (m *modelMessage) isSkipped() bool {
+	from, ok := m.st.skipped[m.Key]
 	return ok && m.seq > from
 }
 
@@ -161,9 +161,9 @@ func (o *oracle) turn(m *modelMessage) {
 	case m.state == runsNow: // it raced with the end of the Flow
 	case m.st.over:
 		o.drop(m)
-	case m.givenUp() && o.Batches:
+	case m.isSkipped() && o.Batches:
 		o.refuseLater(m)
-	case m.givenUp():
+	case m.isSkipped():
 		o.dispatchOf(m.st) // what got the slot before m, should it end the stream, had ended it
 		o.refuse(m, flow.FailureOrdering)
 	default:
@@ -183,8 +183,8 @@ func (o *oracle) decide(m *modelMessage, kind flow.FailureKind) (settled bool) {
 		o.asked = append(o.asked, askedOf{m.st.n, m.seq, kind})
 		verdict = m.Verdict
 	}
-	if from, ok := m.st.givenUp[m.Key]; verdict == flow.SkipKey && m.lane != "" && (!ok || m.seq < from) {
-		m.st.givenUp[m.Key] = m.seq
+	if from, ok := m.st.skipped[m.Key]; verdict == flow.SkipKey && m.lane != "" && (!ok || m.seq < from) {
+		m.st.skipped[m.Key] = m.seq
 	}
 	settled = verdict != flow.FailStream
 	if (!settled || flow.IsTerminal(kind)) && !m.st.cancelled {
@@ -213,7 +213,7 @@ func (o *oracle) finish(m *modelMessage, outcome *uint64, settled bool) {
 	lane = slices.Delete(lane, at, at+1)
 	if o.lanes[m.lane] = lane; len(lane) == 0 {
 		delete(o.lanes, m.lane)
-	} else if next := lane[0]; at == 0 && (!o.Batches || next.state == waits || next.state == parked && next.givenUp()) {
+	} else if next := lane[0]; at == 0 && (!o.Batches || next.state == waits || next.state == parked && next.isSkipped()) {
 		o.turn(next)
 	}
 }
@@ -259,14 +259,14 @@ func (o *oracle) sweep(st *modelStream) {
 	}
 }
 
-// drop ends m, which never ran. A message that follows one that was given up may have got its turn by the same end before
+// drop ends m, which never ran. A message that follows one whose key was skipped may have got its turn by the same end before
 // its stream noticed: in another stream's lane, or when the stream's own context ended. Then it is rejected.
 func (o *oracle) drop(m *modelMessage) {
 	if m.attempts > 0 { // it was tried in a batch
 		o.finish(m, &m.st.sum.Failed, false)
 		return
 	}
-	if m.givenUp() && (m.st.cancelled || o.Options.Ordering.Scope == flow.ScopeFlow) {
+	if m.isSkipped() && (m.st.cancelled || o.Options.Ordering.Scope == flow.ScopeFlow) {
 		a := askedOf{m.st.n, m.seq, flow.FailureOrdering}
 		if o.seen.asked[a] > 0 {
 			o.asked = append(o.asked, a)

@@ -88,7 +88,7 @@ func (o *oracle) refusals(m *modelMessage, l load) (kinds []flow.FailureKind) {
 	first := m.lane == "" || len(lane) == 0
 	exhausted := o.limited() && l.running >= p.Capacity
 	switch {
-	case m.givenUp():
+	case m.isSkipped():
 	case p.Policy == flow.BackpressureHardReject && exhausted,
 		first && p.QueueCapacity > 0 && exhausted && l.lacking >= p.QueueCapacity:
 		kinds = append(kinds, flow.FailureBackpressure)

@@ -23,7 +23,7 @@ var regressions = map[string]script{
 			{Do: doSend, Verdict: flow.SkipMessage, Deaf: true}, {Do: doSend}, {Do: doCancel}, {Do: doEnd, How: endPanic},
 		},
 	},
-	"a given-up message ends its stream while the slot goes to another key": {
+	"a skipped message ends its stream while the slot goes to another key": {
 		Options: flow.Options{
 			Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
 			Backpressure: flow.BackpressureOptions{Capacity: 1},
