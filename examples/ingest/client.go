@@ -29,6 +29,8 @@ type client struct {
 
 type sender = flowclient.Sender[pb.Record, pb.Receipt]
 
+const maxBuffered = 40_000 // records of a stream that are not known to be stored
+
 // How long the client waits for a server that serves.
 const (
 	firstWait  = 5 * time.Second  // one that is not there at first won't come
@@ -55,7 +57,7 @@ func dial(addr string, creds credentials.TransportCredentials, streams int, age 
 		s, err := flowclient.New(p.open(c.api.Upload), flowclient.Options{
 			// A stream is answered when all of it is stored, its slowest key's records too, and half of these at most go in
 			// one: with few, all keys would soon wait for the slow one.
-			MaxBuffered:  1 << 16,
+			MaxBuffered:  maxBuffered,
 			MaxStreamAge: age,
 			MaxBackoff:   time.Second,
 			GiveUpAfter:  giveUp,

@@ -68,27 +68,27 @@ func await(t *testing.T, what string, ok func() bool) {
 
 func TestStateEqualsASequentialReplayUnderEveryFlag(t *testing.T) {
 	all := []string{
-		"-records 2000",
+		"-records 1000",
 		"-records 1 -restart",
-		"-records 2000 -streams 7",
-		"-records 2000 -kill",
-		"-records 1000 -batch 1",
+		"-records 1000 -streams 7",
+		"-records 1000 -kill",
+		"-records 300 -batch 1",
 		"-records 1 -kill",
-		"-records 1000 -batch 7 -fail 0.3",
-		"-records 1000 -batch 5 -mode fifo -fail 0.1 -slow device-5 -slow-by 2ms",
-		"-records 2000 -kill -fail 0.1 -streams 2 -batch 1",
-		"-records 1000 -mode fifo",
-		"-records 1000 -mode fifo -fail 0.1 -streams 3",
-		"-records 1000 -capacity 1",
-		"-records 1000 -capacity 0",
-		"-records 1000 -policy queue -capacity 2",
-		"-records 1000 -policy soft -capacity 2",
-		"-records 1000 -policy signal -capacity 2",
+		"-records 500 -batch 7 -fail 0.3",
+		"-records 500 -batch 5 -mode fifo -fail 0.1 -slow device-5 -slow-by 2ms",
+		"-records 300 -kill -fail 0.1 -streams 2 -batch 1",
+		"-records 500 -mode fifo",
+		"-records 500 -mode fifo -fail 0.1 -streams 3",
+		"-records 300 -capacity 1",
+		"-records 300 -capacity 0",
+		"-records 300 -policy queue -capacity 2",
+		"-records 300 -policy soft -capacity 2",
+		"-records 300 -policy signal -capacity 2",
 		"-records 300 -policy hard -capacity 4",
-		"-records 1000 -slow device-3 -slow-by 5ms",
-		"-records 1000 -fail 0.5",
+		"-records 500 -slow device-3 -slow-by 5ms",
+		"-records 500 -fail 0.5",
 		"-records 100 -devices 20 -fail 0.9",
-		"-records 2000 -restart -fail 0.1 -streams 2 -slow device-5 -slow-by 2ms",
+		"-records 1000 -restart -grace 1m -fail 0.1 -streams 2 -slow device-5 -slow-by 2ms",
 		"-in testdata/packages.log -key 5 -bad skip -restart",
 	}
 	if testing.Short() {
@@ -195,16 +195,19 @@ func TestEachRecordIsStoredOnceThroughARestartAndAKill(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: not with -short")
 	}
-	for _, flags := range []string{"-restart", "-kill", "-kill -batch 1"} {
+	for flags, streams := range map[string]string{
+		"-restart":       "[2-9]", // it may be that all was read before
+		"-kill":          "[3-9]", // device-7's was cut off, at least
+		"-kill -batch 1": "[3-9]",
+	} {
 		t.Run(flags, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "x.db")
-			args := append(strings.Fields(flags), "-records", "5000", "-streams", "2", "-db", file)
+			args := append(strings.Fields(flags), "-records", "2000", "-streams", "2", "-grace", "1m", "-db", file)
 			code, out, errs := try(t, context.Background(), "", args...)
-			// Of the two uploads one at least had a stream that was ended.
-			if code != exitOK || !strings.HasSuffix(out, yes) || !regexp.MustCompile(`\nstreams +([3-9]|\d\d+), `).MatchString(out) {
+			if code != exitOK || !strings.HasSuffix(out, yes) || !regexp.MustCompile(`\nstreams +(`+streams+`|\d\d+), `).MatchString(out) {
 				t.Fatalf("exit code %d\n%s%s", code, out, errs)
 			}
-			wantRecords(t, file, 5000)
+			wantRecords(t, file, 2000)
 		})
 	}
 }
@@ -290,7 +293,7 @@ func startServing(t *testing.T, args ...string) *serving {
 
 func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.db")
-	first := startServing(t, "-serve", "127.0.0.1:0", "-db", file)
+	first := startServing(t, "-serve", "127.0.0.1:0", "-grace", "1m", "-db", file)
 	stdin, feed := io.Pipe()
 	var out, errs lockedBuffer
 	code := make(chan int, 1)
@@ -302,22 +305,22 @@ func TestServerTerminatedUnderLoadLosesNothing(t *testing.T) {
 			_, _ = io.WriteString(feed, device(i%17)+" reports\n")
 		}
 	}
-	send(2000)
+	send(1000)
 	first.terminate()
-	go func() { // the client takes no more while it has no server
-		send(2010)
+	go func() {
+		send(1010)
 		feed.Close()
 	}()
 	if c := <-first.code; c != exitOK {
 		t.Errorf("the server's exit code is %d: %s", c, first.errs.String())
 	}
 	second := startServing(t, "-serve", first.addr, "-db", file)
-	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "4010 of 17 keys") {
+	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "2010 of 17 keys") {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
 	for _, m := range regexp.MustCompile(`(\d+) records  `).FindAllStringSubmatch(errs.String(), -1) {
-		if n, err := strconv.Atoi(m[1]); err != nil || n > 4010 { // though some were sent twice
-			t.Errorf("the live line says that %s records of 4010 are sent", m[1])
+		if n, err := strconv.Atoi(m[1]); err != nil || n > 2010 { // though some were sent twice
+			t.Errorf("the live line says that %s records of 2010 are sent", m[1])
 		}
 	}
 	second.terminate()
@@ -375,22 +378,22 @@ func TestUploadGoesOnThroughAKillAndCuts(t *testing.T) {
 			}
 		}
 	}
-	send(0, 5000)
+	send(0, 2000)
 	if err := first.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = first.Wait() // it was killed
 	second := startProcess(t, "-serve", first.addr, "-db", file)
-	send(5000, 8000)
+	send(2000, 3000)
 	_ = feed.Close()
-	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "8000 of 17 keys") ||
+	if c := <-code; c != exitOK || !strings.HasSuffix(out.String(), yes) || !strings.Contains(out.String(), "3000 of 17 keys") ||
 		!strings.Contains(errs.String(), "upload cut off (") {
 		t.Errorf("exit code %d\n%s%s", c, out.String(), errs.String())
 	}
 	if c := second.sigterm(t); c != exitOK {
 		t.Errorf("the second server's exit code is %d: %s", c, second.errs.String())
 	}
-	wantRecords(t, file, 8000)
+	wantRecords(t, file, 3000)
 }
 
 // cutter returns the address of a proxy that cuts each connection to addr a moment after it was made.
@@ -463,7 +466,7 @@ func TestInterruptEndsTheInputWhileASendWaits(t *testing.T) {
 	stop, interrupt := context.WithCancel(t.Context())
 	fed := make(chan error, 1)
 	go func() { fed <- in.feed(t.Context(), stop, c.senders) }()
-	await(t, "a full Sender", func() bool { return c.stats().Taken == 1<<16 })
+	await(t, "a full Sender", func() bool { return c.stats().Taken == maxBuffered })
 	interrupt()
 	if err := <-fed; !errors.Is(err, errInterrupted) {
 		t.Error(err)
