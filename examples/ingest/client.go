@@ -10,9 +10,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"example.com/flow/flowclient"
 
@@ -129,22 +131,39 @@ func (c *client) upload(ctx, stop context.Context, in *input) error {
 	return inputErr
 }
 
-// check compares the stored state with the replay. It returns what differs first; "" means that nothing does.
+// check compares the stored state with the replay. It returns what differs first; "" means that nothing does. It asks
+// again while its connection breaks.
 func (c *client) check(ctx context.Context, limit time.Duration, upload string, want replay) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	for {
+		stored, err := c.states(ctx, upload)
+		switch {
+		case err == nil:
+			return want.difference(stored), nil
+		case status.Code(err) != codes.Unavailable || ctx.Err() != nil:
+			return "", err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// states returns the last states of an upload, by key.
+func (c *client) states(ctx context.Context, upload string) (stored []keyState, err error) {
 	stream, err := c.api.State(ctx, &pb.StateRequest{Upload: upload}, grpc.WaitForReady(true))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	var stored []keyState
 	for {
 		k, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return want.difference(stored), nil
+			return stored, nil
 		}
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		got := keyState{key: k.GetKey(), state: state{records: k.GetRecords()}}
 		copy(got.hash[:], k.GetHash())
