@@ -68,7 +68,8 @@ func (c cluster) uploadWhile(t *testing.T, n int, befall func(topic Topic, leade
 
 func TestUploadIsStoredOnceInOrderWhateverBecomesOfTheLeader(t *testing.T) {
 	c := startCluster(t)
-	for n := 1; n <= faultyUpload; n++ {
+	at := newAtOnce()
+	at.each(faultyUpload, func(n int) {
 		t.Run(fmt.Sprint("steps down ", n), func(t *testing.T) {
 			c.uploadWhile(t, n, func(topic Topic, _ int) {
 				if err := natstest.StepDown(c.js, topic.Name); err != nil {
@@ -76,7 +77,8 @@ func TestUploadIsStoredOnceInOrderWhateverBecomesOfTheLeader(t *testing.T) {
 				}
 			})
 		})
-	}
+	})
+	at.all.Wait()
 	for _, n := range []int{3, 8} {
 		t.Run(fmt.Sprint("is killed ", n), func(t *testing.T) {
 			var back sync.WaitGroup
