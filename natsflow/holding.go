@@ -16,6 +16,7 @@ type holding[T any] struct {
 	reason    string // why it may be claimed
 	highest   uint64 // up to which some partition is settled, as was last seen
 	tenure    *tenure
+	epoch     uint64
 
 	leaving bool          // it was told to hand over; the member's
 	leave   chan struct{} // closed then
@@ -54,7 +55,7 @@ func (h *holding[T]) run(life context.Context, c cell) {
 		pause(life, claimPause)
 		return
 	}
-	h.tenure, t.committed = t, m.sweeper.committed
+	h.tenure, h.epoch, t.committed = t, t.lease.claimed(), m.sweeper.committed
 	var guard sync.WaitGroup
 	guard.Go(t.guard)
 	defer guard.Wait()
@@ -91,7 +92,7 @@ func (h *holding[T]) left() bool {
 }
 
 func (h *holding[T]) observe(e PartitionEvent) {
-	e.Partition, e.Epoch = h.partition, h.tenure.lease.claimed()
+	e.Partition, e.Epoch = h.partition, h.epoch
 	h.member.worker.observe(e)
 }
 
@@ -112,7 +113,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 		return a, err
 	}
 	if h.member.worker.options.DeadLetter {
-		a.DeadLetters = h.member.worker.engine.dead(h.partition, t.lease.claimed())
+		a.DeadLetters = h.member.worker.engine.dead(h.partition, h.epoch)
 	}
 	stop := make(chan struct{})
 	var renewing sync.WaitGroup
@@ -165,10 +166,10 @@ func (h *holding[T]) compare(p partition.Progress, first uint64) {
 
 // context is that of a handler.
 func (h *holding[T]) context(ctx context.Context, m *partition.Message[T], replayed bool) context.Context {
-	return context.WithValue(ctx, originKey{}, &Origin{
-		Partition: h.partition, Seq: m.Position, Epoch: h.tenure.lease.claimed(),
+	return &originContext{ctx, Origin{
+		Partition: h.partition, Seq: m.Position, Epoch: h.epoch,
 		Session: m.Session, Number: m.Number, Stored: m.Stored, Replayed: replayed,
-	})
+	}}
 }
 
 // told passes an event of the run on.

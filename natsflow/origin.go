@@ -21,14 +21,28 @@ type Origin struct {
 	Replayed bool
 }
 
+// originContext is a context with an origin: one allocation a message.
+type originContext struct {
+	context.Context
+	origin Origin
+}
+
 type originKey struct{}
+
+// Value implements context.Context.
+func (c *originContext) Value(key any) any {
+	if key == (originKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
 
 // FromContext returns the origin of the message whose handler, or OnFailure, was given ctx. It returns false for a context
 // that is of no worker's.
 func FromContext(ctx context.Context) (Origin, bool) {
-	o, ok := ctx.Value(originKey{}).(*Origin)
+	c, ok := ctx.Value(originKey{}).(*originContext)
 	if !ok {
 		return Origin{}, false
 	}
-	return *o, true
+	return c.origin, true
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"example.com/flow/natsflow/partition"
@@ -35,7 +35,8 @@ type reader[T any] struct {
 	pullMax   int
 
 	messages jetstream.MessagesContext // nil: to be opened
-	release  func() bool               // frees what waits for the context's end
+	release  context.CancelFunc        // ends what watches over it
+	read     atomic.Uint64             // last, for the watch
 }
 
 // Next implements partition.Source.
@@ -54,14 +55,8 @@ func (r *reader[T]) Next(ctx context.Context) (partition.Message[T], error) {
 			}
 			continue
 		}
-		m, err := r.messages.Next(jetstream.NextMaxWait(readerSilence))
-		switch {
-		case errors.Is(err, nats.ErrTimeout):
-			if r.missed(ctx) {
-				r.close()
-			}
-			continue
-		case err != nil: // also at the end of ctx, which stops it
+		m, err := r.messages.Next()
+		if err != nil { // also at the end of ctx, which stops it
 			r.close()
 			pause(ctx, readerPause)
 			continue
@@ -72,6 +67,7 @@ func (r *reader[T]) Next(ctx context.Context) (partition.Message[T], error) {
 			continue
 		}
 		r.last = md.Sequence.Stream
+		r.read.Store(r.last)
 		return r.parse(m, md), nil
 	}
 }
@@ -116,22 +112,43 @@ func (r *reader[T]) open(ctx context.Context) error {
 		return err
 	}
 	r.messages = messages
-	r.release = context.AfterFunc(ctx, messages.Stop)
+	r.read.Store(r.last)
+	watching, stop := context.WithCancel(ctx)
+	r.release = stop
+	go r.watch(watching, messages)
 	return nil
 }
 
-// missed reports whether the stream has a message that should have come.
-func (r *reader[T]) missed(ctx context.Context) bool {
+// watch stops messages at the end of ctx, or when nothing comes though there is something. It is a goroutine of its own, so
+// that a message costs no timer.
+func (r *reader[T]) watch(ctx context.Context, messages jetstream.MessagesContext) {
+	defer messages.Stop()
+	tick := time.NewTicker(readerSilence)
+	defer tick.Stop()
+	for last := r.read.Load(); ; last = r.read.Load() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if r.read.Load() == last && r.missed(ctx, last) && r.read.Load() == last {
+			return
+		}
+	}
+}
+
+// missed reports whether the stream has a message behind last that should have come.
+func (r *reader[T]) missed(ctx context.Context, last uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, readerOpen)
 	defer cancel()
 	stream, err := r.js.Stream(ctx, r.topic.Name)
 	if err != nil {
 		return false
 	}
-	if stream.CachedInfo().State.LastSeq < r.last {
+	if stream.CachedInfo().State.LastSeq < last {
 		return true // open says what is wrong
 	}
-	_, err = stream.GetMsg(ctx, r.last+1, jetstream.WithGetMsgSubject(r.topic.subject(r.partition)))
+	_, err = stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(r.topic.subject(r.partition)))
 	return err == nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -74,7 +75,7 @@ func run(c config) error {
 	if err := b.fill(ctx); err != nil {
 		return err
 	}
-	rates := map[string][]float64{}
+	rates, costs := map[string][]float64{}, map[string][]float64{}
 	ways := []struct {
 		name string
 		read func(context.Context) error
@@ -84,19 +85,21 @@ func run(c config) error {
 			if err := b.forget(ctx); err != nil {
 				return err
 			}
-			began := time.Now()
+			began, busy := time.Now(), cpu()
 			if err := way.read(ctx); err != nil {
 				return fmt.Errorf("%s: %w", way.name, err)
 			}
 			if round > 0 {
 				rates[way.name] = append(rates[way.name], float64(c.messages)/time.Since(began).Seconds())
+				costs[way.name] = append(costs[way.name], float64((cpu()-busy).Nanoseconds())/float64(c.messages)/1000)
 			}
 		}
 	}
 	fmt.Printf("R%d, %d messages of %d bytes, %d partitions, %d keys; load %s\n", c.replicas, c.messages, c.size, c.partitions, c.keys, load())
 	for _, way := range ways {
 		all := rates[way.name]
-		fmt.Printf("  %-18s median %6.0f/s, from %.0f to %.0f\n", way.name, median(all), slices.Min(all), slices.Max(all))
+		fmt.Printf("  %-18s median %6.0f/s, from %.0f to %.0f; %.1f µs of this process's CPU a message\n",
+			way.name, median(all), slices.Min(all), slices.Max(all), median(costs[way.name]))
 	}
 	fmt.Printf("  the worker's median is %.2f of the ordered consumers'\n", median(rates["worker"])/median(rates["ordered consumers"]))
 	return nil
@@ -105,6 +108,15 @@ func run(c config) error {
 func median(all []float64) float64 {
 	all = slices.Sorted(slices.Values(all))
 	return all[len(all)/2]
+}
+
+// cpu is the time that this process has been busy.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // load is the machine's load average.
