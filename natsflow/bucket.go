@@ -109,10 +109,13 @@ func (c *change) parse(e jetstream.KeyValueEntry) bool {
 		return true
 	}
 	number, ok := strings.CutPrefix(e.Key(), leasePrefix)
-	if !ok || e.Operation() != jetstream.KeyValuePut {
+	if !ok {
 		return false
 	}
 	n, err := strconv.Atoi(number)
 	c.partition, c.value, c.revision = n, e.Value(), e.Revision()
+	if e.Operation() != jetstream.KeyValuePut { // an operator's: the partition begins anew
+		c.value = record{}.marshal()
+	}
 	return err == nil
 }

@@ -93,16 +93,15 @@ func TestNoLostAnswerChangesWhatHappens(t *testing.T) {
 			t.Run(fmt.Sprintf("%v/deaths=%d", fault, deaths), func(t *testing.T) {
 				for i := 0; i < len(all); i += stride {
 					kinds[all[i].Kind] = true
-					t.Run(fmt.Sprintf("%s/%d", all[i].Kind, all[i].N), func(t *testing.T) {
-						t.Parallel()
-						try(t, fmt.Sprintf("lost%d-%d-%v", deaths, i, fault == errLate), deaths, func(at step) error {
-							if at == all[i] {
-								return fault
-							}
-							return nil
-						})
-					})
 				}
+				sideBySide(t, len(all), stride, 10, func(i int) string { return fmt.Sprintf("%s/%d", all[i].Kind, all[i].N) }, func(t *testing.T, i int) {
+					try(t, fmt.Sprintf("lost%d-%d-%v", deaths, i, fault == errLate), deaths, func(at step) error {
+						if at == all[i] {
+							return fault
+						}
+						return nil
+					})
+				})
 			})
 		}
 	}

@@ -207,7 +207,7 @@ func TestWorkerMayDieOrFreezeAtAnyStep(t *testing.T) {
 		all := scriptSteps(t, deaths)
 		stride := 1
 		if deaths > 0 { // many are alike
-			stride = 3
+			stride = 4
 		}
 		if testing.Short() {
 			stride = 9
@@ -215,20 +215,13 @@ func TestWorkerMayDieOrFreezeAtAnyStep(t *testing.T) {
 		for _, fault := range []string{"die", "freeze"} {
 			var h hits
 			t.Run(fmt.Sprintf("%s/deaths=%d", fault, deaths), func(t *testing.T) {
-				slots := make(chan struct{}, 6) // how many at once
-				for i := 0; i < len(all); i += stride {
-					at := all[i]
-					t.Run(fmt.Sprintf("%s/%d", at.Kind, at.N), func(t *testing.T) {
-						t.Parallel()
-						slots <- struct{}{}
-						defer func() { <-slots }()
-						topic, values := scriptTopic(t, js, fmt.Sprintf("%s%d-%d", fault, deaths, i), deaths)
-						tryFault(t, urls, topic, values, fault, at, &h)
-						for _, c := range topic.streams() {
-							_ = js.DeleteStream(context.Background(), c.Name)
-						}
-					})
-				}
+				sideBySide(t, len(all), stride, 10, func(i int) string { return fmt.Sprintf("%s/%d", all[i].Kind, all[i].N) }, func(t *testing.T, i int) {
+					topic, values := scriptTopic(t, js, fmt.Sprintf("%s%d-%d", fault, deaths, i), deaths)
+					tryFault(t, urls, topic, values, fault, all[i], &h)
+					for _, c := range topic.streams() {
+						_ = js.DeleteStream(context.Background(), c.Name)
+					}
+				})
 			})
 			want := []string{
 				"claim sent", "claim answered", "message received", "handler entered", "effect applied", "commit sent",

@@ -208,3 +208,24 @@ func TestACodecThatPanicsIsADecodeError(t *testing.T) {
 		t.Error("OnFailure is not asked")
 	}
 }
+
+// An operator who deletes a partition's record has it run from the start of the stream again.
+func TestAPartitionWhoseRecordIsDeletedBeginsAnew(t *testing.T) {
+	var j journal
+	h := func(_ context.Context, m flow.Message[string]) error { j.add(m.Value); return nil }
+	w := mustWorker(t, h, quick)
+	publish(t, w.js, w.topic, "a/1", "a/2")
+	stop := runWorker(t, w)
+	await(t, "all is settled", settledAll(t, w))
+	stop()
+	kv, err := w.js.KeyValue(t.Context(), w.topic.leaseBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kv.Delete(t.Context(), leaseKey(partitionOf("a", 4))); err != nil {
+		t.Fatal(err)
+	}
+	runWorker(t, another(t, w, h))
+	await(t, "it is run again", func() bool { return len(j.all()) == 4 })
+	await(t, "all is settled again", settledAll(t, w))
+}

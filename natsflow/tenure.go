@@ -107,7 +107,9 @@ func (t *tenure) write(ctx context.Context, change func(*record)) error {
 			t.rec, t.sent = next, first
 			return nil
 		}
-		t.observe(PartitionEvent{Kind: EventCommitted, Partition: t.partition, Epoch: t.lease.claimed(), Err: err})
+		if epoch := t.lease.claimed(); epoch > 0 { // another was quicker to claim: that is no trouble
+			t.observe(PartitionEvent{Kind: EventCommitted, Partition: t.partition, Epoch: epoch, Err: err})
+		}
 		switch t.inquire(ctx, next.Write, first) {
 		case verdictWritten:
 			t.rec, t.sent = next, first

@@ -173,3 +173,23 @@ func deadOf(t testing.TB, w *Worker[string]) (letters []*jetstream.RawStreamMsg)
 	}
 	return letters
 }
+
+// sideBySide runs test for each of 0 to n-1 with this stride, as subtests, so many at once: they wait more than they work,
+// so there may be more of them than processors.
+func sideBySide(t *testing.T, n, stride, atOnce int, name func(i int) string, test func(t *testing.T, i int)) {
+	t.Helper()
+	next := make(chan int)
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for i := range next {
+				t.Run(name(i), func(t *testing.T) { test(t, i) })
+			}
+		})
+	}
+	for i := 0; i < n; i += stride {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+}

@@ -14,7 +14,7 @@ import (
 // each holder is given exactly the complement of what the one before had committed.
 func TestEachHolderRunsExactlyWhatTheRecordDoesNotCallSettled(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		log := positions(t, "log", 60)
+		log := positions(t, "log", 0, 60)
 		window := rapid.IntRange(1, 20).Draw(t, "window")
 		record := Progress{}
 		for range 50 {

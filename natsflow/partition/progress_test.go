@@ -9,11 +9,11 @@ import (
 )
 
 // positions draws ascending positions, near each other or far apart.
-func positions(t *rapid.T, name string, most int) []uint64 {
+func positions(t *rapid.T, name string, least, most int) []uint64 {
 	var all []uint64
 	last := uint64(0)
 	step := rapid.OneOf(rapid.Uint64Range(1, 3), rapid.Uint64Range(1, 1<<40))
-	for _, s := range rapid.SliceOfN(step, 0, most).Draw(t, name) {
+	for _, s := range rapid.SliceOfN(step, least, most).Draw(t, name) {
 		last += s
 		all = append(all, last)
 	}
@@ -22,7 +22,7 @@ func positions(t *rapid.T, name string, most int) []uint64 {
 
 func TestProgressSurvivesItsBinaryFormWhenItFits(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		open := positions(t, "open", 100)
+		open := positions(t, "open", 0, 100)
 		top := rapid.Uint64Range(0, 1<<50).Draw(t, "top")
 		if len(open) > 0 {
 			top += open[len(open)-1]
@@ -41,7 +41,7 @@ func TestProgressSurvivesItsBinaryFormWhenItFits(t *testing.T) {
 
 func TestProgressThatDoesNotFitOnlyUnsettles(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		open := positions(t, "open", 3000)
+		open := positions(t, "open", 500, 3000)
 		p := newProgress(rapid.Uint64Range(1<<60, math.MaxUint64).Draw(t, "top"), open)
 		b, _ := p.MarshalBinary()
 		if len(b) > maxProgress {

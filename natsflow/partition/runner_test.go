@@ -276,6 +276,12 @@ func TestADeadLetterThatCannotBeStoredEndsWithTheHold(t *testing.T) {
 		}, func(*trial, string) error { return errors.New("never") })
 		time.Sleep(time.Minute)
 		tr.hold.lost.Store(true)
+		time.Sleep(time.Minute)
+		tried := tr.count(EventDeadLetter)
+		time.Sleep(time.Minute)
+		if n := tr.count(EventDeadLetter); n > tried {
+			t.Fatalf("%d tries after the loss", n-tried)
+		}
 		if _, err := tr.Wait(); !errors.Is(err, errGone) {
 			t.Errorf("%v", err)
 		}
