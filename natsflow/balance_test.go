@@ -190,8 +190,6 @@ func TestARollingDeployDelaysNoKeyForLongerThanItsHandlersTake(t *testing.T) {
 func TestAnOutageOfTheBucketLooksLikeNoDeath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, 8, WorkerOptions{Lease: 4 * time.Second})
-		leave := []func(){f.join("a"), f.join("b"), f.join("c")}
-		time.Sleep(5 * time.Second)
 		var out sync.Mutex
 		down := false
 		f.e.bucket_.trouble = func(string) trouble {
@@ -199,6 +197,8 @@ func TestAnOutageOfTheBucketLooksLikeNoDeath(t *testing.T) {
 			defer out.Unlock()
 			return trouble{fails: down}
 		}
+		leave := []func(){f.join("a"), f.join("b"), f.join("c")}
+		time.Sleep(5 * time.Second)
 		set := func(v bool) { out.Lock(); defer out.Unlock(); down = v }
 		for _, outage := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 			set(true)

@@ -91,109 +91,117 @@ func (m *model) arrive(w *modelWrite) (revision uint64, ok bool) {
 // late, and who see an old bucket, at most one holds the partition for certain at any time; a claim comes only when nobody
 // does; who was deposed commits nothing; and who is alone and reaches the bucket gets the partition.
 func TestAtMostOneHolderHasAValidLease(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		m := &model{t: t, length: 8 * time.Second, arrived: map[string]map[uint64]bool{}}
-		names := []string{"a", "b", "c"}
-		for _, name := range names {
-			m.holders = append(m.holders, &modelHolder{name: name, rate: rapid.Float64Range(0.9, 1.1).Draw(t, "rate"), seenAt: modelEpoch})
-		}
-		valid := func() {
-			var who []string
-			for _, h := range m.holders {
-				if h.runs(m.clock(h)) {
-					who = append(who, h.name)
-				}
+	rounds := 20 // of as many scripts as rapid makes: some bugs show in one of a thousand
+	if testing.Short() {
+		rounds = 2
+	}
+	for range rounds {
+		rapid.Check(t, leaseScript)
+	}
+}
+
+func leaseScript(t *rapid.T) {
+	m := &model{t: t, length: 8 * time.Second, arrived: map[string]map[uint64]bool{}}
+	names := []string{"a", "b", "c"}
+	for _, name := range names {
+		m.holders = append(m.holders, &modelHolder{name: name, rate: rapid.Float64Range(0.9, 1.1).Draw(t, "rate"), seenAt: modelEpoch})
+	}
+	valid := func() {
+		var who []string
+		for _, h := range m.holders {
+			if h.runs(m.clock(h)) {
+				who = append(who, h.name)
 			}
-			if len(who) > 1 {
-				t.Fatalf("%v hold the partition at once", who)
+		}
+		if len(who) > 1 {
+			t.Fatalf("%v hold the partition at once", who)
+		}
+	}
+	for range 250 {
+		h := m.holders[rapid.IntRange(0, len(names)-1).Draw(t, "who")]
+		now := m.clock(h)
+		step := rapid.SampledFrom([]string{"time", "time", "time", "jump", "see", "see", "claim", "claim", "write", "write", "arrive", "arrive", "arrive", "read", "old", "release"}).Draw(t, "step")
+		switch step {
+		case "time":
+			m.now += time.Duration(rapid.Int64Range(1, 10).Draw(t, "time")) * m.length / 16
+		case "jump": // forwards: a clock that stands still, as of a suspended machine, is not promised for
+			h.jump += time.Duration(rapid.Int64Range(0, int64(m.length)).Draw(t, "jump")) / 20
+		case "see": // its watch shows the bucket as it is now
+			if m.revision > h.seenRev {
+				h.seenRev, h.seen, h.seenAt = m.revision, m.rec, now
+			}
+		case "claim":
+			if h.lease != nil || h.pending != nil {
+				continue
+			}
+			if h.seen.Holder != "" && now.Sub(h.seenAt) < m.length {
+				continue
+			}
+			h.rec = h.seen
+			h.rec.Holder, h.rec.Claim = h.name, h.name+rapid.StringMatching(`[a-z]{12}`).Draw(t, "claim")
+			h.writes = 0
+			h.lease = newLease(h.rec.Claim, h.seenRev, m.length*3/4, now)
+			m.send(h, h.rec)
+		case "write": // a renewal and a commit
+			if h.lease == nil || h.pending != nil {
+				continue
+			}
+			if !h.lease.mayWrite(now) {
+				h.lease.lose()
+				h.lease = nil
+				continue
+			}
+			r := h.rec
+			r.Missing++ // stands for the frontier
+			m.send(h, r)
+		case "release":
+			if h.lease == nil || h.pending != nil || !h.lease.valid(now) {
+				continue
+			}
+			r := h.rec
+			r.Holder = ""
+			m.send(h, r)
+		case "arrive": // any of those on their way, also one whose answer was given up long ago
+			if len(m.onWay) == 0 {
+				continue
+			}
+			i := rapid.IntRange(0, len(m.onWay)-1).Draw(t, "which")
+			w := m.onWay[i]
+			m.onWay = slices.Delete(m.onWay, i, i+1)
+			revision, ok := m.arrive(w)
+			if ok && !w.answered && w.by.pending == w && rapid.IntRange(0, 3).Draw(t, "heard") > 0 {
+				w.answered = true
+				m.heard(w, revision)
+			}
+		case "read", "old": // the answer does not come: the bucket is read, as it is or as it was, and the write tried again
+			c := modelCopy{m.rec, m.revision}
+			if step == "old" && len(m.old) > 0 {
+				c = m.old[rapid.IntRange(max(0, len(m.old)-3), len(m.old)-1).Draw(t, "which")]
+			}
+			w := h.pending
+			if w == nil || h.lease == nil {
+				continue
+			}
+			if !h.lease.mayWrite(now) {
+				h.lease.lose()
+				h.lease, h.pending = nil, nil
+				continue
+			}
+			switch h.lease.found(c.rec, c.revision, w.number, w.sent) {
+			case verdictWritten:
+				m.settled(h, w)
+			case verdictLost:
+				h.lease, h.pending = nil, nil
+			case verdictUnknown: // again, under the same number
+				again := *w
+				again.expected = h.lease.expects()
+				h.pending = &again
+				m.onWay = append(m.onWay, &again)
 			}
 		}
-		for range 250 {
-			h := m.holders[rapid.IntRange(0, len(names)-1).Draw(t, "who")]
-			now := m.clock(h)
-			step := rapid.SampledFrom([]string{"time", "time", "time", "jump", "see", "see", "claim", "claim", "write", "write", "arrive", "arrive", "arrive", "read", "old", "release"}).Draw(t, "step")
-			switch step {
-			case "time":
-				m.now += time.Duration(rapid.Int64Range(1, 10).Draw(t, "time")) * m.length / 16
-			case "jump": // forwards: a clock that stands still, as of a suspended machine, is not promised for
-				h.jump += time.Duration(rapid.Int64Range(0, int64(m.length)).Draw(t, "jump")) / 20
-			case "see": // its watch shows the bucket as it is now
-				if m.revision > h.seenRev {
-					h.seenRev, h.seen, h.seenAt = m.revision, m.rec, now
-				}
-			case "claim":
-				if h.lease != nil || h.pending != nil {
-					continue
-				}
-				if h.seen.Holder != "" && now.Sub(h.seenAt) < m.length {
-					continue
-				}
-				h.rec = h.seen
-				h.rec.Holder, h.rec.Claim = h.name, h.name+rapid.StringMatching(`[a-z]{12}`).Draw(t, "claim")
-				h.writes = 0
-				h.lease = newLease(h.rec.Claim, h.seenRev, m.length*3/4, now)
-				m.send(h, h.rec)
-			case "write": // a renewal and a commit
-				if h.lease == nil || h.pending != nil {
-					continue
-				}
-				if !h.lease.mayWrite(now) {
-					h.lease.lose()
-					h.lease = nil
-					continue
-				}
-				r := h.rec
-				r.Missing++ // stands for the frontier
-				m.send(h, r)
-			case "release":
-				if h.lease == nil || h.pending != nil || !h.lease.valid(now) {
-					continue
-				}
-				r := h.rec
-				r.Holder = ""
-				m.send(h, r)
-			case "arrive": // any of those on their way, also one whose answer was given up long ago
-				if len(m.onWay) == 0 {
-					continue
-				}
-				i := rapid.IntRange(0, len(m.onWay)-1).Draw(t, "which")
-				w := m.onWay[i]
-				m.onWay = slices.Delete(m.onWay, i, i+1)
-				revision, ok := m.arrive(w)
-				if ok && !w.answered && w.by.pending == w && rapid.IntRange(0, 3).Draw(t, "heard") > 0 {
-					w.answered = true
-					m.heard(w, revision)
-				}
-			case "read", "old": // the answer does not come: the bucket is read, as it is or as it was, and the write tried again
-				c := modelCopy{m.rec, m.revision}
-				if step == "old" && len(m.old) > 0 {
-					c = m.old[rapid.IntRange(max(0, len(m.old)-3), len(m.old)-1).Draw(t, "which")]
-				}
-				w := h.pending
-				if w == nil || h.lease == nil {
-					continue
-				}
-				if !h.lease.mayWrite(now) {
-					h.lease.lose()
-					h.lease, h.pending = nil, nil
-					continue
-				}
-				switch h.lease.found(c.rec, c.revision, w.number, w.sent) {
-				case verdictWritten:
-					m.settled(h, w)
-				case verdictLost:
-					h.lease, h.pending = nil, nil
-				case verdictUnknown: // again, under the same number
-					again := *w
-					again.expected = h.lease.expects()
-					h.pending = &again
-					m.onWay = append(m.onWay, &again)
-				}
-			}
-			valid()
-		}
-		m.alone(m.holders[0])
-	})
+		valid()
+	}
+	m.alone(m.holders[0])
 }
 
 // alone has h, who reaches the bucket at all times, claim and renew, beside others that are gone: he gets the partition

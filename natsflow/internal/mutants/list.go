@@ -49,7 +49,7 @@ var mutants = []mutant{
 	{"another's claim is not seen", "AtMostOne", "lease.go",
 		"		l.lost = true\n		return verdictLost\n", "		return verdictUnknown\n", ""},
 	{"a partition is released before what runs has finished", "HandOverWaits|RollingDeploy", "holding.go",
-		"	select {\n	case <-over:\n	case <-late:\n		cancel(flow.ErrGracePeriod)\n		<-over\n	}\n	return r, false, nil\n", "	_ = late\n	go func() { <-over }()\n	return r, false, nil\n", ""},
+		"	select {\n	case <-over:\n	case <-late:\n		cancel(flow.ErrGracePeriod)\n		<-over\n	}\n	return r, false, nil\n", "	_, _ = late, flow.ErrGracePeriod\n	go func() { <-over }()\n	return r, false, nil\n", ""},
 	{"a partition is read from its top, not from its frontier", "MayDieOrFreeze", "holding.go",
 		"source(h.partition, a.Progress.Frontier)", "source(h.partition, a.Progress.Top)", ""},
 	{"silence in an outage is taken for death", "Outage", "balance.go",
