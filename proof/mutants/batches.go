@@ -28,8 +28,6 @@ var batchBugs = []mutant{
 		"batch_run.go", "			*charged, enough = true, e.budget.take()", "			enough = e.budget.take()"),
 	bug("a batch that is not full never begins", "Batches|BatchLinger",
 		"linger.go", "b.forming != nil && sh.clock() >= b.due || ", ""),
-	bug("a message that ended its stream in a call is retried", "Batches|BatchMessagesOfAnEnded",
-		"batch_run.go", "		if s.sessionMoved(err) || s.ctx.Err() != nil {", "		if s.sessionMoved(err) {"),
 	bug("a success of a call is run again", "Batches|BatchSuccess",
 		"batch_run.go", "		m.outcome, m.step = outcomeSucceeded, stepSuccess\n", "		if m.outcome, m.step = outcomeSucceeded, stepSuccess; m.attempts > 1 {\n			m.step = stepUntouched\n		}\n"),
 	bug("once: another stream's message is rejected with a skipped key's", "SkipKeyWithScopeFlow|Batches",
