@@ -111,6 +111,22 @@ func TestMetricsCountFailedSavesOfSessions(t *testing.T) {
 	})
 }
 
+func TestSessionNamesAreInNoMetric(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for saves := range int32(3) {
+			got := streams(t, failingAfter(saves), "session=guessable", "session=guessable start=2", "session=guessable epoch=x")
+			if len(got) == 0 {
+				t.Error("there are no metrics")
+			}
+			for point := range got {
+				if strings.Contains(point, "guessable") {
+					t.Errorf("it is in %s", point)
+				}
+			}
+		}
+	})
+}
+
 func TestMetricsCountStreamsThatAreRefusedTheirSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := streams(t, failingAfter(0), "session=a", "session=a")
