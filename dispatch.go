@@ -370,8 +370,8 @@ func (sh *shard[T]) askForSlot() {
 }
 
 // fill puts into r what is ready, of the streams in turn, each with some of those behind it, and then what comes out of
-// the mailboxes with its turn. For everything that it takes from the ready queues it lines up as much from the mailboxes:
-// otherwise a key with a long lane would keep others waiting there.
+// the mailboxes with its turn. For every two that it takes from the ready queues it lines up one from the mailboxes:
+// otherwise a key with a long lane would keep others waiting there. As many as it takes would be too many: see lineUpIdle.
 func (sh *shard[T]) fill(r *run[T], length int32) {
 	for r.len() < length && sh.turns.len() > 0 {
 		s := sh.turns.first()
