@@ -135,7 +135,7 @@ func (w *worker[T]) look(r *run[T]) {
 	c.isolating, c.failures, c.limit = isolating, failures, limit
 	for _, m := range r.list {
 		m.stream.sendHeader(nil)
-		if !m.stream.over() {
+		if !m.stream.isOver() {
 			m.index = len(c.called)
 			c.called = append(c.called, m)
 		} else {
@@ -147,9 +147,6 @@ func (w *worker[T]) look(r *run[T]) {
 	}
 }
 
-// over reports whether nothing of s begins any more.
-func (s *stream[T]) over() bool { return s.ctx.Err() != nil || s.state.phase() >= phaseAborting }
-
 // announce tells the Observer of the attempts. It goes on where it was when the Observer has panicked.
 func (w *worker[T]) announce(r *run[T]) {
 	c := r.batch
@@ -159,7 +156,7 @@ func (w *worker[T]) announce(r *run[T]) {
 	for ; c.at < len(c.called); c.at++ {
 		m := c.called[c.at]
 		s := m.stream
-		if s.over() {
+		if s.isOver() {
 			m.abort(s.abortKind())
 			continue
 		}
@@ -272,7 +269,7 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	c.fault = newFailure(kind, c.err)
 	n, attempts := len(c.called), 0
 	for _, m := range c.called {
-		if !m.stream.over() {
+		if !m.stream.isOver() {
 			attempts = max(attempts, m.attempts)
 		}
 	}
@@ -337,7 +334,7 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 	case err == nil:
 		m.outcome, m.step = outcomeSucceeded, stepSuccess
 	case isError(err, ErrNotAttempted):
-		if m.attempts--; s.over() {
+		if m.attempts--; s.isOver() {
 			m.abort(s.abortKind())
 		} else {
 			m.step = stepUntouched
@@ -373,16 +370,4 @@ func (c *batchCall[T]) failureOf(m *message[T]) *Failure {
 	f := c.fault.as(c.fault.Kind)
 	f.Seq, f.Key, f.Attempts, f.Value = m.seq, m.key, m.attempts, m.value
 	return f
-}
-
-// retryUnlessOver has m, which has failed, be tried again after delay, if again says so and its stream goes on.
-func (m *message[T]) retryUnlessOver(again bool, delay time.Duration) {
-	s := m.stream
-	switch {
-	case !again:
-	case s.state.phase() >= phaseAborting:
-		m.abort(s.abortKind())
-	default:
-		m.delay, m.step = delay, stepRetry
-	}
 }

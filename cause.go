@@ -45,25 +45,6 @@ func newFailure(kind FailureKind, err error) *Failure {
 	return f
 }
 
-// as returns f with another kind. It asks nothing again.
-func (f *Failure) as(kind FailureKind) *Failure {
-	other := *f
-	other.Kind = kind
-	if f.cause != nil && f.cause.of == f {
-		c := *f.cause
-		c.of, other.cause = &other, &c
-	}
-	return &other
-}
-
-// said returns what f's cause has said about itself. A Failure that flow did not make, and a copy, ask it now.
-func (f *Failure) said() *cause {
-	if f.cause != nil && f.cause.of == f {
-		return f.cause
-	}
-	return newCause(f.Err)
-}
-
 // newCause asks err, which may be nil.
 func newCause(err error) *cause {
 	c := &cause{err: err, unwraps: err, code: codes.Unknown}

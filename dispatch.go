@@ -99,7 +99,11 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 		s := sh.mail.first()
 		b := &s.backlog
 		more := true
-		for share := max(8, most/int32(sh.mail.len())); share > 0 && more && !full(); share-- {
+		share := max(8, most/int32(sh.mail.len()))
+		if open == nil {
+			share = min(share, most)
+		}
+		for ; share > 0 && more && !full(); share-- {
 			e := b.next(&s.box, &sh.r.chunks)
 			if e == nil {
 				more = false
@@ -155,9 +159,6 @@ func (sh *shard[T]) grant(m *message[T]) {
 		sh.turnCame(m)
 	}
 }
-
-// turnCame implements turnOwner. The turn of a message comes to its shard: see handOver.
-func (m *message[T]) turnCame() { panic("bug: a message has been told of its turn") }
 
 // handOver implements turnHome: somebody else, who shares lanes with streams of this shard, has handed his turn to owner.
 func (sh *shard[T]) handOver(owner turnOwner) {
@@ -356,6 +357,7 @@ func (sh *shard[T]) lineUpIdle() (some bool) {
 		return false
 	}
 	sh.lineUp(nil, 0, idleMail)
+	sh.blind++
 	return true
 }
 
@@ -552,6 +554,14 @@ func (sh *shard[T]) recall(r *run[T]) {
 	}
 	at := r.at.Swap(recalled)
 	r.recalled = true
+	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
+		keep := 0
+		if at >= 0 {
+			keep = 1
+		}
+		sh.slots.free(r.slots - keep)
+		r.slots = keep
+	}
 	sh.takeBack(r, max(0, at+1))
 	sh.settleUpTo(r, at)
 }
@@ -586,7 +596,7 @@ func (sh *shard[T]) recallStuck() (some bool) {
 	if len(sh.runs.long) == 0 {
 		return false
 	}
-	now := sh.clock()
+	now, before := sh.clock(), sh.nready
 	for i := 0; i < len(sh.runs.long); {
 		r := sh.runs.long[i]
 		at := r.at.Load()
@@ -601,7 +611,7 @@ func (sh *shard[T]) recallStuck() (some bool) {
 		i++
 	}
 	sh.flush()
-	return some
+	return some || sh.nready > before // by what has been settled
 }
 
 // hashAt returns the hash of the lane of the message that the worker of r has claimed.

@@ -2,8 +2,13 @@ package flow
 
 import "time"
 
+// emitter tells the Observer, if there is one, what happens in a stream. Its methods are called by workers and by the
+// goroutines of Run and the reader; the stream has them by embedding it.
+type emitter[T any] struct{ s *stream[T] }
+
 // emit tells the Observer what has happened to m. It costs nothing without one.
-func (s *stream[T]) emit(m *message[T], kind EventKind) {
+func (t emitter[T]) emit(m *message[T], kind EventKind) {
+	s := t.s
 	if s.r.observer == nil {
 		return
 	}
@@ -29,14 +34,16 @@ func (s *stream[T]) emit(m *message[T], kind EventKind) {
 }
 
 // timed notes how long the attempt at hand, of r, has taken.
-func (s *stream[T]) timed(m *message[T], r *run[T]) {
+func (t emitter[T]) timed(m *message[T], r *run[T]) {
+	s := t.s
 	if began := r.began.Swap(0); began > 0 {
 		m.took = s.clock() - time.Duration(began-1)
 	}
 }
 
 // emitStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it.
-func (s *stream[T]) emitStart() {
+func (t emitter[T]) emitStart() {
+	s := t.s
 	if s.r.observer == nil {
 		return
 	}
@@ -50,7 +57,8 @@ func (s *stream[T]) emitStart() {
 }
 
 // emitSession tells that the session is taken. A panic fails the stream.
-func (s *stream[T]) emitSession() {
+func (t emitter[T]) emitSession() {
+	s := t.s
 	if s.r.observer == nil {
 		return
 	}
@@ -66,14 +74,16 @@ func (s *stream[T]) emitSession() {
 }
 
 // emitDuplicate tells of a message that was settled before. A panic fails the stream, as the reader sees to.
-func (s *stream[T]) emitDuplicate(seq uint64) {
+func (t emitter[T]) emitDuplicate(seq uint64) {
+	s := t.s
 	if s.r.observer != nil {
 		s.r.observer(s.ctx, Event{Kind: EventDuplicate, Stream: s.id, Seq: seq})
 	}
 }
 
 // emitSaveFailed tells of a Save that failed, which fails nothing else: neither does a panic.
-func (s *stream[T]) emitSaveFailed(err error) {
+func (t emitter[T]) emitSaveFailed(err error) {
+	s := t.s
 	if s.r.observer == nil {
 		return
 	}
@@ -87,7 +97,8 @@ func (s *stream[T]) emitSaveFailed(err error) {
 }
 
 // emitEnd tells of the stream's end. There is nothing left for a panic to fail.
-func (s *stream[T]) emitEnd(sum Summary, f *Failure) {
+func (t emitter[T]) emitEnd(sum Summary, f *Failure) {
+	s := t.s
 	if s.r.observer == nil {
 		return
 	}

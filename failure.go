@@ -3,6 +3,7 @@ package flow
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -239,6 +240,58 @@ func (f *Failure) Unwrap() error {
 		return nil
 	}
 	return f.said().unwraps
+}
+
+// as returns f with another kind. It asks nothing again.
+func (f *Failure) as(kind FailureKind) *Failure {
+	other := *f
+	other.Kind = kind
+	if f.cause != nil && f.cause.of == f {
+		c := *f.cause
+		c.of, other.cause = &other, &c
+	}
+	return &other
+}
+
+// said returns what f's cause has said about itself. A Failure that flow did not make, and a copy, ask it now.
+func (f *Failure) said() *cause {
+	if f.cause != nil && f.cause.of == f {
+		return f.cause
+	}
+	return newCause(f.Err)
+}
+
+// endedBy reports whether f, made of an error that was returned under ctx, is ctx's end: only the stream's own context
+// decides that.
+func (f *Failure) endedBy(ctx context.Context) bool {
+	if ctx.Err() == nil {
+		return false
+	}
+	code := f.said().code
+	return code == codes.Canceled || code == codes.DeadlineExceeded ||
+		isError(f.Err, context.Canceled) || isError(f.Err, context.DeadlineExceeded) ||
+		isError(f.Err, context.Cause(ctx))
+}
+
+// level is how much a failure is an operator's business.
+func (f *Failure) level() slog.Level {
+	if f == nil {
+		return slog.LevelInfo
+	}
+	if sessionErrorOf(f) != nil && f.Kind != FailureContextCancelled {
+		return slog.LevelWarn // the store, a session that is busy, or what a client says of its session
+	}
+	c := f.said()
+	switch f.shownKind(c) {
+	case FailureNone, FailureContextCancelled, FailureShutdown:
+		return slog.LevelInfo
+	case FailureInternal:
+		if f.Seq == 0 && c.blamesClient() {
+			return slog.LevelWarn
+		}
+		return slog.LevelError
+	}
+	return slog.LevelWarn
 }
 
 // reason is a cause of flow's own. Its text is constant and quotes nothing, so it may go to a client.

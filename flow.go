@@ -236,6 +236,22 @@ func (f *Flow[T]) Run(ctx context.Context, recv func() (T, error)) (Summary, err
 	return f.receiver.Receive(ctx, recv, f.key)
 }
 
+// Start begins a stream and does not wait for it: it is [Flow.Run] on a goroutine of its own. The stream under way says how
+// far it is, at any time and cheaply, which a store that keeps progress elsewhere needs. Wait must not be forgotten under
+// gRPC: recv belongs to the service method, and ends with it.
+func (f *Flow[T]) Start(ctx context.Context, recv func() (T, error)) *Stream {
+	st := &started[T]{s: f.receiver.newStream(ctx, f.key), over: make(chan struct{})}
+	entered := st.s.begin()
+	go func() {
+		defer close(st.over)
+		if entered {
+			st.s.run(recv)
+		}
+		st.sum, st.err = st.s.end(entered)
+	}()
+	return &Stream{run: st}
+}
+
 // StreamServerInterceptor serves all client-streaming RPCs whose request message is T, as [Interceptor] says.
 func (f *Flow[T]) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return NewInterceptor(f.receiver, f.key).StreamServerInterceptor()
@@ -301,6 +317,17 @@ func (s Summary) String() string {
 		b = append(append(b, "; "...), s.Progress().String()...)
 	}
 	return string(b)
+}
+
+// add adds what a stream has finished.
+func (s *Summary) add(o Summary) {
+	s.Succeeded += o.Succeeded
+	s.Failed += o.Failed
+	s.Rejected += o.Rejected
+	s.Dropped += o.Dropped
+	s.Retried += o.Retried
+	s.Duplicates += o.Duplicates
+	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped + s.Duplicates
 }
 
 // Stats is a snapshot of a Flow.

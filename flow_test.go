@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -1147,4 +1148,130 @@ func TestStopAfterTheEndChangesNothing(t *testing.T) {
 			t.Errorf("Wait() = %+v, %v", sum, err)
 		}
 	})
+}
+
+// A message that may be refused has a slot from the moment that it is accepted. The run that it is in holds it, and must not
+// hold it any longer once the message has been taken back.
+func TestLongRunThatStandsStillKeepsNoSlotOfTheMessagesBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		ran := map[string]time.Duration{}
+		var mu sync.Mutex
+		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+			mu.Lock()
+			ran[m.Value] = time.Since(start)
+			mu.Unlock()
+			if m.Value == "a" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		}, func(s string) string { return s }, flow.Options{
+			Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+			Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 4},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, source := inLongRuns(t, f, 4, "a", "b", "c", "d")
+		time.Sleep(2 * time.Millisecond)
+		source.Send("e", "f", "g") // there is room for three
+		source.End()
+		if _, err := s.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for _, value := range []string{"b", "c", "d", "e", "f", "g"} {
+			if at, ok := ran[value]; !ok || at > 4*time.Millisecond {
+				t.Errorf("%s ran at %v (%v)", value, at, ok)
+			}
+		}
+	})
+}
+
+// The shard settles what a long run has done before it sleeps, and what gets its turn by that need not wait for the next look.
+func TestMessageThatGetsItsTurnByALongRunStartsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var second time.Duration
+		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+			switch m.Value {
+			case "a2":
+				second = time.Since(start)
+			case "b1":
+				time.Sleep(100 * time.Microsecond)
+			}
+			return nil
+		}, func(s string) string { return s[:1] }, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, source := inLongRuns(t, f, 2, "a1", "b1", "a2")
+		source.End()
+		if _, err := s.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if second > 0 {
+			t.Errorf("a2 started after %v", second)
+		}
+	})
+}
+
+// The shard of a stream that always has something to do need not sleep, and must still see what is due, and whom a stuck key
+// leaves little room.
+func TestBusyStreamKeepsNobodyFromItsNextTryNorUnread(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	type job struct {
+		key string
+		do  func(attempt int) error
+	}
+	f, err := flow.New(func(_ context.Context, m flow.Message[job]) error {
+		if m.Value.do == nil {
+			return nil
+		}
+		return m.Value.do(m.Attempt)
+	}, func(j job) string { return j.key }, flow.Options{
+		Ordering:   flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+		Retry:      flow.RetryOptions{MaxAttempts: 2, Backoff: time.Millisecond},
+		MaxPending: 64,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	busy := f.Start(ctx, func() (job, error) { return job{key: "busy"}, ctx.Err() })
+	for busy.Committed() < 10_000 {
+		time.Sleep(time.Millisecond)
+	}
+
+	stuck, read := make(chan struct{}), make(chan struct{})
+	source := flowtest.NewSource[job](t)
+	s := f.Start(context.Background(), source.Recv)
+	source.Send(job{key: "stuck", do: func(int) error { <-stuck; return nil }})
+	for range 58 { // with it and the one behind them there is room for 4, which is not worth waking the reader for
+		source.Send(job{key: "stuck"})
+	}
+	for range 5 {
+		source.Send(job{key: "quick"})
+	}
+	source.Send(job{key: "quick", do: func(attempt int) error {
+		if attempt == 1 {
+			return testkit.ErrHandler
+		}
+		close(read)
+		return nil
+	}})
+	select {
+	case <-read:
+	case <-time.After(20 * time.Second):
+		t.Errorf("%d messages of the busy stream later it was not read, or not tried again", busy.Committed())
+	}
+	close(stuck)
+	source.End()
+	if _, err := s.Wait(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if _, err := busy.Wait(); flow.ClassifyFailure(err) != flow.FailureContextCancelled {
+		t.Error(err)
+	}
 }

@@ -161,29 +161,6 @@ func (r *run[T]) isRead() bool {
 	return false
 }
 
-// isRead reports whether more may come from s while nothing of it finishes.
-func (s *stream[T]) isRead() bool {
-	if s.state.phase() != phaseOpen {
-		return false
-	}
-	pending := s.box.total() - s.window.finished.Load()
-	if share := s.window.share; share != nil && share.waiting.Load() && !share.mayRead() {
-		return false
-	}
-	return pending < s.window.limit || !s.window.waiting.Load()
-}
-
-// endLinger is told that s's reader is about to wait for room. A batch does not linger for what can't come.
-func (s *stream[T]) endLinger() {
-	if b := s.r.batching; b == nil || b.Linger == 0 {
-		return
-	}
-	select {
-	case s.sh.Load().events <- event[T]{}:
-	case <-s.done:
-	}
-}
-
 // fillBatch puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
 // its head and then those behind it.
 func (sh *shard[T]) fillBatch(r *run[T]) {
@@ -242,18 +219,6 @@ func (sh *shard[T]) follow(m *message[T]) {
 	if before := m.before(); before != nil && before.run == b.forming {
 		b.join(b.forming, m)
 	}
-}
-
-// before returns the message that m stands behind in its lane. It returns nil if there is none: then m has its turn.
-func (m *message[T]) before() *message[T] {
-	if m.lane == nil {
-		return nil
-	}
-	if t := m.stream.order.before(&m.turn, m.hash); t != nil {
-		b, _ := t.owner.(*message[T])
-		return b
-	}
-	return nil
 }
 
 // formFirst has messages, which have come back without having been attempted, be the first of the next batch.

@@ -20,42 +20,18 @@ type mailRun[T any] struct {
 	last    *message[T]
 }
 
+// mailRuns is the part of a shard that has to do with mail runs; the shard embeds it.
+type mailRuns[T any] struct{ sh *shard[T] }
+
 // maxMail is how many messages a mail run takes at most: about 10 µs.
 const maxMail = 2 * maxRun
-
-// serveMail is serve for a mail run. An entry is read only once it is claimed, and a chunk is left before that: the shard
-// takes back what lies before.
-func (w *worker[T]) serveMail(r *run[T]) {
-	x := r.mail
-	s := x.s
-	s.sendHeader(nil)
-	k, pos := x.chunk, x.pos
-	for x.err == nil {
-		e := &k.list[pos]
-		if s.isOver() || x.leaves(e) {
-			return
-		}
-		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: &s.origin}
-		if x.err = s.r.engine.attempt(s.ctx, m, &w.slab); x.err != nil {
-			return
-		}
-		if r.next++; r.next == x.n {
-			return
-		}
-		if pos++; pos == len(k.list) {
-			k, pos = k.next, 0
-		}
-		if !r.at.CompareAndSwap(r.next-1, r.next) {
-			return
-		}
-	}
-}
 
 // leaves reports whether e is no message for a mail run, whose worker then ends it and does not run e.
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
 // mailRun makes a mail run of s. It returns nil if there is none to be made.
-func (sh *shard[T]) mailRun(s *stream[T]) *run[T] {
+func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
+	sh := mr.sh
 	b := &s.backlog
 	r := sh.runs.new(runMail)
 	if r.mail == nil {
@@ -77,20 +53,23 @@ func (sh *shard[T]) mailRun(s *stream[T]) *run[T] {
 }
 
 // mayMail reports whether s may have a mail run.
-func (sh *shard[T]) mayMail(s *stream[T]) bool {
+func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
+	sh := mr.sh
 	b := &s.backlog
 	return sh.r.observer == nil && !b.direct && b.mailRun == nil && !sh.r.gate.pressure.soft() &&
 		(s.order.resolver == nil || b.live.first == nil || s.order.line == 0)
 }
 
 // busyKeys collects the keys of s that a mail run must leave alone. It reports whether they are few.
-func (sh *shard[T]) busyKeys(s *stream[T], busy *busyKeys) bool {
+func (mr mailRuns[T]) busyKeys(s *stream[T], busy *busyKeys) bool {
+	sh := mr.sh
 	busy.clear()
 	return s.order.resolver == nil || sh.pace.slowInto(busy) && s.order.own.hashesInto(busy)
 }
 
 // mailBack takes a mail run back from its worker.
-func (sh *shard[T]) mailBack(r *run[T]) {
+func (mr mailRuns[T]) mailBack(r *run[T]) {
+	sh := mr.sh
 	x := r.mail
 	s := x.s
 	b := &s.backlog
@@ -130,7 +109,8 @@ func (sh *shard[T]) mailBack(r *run[T]) {
 }
 
 // lift makes a message of an entry that is in front of all others of its lane.
-func (sh *shard[T]) lift(s *stream[T], e *entry[T]) *message[T] {
+func (mr mailRuns[T]) lift(s *stream[T], e *entry[T]) *message[T] {
+	sh := mr.sh
 	m := sh.accept(s, e)
 	if m.hash != 0 {
 		if first, why := s.order.join(m.key, m.hash, &m.turn); !first && why == "" {
@@ -141,7 +121,8 @@ func (sh *shard[T]) lift(s *stream[T], e *entry[T]) *message[T] {
 }
 
 // recallMail takes back what the worker of a mail run has not claimed.
-func (sh *shard[T]) recallMail(r *run[T]) {
+func (mr mailRuns[T]) recallMail(r *run[T]) {
+	sh := mr.sh
 	at := r.at.Swap(recalled)
 	r.recalled = true
 	x := r.mail
@@ -169,7 +150,8 @@ func (sh *shard[T]) recallMail(r *run[T]) {
 }
 
 // settleMail settles the messages of a mail run up to the one that its worker has claimed.
-func (sh *shard[T]) settleMail(r *run[T], at int32) {
+func (mr mailRuns[T]) settleMail(r *run[T], at int32) {
+	sh := mr.sh
 	s := r.mail.s
 	b := &s.backlog
 	n := int(at - r.settled)

@@ -33,9 +33,7 @@ type delivery[T any] struct {
 	told      bool // the Observer has heard its outcome
 	refused   bool // on receipt
 	pressured bool
-	again     bool // it has come back from a batch untouched
-	batch     int  // size of the call that it is in, with batches,
-	index     int  // and its place there
+	batchPlace
 
 	run     *run[T]       // of stateOut
 	wait    *wait[T]      // of stateBackoff
@@ -45,6 +43,13 @@ type delivery[T any] struct {
 	waited  time.Duration // until the first attempt; this and the next are kept for the Observer
 	took    time.Duration // the last attempt
 	release ReleaseFunc   // of a caller's own resolver
+}
+
+// batchPlace is where a message stands in the call of a batch.
+type batchPlace struct {
+	batch int  // how many messages the call has,
+	index int  // and which of them it is
+	again bool // it has come back untouched
 }
 
 // state says where a message is. It is its shard's.
@@ -110,6 +115,18 @@ func (m *message[T]) abort(kind FailureKind) {
 	m.outcome, m.step = outcomeFailed, stepFailure
 }
 
+// retryUnlessOver has m, which has failed, be tried again after delay, if again says so and its stream goes on.
+func (m *message[T]) retryUnlessOver(again bool, delay time.Duration) {
+	s := m.stream
+	switch {
+	case !again:
+	case s.state.phase() >= phaseAborting:
+		m.abort(s.abortKind())
+	default:
+		m.delay, m.step = delay, stepRetry
+	}
+}
+
 // asks reports whether OnFailure is asked about m, or was; a nil m is one that is not lined up. It is the shard's to ask.
 func (m *message[T]) asks() bool {
 	return m != nil && m.state == stateOut && m.run.asking.Load() == m
@@ -133,6 +150,21 @@ func (m *message[T]) runs() bool {
 	}
 	return r.at.Load() >= 0 && r.list[r.settled] == m
 }
+
+// before returns the message that m stands behind in its lane. It returns nil if there is none: then m has its turn.
+func (m *message[T]) before() *message[T] {
+	if m.lane == nil {
+		return nil
+	}
+	if t := m.stream.order.before(&m.turn, m.hash); t != nil {
+		b, _ := t.owner.(*message[T])
+		return b
+	}
+	return nil
+}
+
+// turnCame implements turnOwner. The turn of a message comes to its shard: see handOver.
+func (m *message[T]) turnCame() { panic("bug: a message has been told of its turn") }
 
 // messageQueue is a FIFO of messages through their links.
 type messageQueue[T any] struct {

@@ -158,27 +158,6 @@ func (e *Event) line() (slog.Level, string) {
 	return 0, ""
 }
 
-// level is how much a failure is an operator's business.
-func (f *Failure) level() slog.Level {
-	if f == nil {
-		return slog.LevelInfo
-	}
-	if sessionErrorOf(f) != nil && f.Kind != FailureContextCancelled {
-		return slog.LevelWarn // the store, a session that is busy, or what a client says of its session
-	}
-	c := f.said()
-	switch f.shownKind(c) {
-	case FailureNone, FailureContextCancelled, FailureShutdown:
-		return slog.LevelInfo
-	case FailureInternal:
-		if f.Seq == 0 && c.blamesClient() {
-			return slog.LevelWarn
-		}
-		return slog.LevelError
-	}
-	return slog.LevelWarn
-}
-
 // blamesClient reports whether the error, which recv returned, is about what the client has sent.
 func (c *cause) blamesClient() bool {
 	if !c.stated || c.crashed {

@@ -10,7 +10,7 @@ const (
 	runTime   = 40 * time.Microsecond // about how long a run may take
 	stillTime = 20 * time.Microsecond // a run that has stood still for so long is recalled
 	quickRuns = 16                    // of one message, one after the other, before there are longer ones,
-	mostQuick = 64 * quickRuns        // and after runs that stood still, each of which doubles it
+	mostQuick = 64 * quickRuns        // and at most after runs that stood still, each of which doubles it
 	slowKeys  = 256                   // hashes of slow keys that are remembered; a power of two
 )
 
@@ -19,6 +19,7 @@ type pace struct {
 	length int32             // of runs, at most
 	quick  int32             // runs of one message that were quick, one after the other
 	needed int32             // so many of these before there are longer runs
+	sound  int32             // messages since needed changed
 	slow   *[slowKeys]uint64 // nil: there is none
 	nslow  int               // how many of these there are
 }
@@ -39,6 +40,9 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 		p.quick = 0
 		return
 	}
+	if p.sound += n; p.sound >= 4*p.needed {
+		p.needed, p.sound = max(p.needed/2, quickRuns), 0
+	}
 	switch whole := took / time.Duration(n) * time.Duration(p.length); {
 	case whole > runTime:
 		p.length = max(1, p.length/2)
@@ -47,17 +51,17 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 	case p.length == 1 && p.quick < p.needed:
 		p.quick++
 	default:
-		if p.length = min(2*p.length, maxRun); p.length == maxRun {
-			p.needed = quickRuns
-		}
+		p.length = min(2*p.length, maxRun)
 	}
 }
 
 // stoodStill is told that a message of hash holds up the run that it is in. Where that happens again and again, it takes
-// longer each time until there are long runs again: otherwise they would hold strangers up again and again.
+// longer each time until there are long runs again, and after many messages of which none did, less long: otherwise they
+// would hold strangers up again and again.
 func (p *pace) stoodStill(hash uint64) {
 	p.markSlow(hash)
-	p.length, p.quick, p.needed = 1, 0, min(2*p.needed, mostQuick)
+	p.length, p.quick = 1, 0
+	p.needed, p.sound = min(2*p.needed, mostQuick), 0
 }
 
 // most returns how many long runs may be out at once. While even the longest are quick, one worker keeps up with the

@@ -20,6 +20,13 @@ type reader[T any] struct {
 	refusable bool // messages may be refused on receipt
 }
 
+// reading is what a reader shares with its stream's shard and with Run.
+type reading struct {
+	window   window
+	activity activity
+	verdict  verdict
+}
+
 // callersCode says which of the caller's functions a reader is in: whose panic it is.
 type callersCode uint8
 
@@ -240,6 +247,9 @@ func (rd *reader[T]) waitForSpace() {
 	s.activity.inRecv.Store(false)
 	defer s.activity.inRecv.Store(true)
 	s.endLinger()
+	if s.parent.Err() != nil { // Run may have seen it end while recv seemed to be what the reader waits for
+		return
+	}
 	<-s.window.space // also when the stream ends or must end: the shard signals it in sweep and in end
 }
 

@@ -135,13 +135,22 @@ func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key O
 	return s.end(s.beginAndRun(recv))
 }
 
-// beginAndRun blocks for the lifetime of the stream. It is separate from end to keep the frame small: a larger one would
-// double the goroutine's stack for every idle stream. It reports whether the stream was entered, for end.
-func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
-	if entered = s.begin(); entered {
-		s.run(recv)
+func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
+	s := &stream[T]{
+		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
+		rpc: rpc{stream: streamOf(ctx)},
 	}
-	return entered
+	s.emitter.s = s
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.origin.ctx = s.ctx
+	s.window.init(r.maxPending)
+	s.order.init(s.ctx, s.id, r.gate.ordering)
+	s.backlog.ledger = newLedger(1)
+	s.backlog.direct = r.batching != nil || r.gate.pressure.refuses() || s.order.decidesOnReceipt()
+	if r.gate.pressure.refuses() || s.order.refuses() {
+		s.verdict.given = make(chan struct{}, 1)
+	}
+	return s
 }
 
 // tellShutdown tells of the beginning of the end.
@@ -153,17 +162,6 @@ func (r *Receiver[T]) tellShutdown(ctx context.Context) {
 		r.observer(ctx, Event{Kind: EventShutdown})
 		return nil
 	})
-}
-
-// add adds what a stream has finished.
-func (s *Summary) add(o Summary) {
-	s.Succeeded += o.Succeeded
-	s.Failed += o.Failed
-	s.Rejected += o.Rejected
-	s.Dropped += o.Dropped
-	s.Retried += o.Retried
-	s.Duplicates += o.Duplicates
-	s.Received = s.Succeeded + s.Failed + s.Rejected + s.Dropped + s.Duplicates
 }
 
 // FromChan makes a recv of a channel: a source other than gRPC. It blocks until there is a value; it returns io.EOF when

@@ -206,18 +206,6 @@ func (e *Engine[T]) timed(ctx *attemptContext, m Message[T]) error {
 	return e.handler(ctx, m)
 }
 
-// endedBy reports whether f, made of an error that was returned under ctx, is ctx's end: only the stream's own context
-// decides that.
-func (f *Failure) endedBy(ctx context.Context) bool {
-	if ctx.Err() == nil {
-		return false
-	}
-	code := f.said().code
-	return code == codes.Canceled || code == codes.DeadlineExceeded ||
-		isError(f.Err, context.Canceled) || isError(f.Err, context.DeadlineExceeded) ||
-		isError(f.Err, context.Cause(ctx))
-}
-
 // again decides whether a message that failed with f in its n-th attempt is tried again, and after what delay. What is
 // worth another try takes a token from the budget, whether or not it gets one: that is how the budget sees trouble.
 func (e *Engine[T]) again(f *Failure, n int) (time.Duration, bool) {

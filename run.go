@@ -36,7 +36,7 @@ type run[T any] struct {
 	end      int32         // of list, what is behind has been taken back
 	seen     int32         // at, when the shard last looked
 	since    time.Duration // when at was first seen to be that
-	looked   time.Duration // when the shard first looked; unset before
+	looked   time.Duration // when the shard first saw that it was claimed; unset before
 }
 
 const (
@@ -83,13 +83,16 @@ func (r *run[T]) reset(kind runKind) {
 // stands reports whether r, whose worker is at at, has stood still since the shard last looked, or has been out for so much
 // longer than a run takes that what is in it must not wait for the rest of it. A run that no worker has claimed is neither.
 func (r *run[T]) stands(at int32, now time.Duration) bool {
+	if at == unclaimed {
+		return false
+	}
 	if r.looked == unset {
 		r.looked = now
 	}
 	if at != r.seen {
 		r.seen, r.since = at, now
 	}
-	return at >= 0 && (now-r.since >= stillTime || now-r.looked >= lookTime)
+	return now-r.since >= stillTime || now-r.looked >= lookTime
 }
 
 // runSet is the runs of a shard: those that are out, and spare ones.

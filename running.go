@@ -1,7 +1,5 @@
 package flow
 
-import "context"
-
 // Stream is a Run under way, or one that is over: see [Flow.Start]. It is safe for concurrent use.
 type Stream struct{ run startedRun }
 
@@ -36,22 +34,6 @@ type started[T any] struct {
 	over chan struct{} // closed when sum and err are set
 	sum  Summary
 	err  error
-}
-
-// Start begins a stream and does not wait for it: it is [Flow.Run] on a goroutine of its own. The stream under way says how
-// far it is, at any time and cheaply, which a store that keeps progress elsewhere needs. Wait must not be forgotten under
-// gRPC: recv belongs to the service method, and ends with it.
-func (f *Flow[T]) Start(ctx context.Context, recv func() (T, error)) *Stream {
-	st := &started[T]{s: f.receiver.newStream(ctx, f.key), over: make(chan struct{})}
-	entered := st.s.begin()
-	go func() {
-		defer close(st.over)
-		if entered {
-			st.s.run(recv)
-		}
-		st.sum, st.err = st.s.end(entered)
-	}()
-	return &Stream{run: st}
 }
 
 func (st *started[T]) committedNow() uint64  { return st.s.committed.Load() }

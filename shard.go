@@ -23,23 +23,30 @@ type shard[T any] struct {
 	processors int // as it was started: to ask the runtime takes a lock of all its threads
 	alarm      alarm
 
-	mail  ring[T]      // streams whose mailbox may have something
-	turns ring[T]      // streams that have something ready
-	look  []*stream[T] // those that have changed since the last flush
-	owed  []*stream[T] // those whose readers wait for less room than is worth waking them for
-
-	nready  int // messages in all ready queues
+	queues[T]
 	backoff backoff[T]
 	free    messageCache[T]
 
+	mailRuns[T]
 	crew    crew[T]
 	runs    runSet[T]
 	pace    pace
 	slots   slots
 	batches *batches[T]   // nil: each message runs by itself
 	sent    int           // runs since the shard last let others run
-	blind   int           // runs since it last looked whether long ones stand still
+	blind   int           // runs since it last did what it does before it sleeps
 	lookAt  time.Duration // when to look whether long runs stand still; 0: not at all
+}
+
+// queues are the streams of a shard for which there is something to do.
+type queues[T any] struct {
+	mail   ring[T]      // those whose mailbox may have something
+	turns  ring[T]      // those that have something ready
+	nready int          // messages in all ready queues
+	look   []*stream[T] // those that have changed since the last flush
+	owed   []*stream[T] // those whose readers wait for less room than is worth waking them for
+
+	owedFrom time.Duration // when the first of these was seen; unset if there is none
 }
 
 // event is what a shard is told: one of these.
@@ -52,7 +59,7 @@ type event[T any] struct {
 const (
 	eventsLength = 64
 	lookTime     = 500 * time.Microsecond // the longest time between looks at long runs; on an idle Linux 1 ms
-	lookRuns     = 64                     // as many runs, if the shard is busy
+	lookRuns     = 64                     // and the most runs between two, of a shard that does not sleep
 )
 
 func startShard[T any](r *Receiver[T]) *shard[T] {
@@ -60,7 +67,8 @@ func startShard[T any](r *Receiver[T]) *shard[T] {
 		r: r, epoch: time.Now(), processors: runtime.GOMAXPROCS(0), events: make(chan event[T], eventsLength),
 		pace: newPace(), slots: slots{p: r.gate.pressure}, batches: newBatches(r.batching),
 	}
-	sh.crew.sh = sh
+	sh.crew.sh, sh.mailRuns.sh = sh, sh
+	sh.owedFrom = unset
 	sh.alarm.fire = sh.rings
 	go sh.run()
 	return sh
@@ -71,10 +79,13 @@ func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
 // run does one thing after the other until there are no users any more.
 func (sh *shard[T]) run() {
 	for !sh.over {
-		if sh.blind >= lookRuns { // it has not waited for long, which is when it looks otherwise
-			sh.recallStuck()
+		if sh.poll() {
+			continue
 		}
-		if sh.poll() || sh.dispatch() {
+		if sh.blind >= lookRuns {
+			sh.catchUp()
+		}
+		if sh.dispatch() {
 			continue
 		}
 		if sh.sent > 0 { // what was sent may be quick, and back by the time that others have run
@@ -132,20 +143,44 @@ func (sh *shard[T]) wait() {
 	if sh.over || sh.recallStuck() {
 		return
 	}
-	if len(sh.runs.long) == 0 {
-		for i, s := range sh.owed {
-			s.backlog.owed = false
-			s.window.wake()
-			sh.owed[i] = nil
-		}
-		sh.owed = sh.owed[:0]
-	}
+	sh.wakeOwed()
 	sh.slots.trim(0)
 	if !sh.wantsSlot() && !sh.hasMail() {
 		sh.slots.stopAsking()
 	}
 	sh.arm()
 	sh.heed(<-sh.events)
+}
+
+// catchUp does what a shard otherwise does before it sleeps, or when its alarm wakes it: it has been busy for long.
+func (sh *shard[T]) catchUp() {
+	sh.recallStuck()
+	sh.wakeOwed()
+	sh.doDue()
+	sh.arm()
+}
+
+// wakeOwed wakes the readers that wait for less room than is worth waking them for: when no long run is out, which may soon
+// make more of it, and else when they have waited for lookTime.
+func (sh *shard[T]) wakeOwed() {
+	if len(sh.owed) == 0 {
+		return
+	}
+	if len(sh.runs.long) > 0 {
+		now := sh.clock()
+		if sh.owedFrom == unset {
+			sh.owedFrom = now
+		}
+		if now-sh.owedFrom < lookTime {
+			return
+		}
+	}
+	for i, s := range sh.owed {
+		s.backlog.owed = false
+		s.window.wake()
+		sh.owed[i] = nil
+	}
+	sh.owed, sh.owedFrom = sh.owed[:0], unset
 }
 
 // arm sets the alarm for what is due first.
@@ -268,8 +303,8 @@ func (sh *shard[T]) flush() {
 	sh.look = sh.look[:0]
 }
 
-// makeRoom wakes s's reader if it waits for room and there is enough. For less it is woken when nothing else is to be done,
-// never later: otherwise the places that a stuck key leaves would not be used.
+// makeRoom wakes s's reader if it waits for room and there is enough. For less it is woken soon: see wakeOwed. Otherwise the
+// places that a stuck key leaves would not be used.
 func (sh *shard[T]) makeRoom(s *stream[T]) {
 	w := &s.window
 	if !w.waiting.Load() {

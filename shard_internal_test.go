@@ -357,6 +357,7 @@ func TestRunStandsIfItsWorkerDoesOrIfItIsOutForTooLong(t *testing.T) {
 	for name, looks := range map[string][]look{
 		"no worker has claimed it":   {{unclaimed, start, false}, {unclaimed, start + time.Second, false}},
 		"it was claimed just now":    {{unclaimed, start, false}, {0, start + stillTime, false}, {0, start + 2*stillTime - 1, false}},
+		"it was claimed late":        {{unclaimed, start, false}, {0, start + lookTime, false}, {1, start + lookTime + 1, false}},
 		"it stands still":            {{5, start, false}, {5, start + stillTime - 1, false}, {5, start + stillTime, true}},
 		"it goes on":                 {{5, start, false}, {6, start + stillTime, false}, {7, start + lookTime - 1, false}},
 		"it goes on, but far slower": {{5, start, false}, {6, start + lookTime/2, false}, {7, start + lookTime, true}},
@@ -546,15 +547,26 @@ func TestPaceNeedsTwiceAsManyQuickRunsAfterEachThatStoodStill(t *testing.T) {
 			t.Fatalf("runs have %d messages after %d that were quick", p.length, min(needed, mostQuick)+1)
 		}
 	}
-	for p.length < maxRun {
-		p.observe(p.length, 0, 1, false, true)
+}
+
+func TestPaceForgetsWhatStoodStillLongAgo(t *testing.T) {
+	p := newPace()
+	for p.needed < mostQuick {
+		p.stoodStill(7)
+	}
+	p.length = 8 // it never gets longer: messages take too long
+	for range 8 * mostQuick {
+		p.observe(p.length, time.Duration(p.length)*runTime/10, 1, false, true)
+		if p.length < 2 {
+			t.Fatalf("runs have %d messages", p.length)
+		}
+	}
+	if p.needed != quickRuns {
+		t.Errorf("%d quick messages are needed before runs get longer, want %d", p.needed, quickRuns)
 	}
 	p.stoodStill(7)
-	for range 2*quickRuns + 1 {
-		p.observe(1, 0, 1, false, true)
-	}
-	if p.length != 2 {
-		t.Errorf("runs have %d messages: what stood still long ago still counts", p.length)
+	if p.needed != 2*quickRuns || p.sound != 0 {
+		t.Errorf("%d quick messages are needed before runs get longer, want %d", p.needed, 2*quickRuns)
 	}
 }
 

@@ -27,38 +27,17 @@ type stream[T any] struct {
 	order  streamOrder
 	origin origin // what its messages have in common
 
-	session    *sessionStream // nil: its client asks for none. It is in stream_session.go
-	asked      bool           // its client asks for one, and may be refused
-	taken      bool           // it has its session. Written under r.mu
-	duplicates atomic.Uint64  // messages that the session had settled before
+	streamSession
+	emitter[T]
 
 	state     runState
 	done      chan struct{} // closed by the shard when every message is finished and nothing more comes
 	committed atomic.Uint64 // every message with a Seq up to this is settled
 
-	box      mailbox[T]
-	window   window
-	activity activity
-	verdict  verdict
+	box mailbox[T]
+	reading
 
 	backlog backlog[T] // the shard's; once done is closed anybody may read it
-}
-
-func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
-	s := &stream[T]{
-		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
-		rpc: rpc{stream: streamOf(ctx)},
-	}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	s.origin.ctx = s.ctx
-	s.window.init(r.maxPending)
-	s.order.init(s.ctx, s.id, r.gate.ordering)
-	s.backlog.ledger = newLedger(1)
-	s.backlog.direct = r.batching != nil || r.gate.pressure.refuses() || s.order.decidesOnReceipt()
-	if r.gate.pressure.refuses() || s.order.refuses() {
-		s.verdict.given = make(chan struct{}, 1)
-	}
-	return s
 }
 
 func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
@@ -73,6 +52,15 @@ func (s *stream[T]) begin() (entered bool) {
 		s.askForSession()
 	}
 	return s.r.gate.shutdown.enter(s)
+}
+
+// beginAndRun blocks for the lifetime of the stream. It is separate from end to keep the frame small: a larger one would
+// double the goroutine's stack for every idle stream. It reports whether the stream was entered, for end.
+func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
+	if entered = s.begin(); entered {
+		s.run(recv)
+	}
+	return entered
 }
 
 // run reads recv and blocks until nothing of the stream runs any more.
@@ -224,6 +212,29 @@ func (s *stream[T]) tell() {
 	select {
 	case sh.events <- event[T]{mail: s}:
 	case <-s.done: // the shard may be gone
+	}
+}
+
+// isRead reports whether more may come from s while nothing of it finishes.
+func (s *stream[T]) isRead() bool {
+	if s.state.phase() != phaseOpen {
+		return false
+	}
+	pending := s.box.total() - s.window.finished.Load()
+	if share := s.window.share; share != nil && share.waiting.Load() && !share.mayRead() {
+		return false
+	}
+	return pending < s.window.limit || !s.window.waiting.Load()
+}
+
+// endLinger is told that s's reader is about to wait for room. A batch does not linger for what can't come.
+func (s *stream[T]) endLinger() {
+	if b := s.r.batching; b == nil || b.Linger == 0 {
+		return
+	}
+	select {
+	case s.sh.Load().events <- event[T]{}:
+	case <-s.done:
 	}
 }
 

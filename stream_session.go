@@ -2,9 +2,18 @@ package flow
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"google.golang.org/grpc/metadata"
 )
+
+// streamSession is what a stream has of its session.
+type streamSession struct {
+	session    *sessionStream // nil: its client asks for none
+	asked      bool           // its client asks for one, and may be refused
+	taken      bool           // it has its session. Written under Receiver.mu
+	duplicates atomic.Uint64  // messages that the session had settled before
+}
 
 // What a session adds to the life of a stream: its beginning is longer, its numbers don't begin with 1, some of its
 // messages are duplicates, and its end is saved before it is told.

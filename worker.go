@@ -86,6 +86,34 @@ func (w *worker[T]) serve() (crash error) {
 	return nil
 }
 
+// serveMail is serve for a mail run. An entry is read only once it is claimed, and a chunk is left before that: the shard
+// takes back what lies before.
+func (w *worker[T]) serveMail(r *run[T]) {
+	x := r.mail
+	s := x.s
+	s.sendHeader(nil)
+	k, pos := x.chunk, x.pos
+	for x.err == nil {
+		e := &k.list[pos]
+		if s.isOver() || x.leaves(e) {
+			return
+		}
+		m := Message[T]{Seq: e.seq, Key: e.key, Value: e.value, Attempt: 1, origin: &s.origin}
+		if x.err = s.r.engine.attempt(s.ctx, m, &w.slab); x.err != nil {
+			return
+		}
+		if r.next++; r.next == x.n {
+			return
+		}
+		if pos++; pos == len(k.list) {
+			k, pos = k.next, 0
+		}
+		if !r.at.CompareAndSwap(r.next-1, r.next) {
+			return
+		}
+	}
+}
+
 // advance does one step of m. All that it calls of the caller's may panic.
 func (w *worker[T]) advance(m *message[T]) {
 	s := m.stream

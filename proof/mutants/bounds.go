@@ -25,7 +25,7 @@ var boundBugs = []mutant{
 	bug("a context that is asked for after its attempt lives", "AttemptContext|AttemptTimeout",
 		"attempt_context.go", "		if c.over {\n			c.cancel()\n		}\n", ""),
 	bug("an own error of a handler is taken for its context's end", "ErrorUnderAContext",
-		"retry.go", "return code == codes.Canceled", "return code != codes.Canceled"),
+		"failure.go", "return code == codes.Canceled", "return code != codes.Canceled"),
 	bug("a caller asks for ever", "CallerWhoseWaitIsOver",
 		"pressure.go", "	p.asking.Add(-1)\n", ""),
 	bug("a window lets one more in", "StreamIsReadUpToMaxPendingAhead|WindowRoom",

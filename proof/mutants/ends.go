@@ -82,7 +82,7 @@ var endBugs = []mutant{
 	bug("drops are told in the wrong order", "DropsOfAShutdown",
 		"shard.go", "		r.list[i], r.list[j] = r.list[j], r.list[i]\n", "		_ = r.list[j]\n"),
 	bug("the header is sent after the first message", "HeaderIsSent",
-		"worker.go", "	s.sendHeader(nil)\n", "	defer s.sendHeader(nil)\n"),
+		"worker.go", "	s.sendHeader(nil)\n	if s.isOver() {", "	defer s.sendHeader(nil)\n	if s.isOver() {"),
 	bug("recv is called after its error", "RecvIsNotCalledAgain",
 		"reader.go", `			rd.ended(err)
 			break

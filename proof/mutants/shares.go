@@ -31,5 +31,5 @@ var shareBugs = []mutant{
 	bug("once: panic(nil) that recover does not show", "PanicWithNil",
 		"worker.go", "		if !normal { // as in recovered\n", "		if !normal && errGoexit == nil {\n"),
 	bug("once: an error is asked when somebody looks", "TakenOnce",
-		"cause.go", "	if f.cause != nil && f.cause.of == f {\n		return f.cause\n", "	if f.cause != nil && f.cause.of != f {\n		return f.cause\n"),
+		"failure.go", "	if f.cause != nil && f.cause.of == f {\n		return f.cause\n", "	if f.cause != nil && f.cause.of != f {\n		return f.cause\n"),
 }

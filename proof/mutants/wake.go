@@ -19,8 +19,8 @@ var wakeBugs = []mutant{
 	bug("little room is never told of", "LittleRoom",
 		"shard.go", "		sh.owed = append(sh.owed, s)\n", ""),
 	bug("a reader is owed room, and sleeps on", "LittleRoom",
-		"shard.go", `			s.window.wake()
-			sh.owed[i] = nil`, "			sh.owed[i] = nil"),
+		"shard.go", `		s.window.wake()
+		sh.owed[i] = nil`, "		sh.owed[i] = nil"),
 	bug("a try that is due does not come", "BackoffIs",
 		"shard.go", "		sh.resume(m)\n", "		_ = m\n"),
 	bug("the alarm is not set for a try", "BackoffIs|TestRetry|WaitsForASlot",
