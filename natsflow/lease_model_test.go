@@ -191,6 +191,9 @@ func leaseScript(t *rapid.T) {
 			case verdictWritten:
 				m.settled(h, w)
 			case verdictLost:
+				if m.rec.Claim == w.r.Claim || m.revision == w.expected {
+					t.Fatalf("%s takes the partition for another's, which it is not", h.name)
+				}
 				h.lease, h.pending = nil, nil
 			case verdictUnknown: // again, under the same number
 				again := *w

@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"an earlier write is taken for the one in question", "AtMostOne", "lease.go",
 		"	case r.Claim == l.claim && r.Write == write:\n", "	case r.Claim == l.claim:\n", ""},
 	{"another's claim is not seen", "AtMostOne", "lease.go",
-		"		l.lost = true\n		return verdictLost\n", "		return verdictUnknown\n", ""},
+		"		l.lost = true\n		return verdictLost\n", "		l.revision = revision\n		return verdictUnknown\n", ""},
 	{"a partition is released before what runs has finished", "HandOverWaits|RollingDeploy", "holding.go",
 		"	select {\n	case <-over:\n	case <-late:\n		cancel(flow.ErrGracePeriod)\n		<-over\n	}\n	return r, false, nil\n", "	_, _ = late, flow.ErrGracePeriod\n	go func() { <-over }()\n	return r, false, nil\n", ""},
 	{"a partition is read from its top, not from its frontier", "MayDieOrFreeze", "holding.go",
