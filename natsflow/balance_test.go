@@ -355,7 +355,10 @@ func TestPartitionsOfADeadWorkerWaitForOneLeaseAlsoIfItComesBackAtOnce(t *testin
 		time.Sleep(time.Until(died.Add(lease + 200*time.Millisecond)))
 		synctest.Wait()
 		for p := range 2 {
-			r, err := parseRecord(b.cells[p].value)
+			b.mu.Lock()
+			value := b.cells[p].value
+			b.mu.Unlock()
+			r, err := parseRecord(value)
 			if err != nil || r.Holder == "dead" {
 				t.Errorf("partition %d is still of the dead: %+v, %v", p, r, err)
 			}
