@@ -2,9 +2,10 @@ package flow
 
 import "slices"
 
-// batchBack takes a batch back from its worker: what has finished is settled, and the others are retried, come first next,
+// back takes a batch back from its worker: what has finished is settled, and the others are retried, come first next,
 // or are called again, together or in parts.
-func (sh *shard[T]) batchBack(r *run[T]) {
+func (b *batches[T]) back(r *run[T]) {
+	sh := b.sh
 	b, c := sh.batches, r.batch
 	sh.runs.out--
 	c.cancel(nil)
@@ -30,9 +31,9 @@ func (sh *shard[T]) batchBack(r *run[T]) {
 	for _, m := range rest {
 		switch {
 		case m.stream.backlog.swept:
-			sh.abort(m)
+			b.abort(m)
 		case m.step == stepUntouched:
-			if sh.comesFirst(m) {
+			if b.comesFirst(m) {
 				first = append(first, m)
 			}
 		case c.verdict == verdictEach:
@@ -42,14 +43,14 @@ func (sh *shard[T]) batchBack(r *run[T]) {
 			held = append(held, m)
 		}
 	}
-	sh.formFirst(first)
+	b.formFirst(first)
 	r.list = held
 	switch {
 	case c.verdict == verdictOutage:
-		sh.failRest(r)
+		b.failRest(r)
 	case len(held) == 0:
 	case c.verdict == verdictTogether:
-		sh.holdTogether(r)
+		b.holdTogether(r)
 		return
 	case c.verdict == verdictHalve:
 		half := (len(held) + 1) / 2
@@ -58,23 +59,25 @@ func (sh *shard[T]) batchBack(r *run[T]) {
 		}
 		c.parts = append(c.parts, held[:half:half])
 	}
-	sh.callNext(r)
+	b.callNext(r)
 }
 
 // leftOut takes back what was not in the call that r is in now.
-func (sh *shard[T]) leftOut(r *run[T], out []*message[T]) {
+func (b *batches[T]) leftOut(r *run[T], out []*message[T]) {
+	sh := b.sh
 	r.list = slices.DeleteFunc(r.list, func(m *message[T]) bool { return slices.Contains(out, m) })
 	f := sh.runs.new(runFinish)
 	for _, m := range out {
 		f.add(m)
 	}
 	sh.finish(f)
-	sh.endCalls(r.list[0].stream)
+	b.endCalls(r.list[0].stream)
 }
 
 // comesFirst reports whether m, which has come back untouched, is to be one of the first of the next batch. If it is not,
 // it waits for its turn behind one that is retried, or is rejected.
-func (sh *shard[T]) comesFirst(m *message[T]) bool {
+func (b *batches[T]) comesFirst(m *message[T]) bool {
+	sh := b.sh
 	m.run, m.step, m.again, m.state = nil, stepAttempt, true, stateWaiting
 	before := m.before()
 	if m.stream.backlog.isSkipped(m) {
@@ -91,7 +94,8 @@ func (sh *shard[T]) comesFirst(m *message[T]) bool {
 }
 
 // abort brings m, whose stream has ended, to its end.
-func (sh *shard[T]) abort(m *message[T]) {
+func (b *batches[T]) abort(m *message[T]) {
+	sh := b.sh
 	m.abort(m.stream.abortKind())
 	f := sh.runs.new(runFinish)
 	f.add(m)
@@ -100,16 +104,17 @@ func (sh *shard[T]) abort(m *message[T]) {
 
 // holdTogether has what r holds, which has failed as a whole, wait and then be called again as it is. The parts that r may
 // still have go on without it.
-func (sh *shard[T]) holdTogether(r *run[T]) {
+func (b *batches[T]) holdTogether(r *run[T]) {
+	sh := b.sh
 	group, delay := r, r.batch.delay
 	if len(r.batch.parts) > 0 {
-		group = sh.batches.new()
+		group = b.new()
 		group.list = append(group.list, r.list...)
 		for _, m := range group.list {
 			m.run = group
 		}
 		r.list = nil
-		defer sh.callNext(r)
+		defer b.callNext(r)
 	} else {
 		sh.slots.free(r.slots)
 		r.slots, r.worker = 0, nil
@@ -119,30 +124,32 @@ func (sh *shard[T]) holdTogether(r *run[T]) {
 	if delay > 0 {
 		sh.backoff.addBatch(group, sh.clock()+delay)
 	} else {
-		sh.batches.again = append(sh.batches.again, group)
+		b.again = append(b.again, group)
 	}
 }
 
 // callNext calls the next part of r, if it has any left. Otherwise r gives up its slot.
-func (sh *shard[T]) callNext(r *run[T]) {
+func (b *batches[T]) callNext(r *run[T]) {
+	sh := b.sh
 	c := r.batch
 	for len(c.parts) > 0 {
 		last := len(c.parts) - 1
 		part := c.parts[last]
 		c.parts = c.parts[:last]
-		if r.list = sh.screen(r, part); len(r.list) > 0 {
-			sh.call(r)
+		if r.list = b.screen(r, part); len(r.list) > 0 {
+			b.call(r)
 			return
 		}
 	}
 	sh.slots.free(r.slots)
 	r.worker = nil
-	sh.batches.reuse(r)
+	b.reuse(r)
 }
 
 // screen returns those of part, which r has held, that may still run. A key that was skipped meanwhile is out, and so is
 // what stands behind a message that is retried by itself.
-func (sh *shard[T]) screen(r *run[T], part []*message[T]) []*message[T] {
+func (b *batches[T]) screen(r *run[T], part []*message[T]) []*message[T] {
+	sh := b.sh
 	kept := part[:0]
 	for _, m := range part {
 		before := m.before()
@@ -171,7 +178,8 @@ func (m *message[T]) isLeaving() bool {
 }
 
 // failRest fails all that r still holds, with the error of its last call.
-func (sh *shard[T]) failRest(r *run[T]) {
+func (b *batches[T]) failRest(r *run[T]) {
+	sh := b.sh
 	c := r.batch
 	f := sh.runs.new(runFinish)
 	for i := len(c.parts) - 1; i >= 0; i-- {

@@ -199,7 +199,7 @@ func (w *worker[T]) leaveOut(r *run[T]) {
 			out = append(out, m)
 		}
 	}
-	w.sh.events <- event[T]{do: func() { w.sh.leftOut(r, out) }}
+	w.sh.events <- event[T]{do: func() { w.sh.batches.leftOut(r, out) }}
 }
 
 // callHandler calls the handler once. It lets panics through.

@@ -45,7 +45,9 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 			if open != nil && sh.isIn(open, m.prev) {
 				open.add(m)
 			}
-			sh.follow(m)
+			if sh.batches != nil {
+				sh.batches.follow(m)
+			}
 			return
 		}
 	}
@@ -278,7 +280,7 @@ func (sh *shard[T]) give(r *run[T]) {
 // dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any.
 func (sh *shard[T]) dispatch() (sent bool) {
 	if sh.batches != nil {
-		return sh.dispatchBatches()
+		return sh.batches.dispatch()
 	}
 	p := sh.r.gate.pressure
 	for sh.nready > 0 || sh.hasMail() {
@@ -345,6 +347,12 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	return sent
 }
 
+// wantsSlot reports whether there is something that may run if there is a slot.
+func (sh *shard[T]) wantsSlot() bool {
+	b := sh.batches
+	return sh.nready > 0 || b != nil && (b.forming != nil || len(b.again) > 0)
+}
+
 // idleMail is how many messages a shard lines up at a time that has nothing else to do.
 const idleMail = 64
 
@@ -409,7 +417,7 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 // runBack takes a run back from its worker.
 func (sh *shard[T]) runBack(r *run[T]) {
 	if r.kind == runBatch {
-		sh.batchBack(r)
+		sh.batches.back(r)
 		return
 	}
 	sh.runs.out--

@@ -65,10 +65,11 @@ const (
 func startShard[T any](r *Receiver[T]) *shard[T] {
 	sh := &shard[T]{
 		r: r, epoch: time.Now(), processors: runtime.GOMAXPROCS(0), events: make(chan event[T], eventsLength),
-		pace: newPace(), slots: slots{p: r.gate.pressure}, batches: newBatches(r.batching),
+		pace: newPace(), slots: slots{p: r.gate.pressure},
 	}
 	sh.crew.sh, sh.mailRuns.sh = sh, sh
 	sh.owedFrom = unset
+	sh.batches = newBatches(sh, r.batching)
 	sh.alarm.fire = sh.rings
 	go sh.run()
 	return sh
@@ -252,7 +253,9 @@ func (sh *shard[T]) attend(s *stream[T]) {
 	if s.state.phase() == phaseAborting {
 		sh.sweep(s)
 	}
-	sh.endCalls(s)
+	if sh.batches != nil {
+		sh.batches.endCalls(s)
+	}
 	switch {
 	case b.swept || b.refusing || b.mailRun != nil: // later
 	case b.direct:
@@ -356,7 +359,7 @@ func (sh *shard[T]) sweep(s *stream[T]) {
 		case stateWaiting:
 			s.order.cancelWait(&m.turn, m.hash)
 		case stateForming, stateHeld:
-			sh.takeOut(m)
+			sh.batches.takeOut(m)
 		}
 		m.abort(kind)
 		r.add(m)

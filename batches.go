@@ -14,6 +14,7 @@ import (
 
 // batches is what a shard has under way of them.
 type batches[T any] struct {
+	sh *shard[T]
 	*batching[T]
 	forming *run[T]       // the one that waits for more, without a slot; nil: none does
 	due     time.Duration // when it has lingered for long enough
@@ -26,11 +27,11 @@ type batches[T any] struct {
 	leftOver uint64       // of these, those that were there when the last full batch began
 }
 
-func newBatches[T any](b *batching[T]) *batches[T] {
+func newBatches[T any](sh *shard[T], b *batching[T]) *batches[T] {
 	if b == nil {
 		return nil
 	}
-	return &batches[T]{batching: b}
+	return &batches[T]{sh: sh, batching: b}
 }
 
 // new returns an empty batch that forms.
@@ -94,9 +95,9 @@ func (b *batches[T]) add(r *run[T], m *message[T]) {
 	c.hurried = c.hurried || m.attempts > 0 || m.again || m.place <= b.leftOver
 }
 
-// dispatchBatches begins batches while there are any that may begin. It reports whether any has.
-func (sh *shard[T]) dispatchBatches() (sent bool) {
-	b := sh.batches
+// dispatch begins batches while there are any that may begin. It reports whether any has.
+func (b *batches[T]) dispatch() (sent bool) {
+	sh := b.sh
 	for sh.wantsSlot() {
 		if sh.slots.take(1) == 0 {
 			sh.askForSlot()
@@ -106,33 +107,27 @@ func (sh *shard[T]) dispatchBatches() (sent bool) {
 		if len(b.again) > 0 {
 			r = b.again[0]
 			b.again = slices.Delete(b.again, 0, 1)
-		} else if r = sh.form(); r == nil {
+		} else if r = b.form(); r == nil {
 			sh.slots.free(1)
 			break
 		}
 		r.slots = 1
-		sh.call(r)
+		b.call(r)
 		sent = true
 	}
 	sh.flush()
 	return sent
 }
 
-// wantsSlot reports whether there is something that may run if there is a slot.
-func (sh *shard[T]) wantsSlot() bool {
-	b := sh.batches
-	return sh.nready > 0 || b != nil && (b.forming != nil || len(b.again) > 0)
-}
-
 // form returns the batch that begins now, given that there is a slot for it. It returns nil if there is none, or if the one
 // that forms waits for more: then it is asked again whenever something has changed.
-func (sh *shard[T]) form() *run[T] {
-	b := sh.batches
+func (b *batches[T]) form() *run[T] {
+	sh := b.sh
 	r := b.forming
 	if r == nil {
 		r = b.new()
 	}
-	sh.fillBatch(r)
+	b.fill(r)
 	c := r.batch
 	switch {
 	case len(r.list) == 0:
@@ -161,10 +156,10 @@ func (r *run[T]) isRead() bool {
 	return false
 }
 
-// fillBatch puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
+// fill puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
 // its head and then those behind it.
-func (sh *shard[T]) fillBatch(r *run[T]) {
-	b := sh.batches
+func (b *batches[T]) fill(r *run[T]) {
+	sh := b.sh
 	for !r.batch.full && sh.turns.len() > 0 {
 		s := sh.turns.first()
 		q := &s.backlog.ready
@@ -179,7 +174,7 @@ func (sh *shard[T]) fillBatch(r *run[T]) {
 			if q == &s.backlog.ready {
 				sh.nready--
 			}
-			sh.followIn(m)
+			b.followIn(m)
 		}
 		sh.turns.pop()
 		if s.backlog.inTurns = s.backlog.ready.n+s.backlog.behind.n > 0; s.backlog.inTurns {
@@ -194,14 +189,15 @@ func (sh *shard[T]) fillBatch(r *run[T]) {
 }
 
 // followIn has the message behind m, which has joined the batch that is being filled, stand in line for that.
-func (sh *shard[T]) followIn(m *message[T]) {
+func (b *batches[T]) followIn(m *message[T]) {
+	sh := b.sh
 	f := sh.follower(m)
 	if f == nil || f.stream.backlog.isSkipped(f) {
 		return
 	}
 	s := f.stream
 	if s.backlog.behind.n == 0 {
-		sh.batches.behind = append(sh.batches.behind, s)
+		b.behind = append(b.behind, s)
 	}
 	s.backlog.behind.push(f)
 	if !s.backlog.inTurns {
@@ -211,9 +207,8 @@ func (sh *shard[T]) followIn(m *message[T]) {
 }
 
 // follow has m, which was lined up behind another, join the batch that forms, if that other is in it.
-func (sh *shard[T]) follow(m *message[T]) {
-	b := sh.batches
-	if b == nil || b.forming == nil || m.stream.backlog.isSkipped(m) {
+func (b *batches[T]) follow(m *message[T]) {
+	if b.forming == nil || m.stream.backlog.isSkipped(m) {
 		return
 	}
 	if before := m.before(); before != nil && before.run == b.forming {
@@ -222,8 +217,7 @@ func (sh *shard[T]) follow(m *message[T]) {
 }
 
 // formFirst has messages, which have come back without having been attempted, be the first of the next batch.
-func (sh *shard[T]) formFirst(list []*message[T]) {
-	b := sh.batches
+func (b *batches[T]) formFirst(list []*message[T]) {
 	if len(list) == 0 {
 		return
 	}
@@ -237,13 +231,14 @@ func (sh *shard[T]) formFirst(list []*message[T]) {
 	r.batch.hurried = true
 	r.list = slices.Insert(r.list, 0, list...)
 	for n := len(r.list); n > len(list) && (n > b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes > b.MaxBytes); n-- {
-		sh.leaveForming(r)
+		b.leaveForming(r)
 	}
 	r.batch.full = len(r.list) >= b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes >= b.MaxBytes
 }
 
 // leaveForming makes the last message of r what it was before it joined.
-func (sh *shard[T]) leaveForming(r *run[T]) {
+func (b *batches[T]) leaveForming(r *run[T]) {
+	sh := b.sh
 	last := len(r.list) - 1
 	m := r.list[last]
 	r.list[last] = nil
@@ -260,7 +255,8 @@ func (sh *shard[T]) leaveForming(r *run[T]) {
 }
 
 // call gives r to a worker.
-func (sh *shard[T]) call(r *run[T]) {
+func (b *batches[T]) call(r *run[T]) {
+	sh := b.sh
 	for _, m := range r.list {
 		m.state, m.run, m.step, m.tried, m.again = stateOut, r, stepAttempt, m.attempts, false
 	}
@@ -270,16 +266,16 @@ func (sh *shard[T]) call(r *run[T]) {
 	r.at.Store(unclaimed)
 	r.next = 0
 	r.batch.ctx, r.batch.cancel = context.WithCancelCause(context.Background())
-	sh.batches.out = append(sh.batches.out, r)
+	b.out = append(b.out, r)
 	sh.give(r)
 }
 
 // endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have.
-func (sh *shard[T]) endCalls(s *stream[T]) {
-	if sh.batches == nil || s.ctx.Err() == nil {
+func (b *batches[T]) endCalls(s *stream[T]) {
+	if s.ctx.Err() == nil {
 		return
 	}
-	for _, r := range sh.batches.out {
+	for _, r := range b.out {
 		if r.hasEnded(s) {
 			r.batch.cancel(context.Cause(s.ctx))
 		}
@@ -300,8 +296,9 @@ func (r *run[T]) hasEnded(s *stream[T]) bool {
 
 // takeOut takes m, whose stream has ended, out of the batch that it is in, which forms or is held. A batch of none ceases
 // to be.
-func (sh *shard[T]) takeOut(m *message[T]) {
-	b, r := sh.batches, m.run
+func (b *batches[T]) takeOut(m *message[T]) {
+	sh := b.sh
+	r := m.run
 	c := r.batch
 	remove := func(list []*message[T]) []*message[T] {
 		if i := slices.Index(list, m); i >= 0 {
