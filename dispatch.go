@@ -383,6 +383,9 @@ func (sh *shard[T]) askForSlot() {
 // the mailboxes with its turn. For every two that it takes from the ready queues it lines up one from the mailboxes:
 // otherwise a key with a long lane would keep others waiting there. As many as it takes would be too many: see lineUpIdle.
 func (sh *shard[T]) fill(r *run[T], length int32) {
+	if r.list == nil {
+		r.list = make([]*message[T], 0, length)
+	}
 	for r.len() < length && sh.turns.len() > 0 {
 		s := sh.turns.first()
 		b := &s.backlog

@@ -298,7 +298,7 @@ func (sh *shard[T]) flush() {
 			sh.end(s)
 		default:
 			sh.makeRoom(s)
-			if b.live.first == nil {
+			if b.live.first == nil && b.mailRun == nil && b.chunk == nil { // otherwise it would soon grow again
 				s.order.trim()
 			}
 		}

@@ -52,9 +52,8 @@ func TestSlowKeyIsSeenOnThePageAndInTheMetrics(t *testing.T) {
 	}()
 	var seen atomic.Bool
 	go func() {
-		_, _ = io.WriteString(feed, "b x\n")
 		for !seen.Load() {
-			_, _ = io.WriteString(feed, "a x\na y\n") // more than can be stored
+			_, _ = io.WriteString(feed, "b x\na x\na y\n") // more of a than can be stored
 			time.Sleep(10 * time.Millisecond)
 		}
 		_ = feed.Close()
