@@ -165,6 +165,32 @@ func TestBatchPoisonThatStandsAloneIsRetriedByTheUsualRules(t *testing.T) {
 	})
 }
 
+func TestBatchOnePoisonInTenThousandCostsSixteenCalls(t *testing.T) {
+	for _, at := range []int{0, 777, 5432, 9999} {
+		synctest.Test(t, func(t *testing.T) {
+			p := &poisonable{t: t}
+			streams := make([][]string, 10)
+			for i := range streams {
+				streams[i] = namesFrom("a", 1000)
+			}
+			streams[at/1000][at%1000] = "x"
+			sums, errs := heldBack(t, p.handle, flow.Options{OnFailure: skipAll}, streams...)
+			for i, sum := range sums {
+				want := uint64(0)
+				if i == at/1000 {
+					want = 1
+				}
+				if errs[i] != nil || sum.Failed != want || sum.Succeeded != 1000-want || sum.Committed != 1000 {
+					t.Errorf("the poison at %d, stream %d: %+v, %v", at, i, sum, errs[i])
+				}
+			}
+			if most := (10_000+255)/256 + 2*8; len(p.calls) > most {
+				t.Errorf("the poison at %d: %d calls, want %d at most", at, len(p.calls), most)
+			}
+		})
+	}
+}
+
 func TestBatchIsolationBounded(t *testing.T) { // a poison a stream among 100, each with an action of its own
 	synctest.Test(t, func(t *testing.T) {
 		p := &poisonable{t: t}
