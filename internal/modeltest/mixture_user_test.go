@@ -52,6 +52,7 @@ func (w *mixedWorld) receive(p *parcel) {
 func (w *mixedWorld) handle(ctx context.Context, m flow.Message[*parcel]) error {
 	p := m.Value
 	how, release := w.begin(p, m)
+	defer w.order.Leave(p.place()) // as late as can be: the next may not begin before the handler has returned
 	switch how {
 	case dawdles:
 		for range 2 * 64 {
@@ -72,7 +73,8 @@ func (w *mixedWorld) handle(ctx context.Context, m flow.Message[*parcel]) error 
 	return w.finish(p).carryOut()
 }
 
-// begin notes that p's handler starts, and checks that it may. The result is how it goes on.
+// begin notes that p's handler starts, and checks that it may. The result is how it goes on. The order checker knows what
+// has begun; that those before p in its lane have also finished, the ones that never began among them, is checked here.
 func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, release chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -81,13 +83,16 @@ func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, releas
 		st.begun++
 	}
 	p.attempts++
+	if err := w.order.Enter(p.place(), m.Seq, m.Attempt); err != nil {
+		w.broken("stream %d: %v", st.id, err)
+	}
 	switch c := w.Options.Backpressure.Capacity; {
 	case m.Seq != p.seq || m.Key != p.Key || m.Attempt != p.attempts:
 		w.broken("attempt %d of message %d, key %q; want attempt %d of %v", m.Attempt, m.Seq, m.Key, p.attempts, p)
 	case st.returned:
 		w.broken("%v starts after its Run", p)
-	case p.runs || p.finished:
-		w.broken("%v is run beside itself, or again", p)
+	case p.finished:
+		w.broken("%v is run again", p)
 	case c > 0 && len(w.running) >= c:
 		w.broken("%v starts beyond the capacity", p)
 	case p.ordered && st.skipped[p.Key]:

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
 )
 
 // mixedWorld is the bubble in which a mixture is played on a real Flow.
@@ -22,6 +23,7 @@ type mixedWorld struct {
 	mu      sync.Mutex
 	streams []*mixedStream
 	running []*parcel
+	order   flowtest.OrderChecker[place]
 	hurry   bool     // handlers return at once, whatever their pace
 	ending  bool     // Shutdown or Close was called
 	halted  bool     // that has come to rest: what is read now is not received
@@ -66,6 +68,20 @@ type parcel struct {
 	release  chan struct{} // ends the attempt that blocks
 	due      time.Time     // its next try
 	finished bool
+}
+
+// place is what has an order of its own: a lane of a stream, or a message that has no order, which must not overlap itself.
+type place struct {
+	stream int
+	lane   string
+	alone  uint64 // the number of a message that has no order
+}
+
+func (p *parcel) place() place {
+	if !p.ordered {
+		return place{stream: p.st.id, alone: p.seq}
+	}
+	return place{stream: p.st.id, lane: p.lane}
 }
 
 // Size is what MaxPendingBytes counts.

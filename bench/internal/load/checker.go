@@ -3,7 +3,8 @@ package load
 import "sync/atomic"
 
 // Checker sees every message begin and end, and counts the breaches of order: a message that begins after a later one of
-// its key has begun, or that another of its key has run beside.
+// its key has begun, or that another of its key has run beside. It is an array of atomics, and not a flowtest.OrderChecker,
+// since the lock and the map that such a checker has for all keys together would be part of what is measured.
 type Checker struct {
 	slots    []slot
 	breaches atomic.Uint64
