@@ -21,8 +21,14 @@ func testTopic(t *testing.T, js jetstream.JetStream, change func(*Topic)) (*publ
 	if change != nil {
 		change(&topic)
 	}
-	if err := Ensure(t.Context(), js, topic); err != nil {
-		t.Fatal(err)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		err := Ensure(t.Context(), js, topic)
+		if err == nil {
+			break
+		}
+		if topic.Replicas == 1 || time.Now().After(deadline) { // a young cluster has not heard of all its servers yet
+			t.Fatal(err)
+		}
 	}
 	topic, _ = topic.withDefaults()
 	return &publisher{nc: js.Conn(), patience: 20 * time.Second}, topic
