@@ -22,7 +22,7 @@ test-short: ## the same without those that take long
 	$(call each,go test -short ./...)
 
 test-race: ## all tests of all modules, shuffled, under the race detector; natsflow's without those that kill servers
-	$(call each,go test -race -shuffle=on $$(case $$m in */natsflow|*/fleet) echo -short;; esac) ./...)
+	$(call each,go test -race -shuffle=on $$(case $$m in (*/natsflow|*/fleet) echo -short;; esac) ./...)
 
 test-32bit: ## all modules compile for 386, and the library's tests run
 	$(call each,CGO_ENABLED=0 GOARCH=386 go vet ./...)
