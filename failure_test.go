@@ -140,7 +140,10 @@ func TestNoHandlerOutlivesItsRun(t *testing.T) {
 			time.Sleep(time.Hour) // heeds no context
 			return nil
 		}, flow.Options{Ordering: testkit.Keyed})
-		c := testkit.Start(t, f, "b1", "c1", "a1")
+		c := testkit.Start(t, f, "b1", "c1")
+		synctest.Wait() // both run: otherwise a1 could fail before one of them has begun
+		c.Send("a1")
+		synctest.Wait()
 		if c.Ended() {
 			t.Fatal("Run returned while handlers ran")
 		}
