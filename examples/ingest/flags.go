@@ -77,11 +77,18 @@ func parse(args []string) (*config, error) {
 		c.slow = ""
 	}
 	c.completeBatch()
+	if _, ok := given["records"]; !ok && c.policy == flow.BackpressureHardReject {
+		c.records = refusedRecords
+	}
 	if name, rule := c.conflict(given); name != "" {
 		return nil, fmt.Errorf("invalid value %q for flag -%s: %s", given[name], name, rule)
 	}
 	return c, nil
 }
+
+// refusedRecords is how many records there are with -policy hard: they are stored one by one, and the client slows down each
+// time that one is refused, so that as many as usual would take half a minute.
+const refusedRecords = 3000
 
 // usualBatch is enough for most of what there is to win, and so few that most keys are in other calls than the slow one.
 const usualBatch = 16

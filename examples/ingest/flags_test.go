@@ -127,6 +127,14 @@ func TestBatchesAreUsualWhereTheyCanBe(t *testing.T) {
 	}
 }
 
+func TestRecordsAreFewerWhereTheyAreRefused(t *testing.T) {
+	for args, want := range map[string]int{"": 20000, "-policy soft": 20000, "-policy hard": 3000, "-policy hard -records 7": 7} {
+		if c, err := parse(strings.Fields(args)); err != nil || c.records != want {
+			t.Errorf("%q: %d records, %v; want %d", args, c.records, err, want)
+		}
+	}
+}
+
 // A server in a process of its own is given what concerns it, and nothing else.
 func TestServerProcessIsGivenTheServersFlags(t *testing.T) {
 	for args, want := range map[string]string{

@@ -9,7 +9,7 @@ In the end it compares the stored state with a sequential replay of the input.
 
 Input (client)
   -devices N       devices of the generated fleet, device-1 to device-N (100)
-  -records N       records that they send (20000)
+  -records N       records that they send (20000; 3000 with -policy hard)
   -in FILE         read records from FILE instead; - is standard input
   -key KEY         where a line of -in has its key: a number is a column of text, counted from 1;
                    any other word is a field of NDJSON. Blank lines are no records
