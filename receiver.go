@@ -140,7 +140,7 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
 		rpc: rpc{stream: streamOf(ctx)},
 	}
-	s.emitter.s = s
+	s.emitter = emitter[T]{s}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.origin.ctx = s.ctx
 	s.window.init(r.maxPending)

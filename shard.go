@@ -67,7 +67,7 @@ func startShard[T any](r *Receiver[T]) *shard[T] {
 		r: r, epoch: time.Now(), processors: runtime.GOMAXPROCS(0), events: make(chan event[T], eventsLength),
 		pace: newPace(), slots: slots{p: r.gate.pressure},
 	}
-	sh.crew.sh, sh.mailRuns.sh = sh, sh
+	sh.crew.sh, sh.mailRuns = sh, mailRuns[T]{sh}
 	sh.owedFrom = unset
 	sh.batches = newBatches(sh, r.batching)
 	sh.alarm.fire = sh.rings
