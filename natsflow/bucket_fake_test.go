@@ -67,17 +67,22 @@ func (b *fakeBucket) request(ctx context.Context, what string, do func() error) 
 }
 
 func (b *fakeBucket) get(ctx context.Context, p int) (value []byte, revision uint64, err error) {
+	var cell fakeCell // not the results: what is done late must not write to them
 	err = b.request(ctx, "get", func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		value, revision = b.cells[p].value, b.cells[p].revision
+		cell = b.cells[p]
 		return nil
 	})
-	return value, revision, err
+	if err != nil {
+		return nil, 0, err
+	}
+	return cell.value, cell.revision, nil
 }
 
-func (b *fakeBucket) put(ctx context.Context, p int, value []byte, revision uint64) (got uint64, err error) {
-	err = b.request(ctx, "put", func() error {
+func (b *fakeBucket) put(ctx context.Context, p int, value []byte, revision uint64) (uint64, error) {
+	var got uint64 // not a result: what is done late must not write to it
+	err := b.request(ctx, "put", func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.cells[p].revision != revision {
@@ -96,7 +101,10 @@ func (b *fakeBucket) put(ctx context.Context, p int, value []byte, revision uint
 		b.tellLocked(change{partition: p, value: value, revision: got})
 		return nil
 	})
-	return got, err
+	if err != nil {
+		return 0, err
+	}
+	return got, nil
 }
 
 func (b *fakeBucket) beat(ctx context.Context, worker string) error {
