@@ -5,8 +5,7 @@ import "slices"
 // back takes a batch back from its worker: what has finished is settled, and the others are retried, come first next,
 // or are called again, together or in parts.
 func (b *batches[T]) back(r *run[T]) {
-	sh := b.sh
-	b, c := sh.batches, r.batch
+	sh, c := b.sh, r.batch
 	sh.runs.out--
 	c.cancel(nil)
 	for i, other := range b.out {
@@ -95,11 +94,8 @@ func (b *batches[T]) comesFirst(m *message[T]) bool {
 
 // abort brings m, whose stream has ended, to its end.
 func (b *batches[T]) abort(m *message[T]) {
-	sh := b.sh
 	m.abort(m.stream.abortKind())
-	f := sh.runs.new(runFinish)
-	f.add(m)
-	sh.finish(f)
+	b.sh.finishOne(m)
 }
 
 // holdTogether has what r holds, which has failed as a whole, wait and then be called again as it is. The parts that r may

@@ -7,7 +7,7 @@ import (
 )
 
 // The way of a batch through its shard: form makes one of what has its turn, or lets one wait for more; call gives it to a
-// worker, together with a slot; batchBack (batch_back.go) takes it back.
+// worker, together with a slot; back (batch_back.go) takes it back.
 //
 // A message that is in a batch is in no queue. Its state says where the batch is: it forms, it is out, or it is held
 // between two calls.
