@@ -248,24 +248,26 @@ func TestSenderOnReplySeesEachAnswer(t *testing.T) {
 }
 
 // A service config's retryPolicy repeats a stream by itself, with the same flow-start: the server knows it all already.
+//
+// This is in real time: gRPC sleeps through its backoff with the stream's mutex locked, and a bubble's time stands still
+// while a goroutine waits for a mutex.
 func TestSenderRetryPolicyReplayIsHarmless(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server := newServer(t, func(n int) plan {
-			if n == 1 { // no header has been sent, so gRPC may replay
-				return plan{endAfter: 5, end: status.Error(codes.Unavailable, "again"), trailerOnly: true}
-			}
-			return plan{}
-		})
-		conn := connect(t, server.dial, grpc.WithDefaultServiceConfig(`{"methodConfig": [{"name": [{}], "retryPolicy": {
-			"maxAttempts": 4, "initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}`))
-		s := newSender(t, testpb.NewTestServiceClient(conn), flowclient.Options{NoHeader: true})
-		values := numbered("m", 10)
-		send(t, s, values...)
-		mustClose(t, s)
-		check(t, "ran", server.hasRun(), values)
-		seen := server.seen()
-		check(t, "streams of the server, and of the Sender", fmt.Sprint(len(seen), s.Stats().Streams), "2 1")
-		check(t, "starts", seen[0].start+seen[1].start, "11")
-		check(t, "received again", seen[1].received, values)
+	server := startServer(func(n int) plan {
+		if n == 1 { // no header has been sent, so gRPC may replay
+			return plan{endAfter: 5, end: status.Error(codes.Unavailable, "again"), trailerOnly: true}
+		}
+		return plan{}
 	})
+	t.Cleanup(server.stop)
+	conn := connect(t, server.dial, grpc.WithDefaultServiceConfig(`{"methodConfig": [{"name": [{}], "retryPolicy": {
+		"maxAttempts": 4, "initialBackoff": "0.01s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}`))
+	s := newSender(t, testpb.NewTestServiceClient(conn), flowclient.Options{NoHeader: true})
+	values := numbered("m", 10)
+	send(t, s, values...)
+	mustClose(t, s)
+	check(t, "ran", server.hasRun(), values)
+	seen := server.seen()
+	check(t, "streams of the server, and of the Sender", fmt.Sprint(len(seen), s.Stats().Streams), "2 1")
+	check(t, "starts", seen[0].start+seen[1].start, "11")
+	check(t, "received again", seen[1].received, values)
 }
