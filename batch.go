@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 )
 
@@ -132,4 +133,328 @@ func sizelessRule[T any]() string {
 type batching[T any] struct {
 	handler BatchHandler[T]
 	BatchOptions
+}
+
+// The way of a batch through its shard: form makes one of what has its turn, or lets one wait for more; call gives it to a
+// worker, together with a slot; back (batch_run.go) takes it back.
+//
+// A message that is in a batch is in no queue. Its state says where the batch is: it forms, it is out, or it is held
+// between two calls.
+
+// batches is what a shard has under way of them.
+type batches[T any] struct {
+	sh *shard[T]
+	*batching[T]
+	forming *run[T]       // the one that waits for more, without a slot; nil: none does
+	due     time.Duration // when it has lingered for long enough
+	again   []*run[T]     // those that are called again as a whole, and only lack a slot
+	out     []*run[T]     // those with workers
+	spare   []*run[T]
+
+	behind   []*stream[T] // while one is filled: streams with something behind what is in it
+	lined    uint64       // messages so far
+	leftOver uint64       // of these, those that were there when the last full batch began
+}
+
+func newBatches[T any](sh *shard[T], b *batching[T]) *batches[T] {
+	if b == nil {
+		return nil
+	}
+	return &batches[T]{sh: sh, batching: b}
+}
+
+// new returns an empty batch that forms.
+func (b *batches[T]) new() *run[T] {
+	if n := len(b.spare); n > 0 {
+		r := b.spare[n-1]
+		b.spare[n-1] = nil
+		b.spare = b.spare[:n-1]
+		return r
+	}
+	r := new(run[T])
+	r.reset(runBatch)
+	r.batch = new(batchCall[T])
+	return r
+}
+
+// reuse takes a batch that has nothing left in it.
+func (b *batches[T]) reuse(r *run[T]) {
+	c := r.batch
+	clear(r.list[:cap(r.list)])
+	list := r.list[:0]
+	if c.all != nil {
+		clear(c.all)
+		list = c.all[:0]
+	}
+	r.list = nil
+	r.reset(runBatch)
+	r.list = list
+	*c = batchCall[T]{parts: c.parts[:0], batchWork: c.memory()}
+	if len(b.spare) < maxRun {
+		b.spare = append(b.spare, r)
+	}
+}
+
+// lineUp counts m, which is being received.
+func (b *batches[T]) lineUp(m *message[T]) {
+	b.lined++
+	m.place = b.lined
+}
+
+// join has m, which has its turn or stands behind one that is in it, join r. It reports whether there was room: if not, r
+// is full, though a smaller message might still fit: it would overtake.
+func (b *batches[T]) join(r *run[T], m *message[T]) bool {
+	c := r.batch
+	if n := len(r.list); n > 0 && (n >= b.MaxMessages || b.MaxBytes > 0 && c.bytes+m.size > b.MaxBytes) {
+		c.full = true
+	}
+	if c.full {
+		return false
+	}
+	b.add(r, m)
+	r.list = append(r.list, m)
+	c.full = len(r.list) >= b.MaxMessages || b.MaxBytes > 0 && c.bytes >= b.MaxBytes
+	return true
+}
+
+func (b *batches[T]) add(r *run[T], m *message[T]) {
+	c := r.batch
+	m.state, m.run = stateForming, r
+	c.bytes += m.size
+	c.hurried = c.hurried || m.attempts > 0 || m.again || m.place <= b.leftOver
+}
+
+// dispatch begins batches while there are any that may begin. It reports whether any has.
+func (b *batches[T]) dispatch() (sent bool) {
+	sh := b.sh
+	for sh.wantsSlot() {
+		if sh.slots.take(1) == 0 {
+			sh.askForSlot()
+			break
+		}
+		var r *run[T]
+		if len(b.again) > 0 {
+			r = b.again[0]
+			b.again = slices.Delete(b.again, 0, 1)
+		} else if r = b.form(); r == nil {
+			sh.slots.free(1)
+			break
+		}
+		r.slots = 1
+		b.call(r)
+		sent = true
+	}
+	sh.flush()
+	return sent
+}
+
+// form returns the batch that begins now, given that there is a slot for it. It returns nil if there is none, or if the one
+// that forms waits for more: then it is asked again whenever something has changed.
+func (b *batches[T]) form() *run[T] {
+	sh := b.sh
+	r := b.forming
+	if r == nil {
+		r = b.new()
+	}
+	b.fill(r)
+	c := r.batch
+	switch {
+	case len(r.list) == 0:
+		b.reuse(r)
+		return nil
+	case c.full:
+		b.leftOver = b.lined
+	case b.Linger == 0 || c.hurried || b.forming != nil && sh.clock() >= b.due || !r.isRead():
+	default:
+		if b.forming == nil {
+			b.forming, b.due = r, sh.clock()+b.Linger
+		}
+		return nil
+	}
+	b.forming = nil
+	return r
+}
+
+// isRead reports whether more may come from one of the streams of r.
+func (r *run[T]) isRead() bool {
+	for _, m := range r.list {
+		if m.stream.isRead() {
+			return true
+		}
+	}
+	return false
+}
+
+// fill puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
+// its head and then those behind it.
+func (b *batches[T]) fill(r *run[T]) {
+	sh := b.sh
+	for !r.batch.full && sh.turns.len() > 0 {
+		s := sh.turns.first()
+		q := &s.backlog.ready
+		if q.head == nil {
+			q = &s.backlog.behind
+		}
+		if m := q.head; m != nil {
+			if !b.join(r, m) {
+				break
+			}
+			q.pop()
+			if q == &s.backlog.ready {
+				sh.nready--
+			}
+			b.followIn(m)
+		}
+		sh.turns.pop()
+		if s.backlog.inTurns = s.backlog.ready.n+s.backlog.behind.n > 0; s.backlog.inTurns {
+			sh.turns.push(s)
+		}
+	}
+	for i, s := range b.behind { // what is not in it goes on waiting for its turn
+		s.backlog.behind = messageQueue[T]{}
+		b.behind[i] = nil
+	}
+	b.behind = b.behind[:0]
+}
+
+// followIn has the message behind m, which has joined the batch that is being filled, stand in line for that.
+func (b *batches[T]) followIn(m *message[T]) {
+	sh := b.sh
+	f := sh.follower(m)
+	if f == nil || f.stream.backlog.isSkipped(f) {
+		return
+	}
+	s := f.stream
+	if s.backlog.behind.n == 0 {
+		b.behind = append(b.behind, s)
+	}
+	s.backlog.behind.push(f)
+	if !s.backlog.inTurns {
+		s.backlog.inTurns = true
+		sh.turns.push(s)
+	}
+}
+
+// follow has m, which was lined up behind another, join the batch that forms, if that other is in it.
+func (b *batches[T]) follow(m *message[T]) {
+	if b.forming == nil || m.stream.backlog.isSkipped(m) {
+		return
+	}
+	if before := m.before(); before != nil && before.run == b.forming {
+		b.join(b.forming, m)
+	}
+}
+
+// formFirst has messages, which have come back without having been attempted, be the first of the next batch.
+func (b *batches[T]) formFirst(list []*message[T]) {
+	if len(list) == 0 {
+		return
+	}
+	if b.forming == nil {
+		b.forming = b.new()
+	}
+	r := b.forming
+	for _, m := range list {
+		b.add(r, m)
+	}
+	r.batch.hurried = true
+	r.list = slices.Insert(r.list, 0, list...)
+	for n := len(r.list); n > len(list) && (n > b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes > b.MaxBytes); n-- {
+		b.leaveForming(r)
+	}
+	r.batch.full = len(r.list) >= b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes >= b.MaxBytes
+}
+
+// leaveForming makes the last message of r what it was before it joined.
+func (b *batches[T]) leaveForming(r *run[T]) {
+	sh := b.sh
+	last := len(r.list) - 1
+	m := r.list[last]
+	r.list[last] = nil
+	r.list = r.list[:last]
+	r.batch.bytes -= m.size
+	m.run = nil
+	if m.before() != nil {
+		m.state = stateWaiting
+		return
+	}
+	m.state = stateReady
+	m.stream.backlog.ready.pushFront(m)
+	sh.hasTurn(m.stream)
+}
+
+// call gives r to a worker.
+func (b *batches[T]) call(r *run[T]) {
+	sh := b.sh
+	for _, m := range r.list {
+		m.state, m.run, m.step, m.tried, m.again = stateOut, r, stepAttempt, m.attempts, false
+	}
+	if r.batch.all == nil {
+		r.batch.all = r.list
+	}
+	r.at.Store(unclaimed)
+	r.next = 0
+	r.batch.ctx, r.batch.cancel = context.WithCancelCause(context.Background())
+	b.out = append(b.out, r)
+	sh.give(r)
+}
+
+// endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have.
+func (b *batches[T]) endCalls(s *stream[T]) {
+	if s.ctx.Err() == nil {
+		return
+	}
+	for _, r := range b.out {
+		if r.hasEnded(s) {
+			r.batch.cancel(context.Cause(s.ctx))
+		}
+	}
+}
+
+// hasEnded reports whether s is one of the streams of r, and all of them have ended early.
+func (r *run[T]) hasEnded(s *stream[T]) bool {
+	found := false
+	for _, m := range r.list {
+		if m.stream.ctx.Err() == nil {
+			return false
+		}
+		found = found || m.stream == s
+	}
+	return found
+}
+
+// takeOut takes m, whose stream has ended, out of the batch that it is in, which forms or is held. A batch of none ceases
+// to be.
+func (b *batches[T]) takeOut(m *message[T]) {
+	sh := b.sh
+	r := m.run
+	c := r.batch
+	remove := func(list []*message[T]) []*message[T] {
+		if i := slices.Index(list, m); i >= 0 {
+			list = slices.Delete(list, i, i+1)
+		}
+		return list
+	}
+	m.run = nil
+	if r.worker != nil { // out with another part
+		for i := range c.parts {
+			c.parts[i] = remove(c.parts[i])
+		}
+		return
+	}
+	r.list = remove(r.list)
+	c.bytes -= m.size
+	c.full = false
+	if len(r.list) > 0 {
+		return
+	}
+	switch i := slices.Index(b.again, r); {
+	case b.forming == r:
+		b.forming = nil
+	case i >= 0:
+		b.again = slices.Delete(b.again, i, i+1)
+	default:
+		sh.backoff.removeBatch(r)
+	}
+	b.reuse(r)
 }

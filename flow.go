@@ -2,12 +2,15 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // Message is one message of a stream, as its handler sees it.
@@ -339,4 +342,100 @@ type Stats struct {
 	ActiveKeys int     // keys that have either
 	Capacity   int     // Options.Backpressure.Capacity: how many may run at once; 0 is unlimited
 	Total      Summary // of finished messages, over all streams so far; its Committed and Unsettled are zero
+}
+
+// Stream is a Run under way, or one that is over: see [Flow.Start]. It is safe for concurrent use.
+type Stream struct{ run startedRun }
+
+// startedRun is what a Stream needs of the run of any message type.
+type startedRun interface {
+	committedNow() uint64
+	progressNow() Progress
+	stop(drain bool)
+	wait() (Summary, error)
+}
+
+// Committed returns the Seq up to which every message is settled so far. It is one atomic read. What has finished shows in
+// it a moment later, and it never goes back.
+func (s *Stream) Committed() uint64 { return s.run.committedNow() }
+
+// Progress returns which messages are settled at this moment. It is exact; its cost grows with what is pending. It blocks
+// for some microseconds, never for a handler.
+func (s *Stream) Progress() Progress { return s.run.progressNow() }
+
+// Stop ends this stream as [Flow.Shutdown] without DrainOnClose ends all of them: it is read no further, what waits for its
+// turn, for a slot or for its next try is dropped, and what runs finishes with its context as it was. It does not wait, and
+// more than once is harmless. Wait then returns a failure of kind [FailureShutdown], unless all that was received was done
+// and recv had said io.EOF. A recv that is blocked is not woken: what it returns later is lost.
+func (s *Stream) Stop() { s.run.stop(false) }
+
+// Wait blocks until the stream is over and returns what [Flow.Run] would have returned, as often as it is called.
+func (s *Stream) Wait() (Summary, error) { return s.run.wait() }
+
+// started is a run on a goroutine of its own.
+type started[T any] struct {
+	s    *stream[T]
+	over chan struct{} // closed when sum and err are set
+	sum  Summary
+	err  error
+}
+
+func (st *started[T]) committedNow() uint64  { return st.s.committed.Load() }
+func (st *started[T]) progressNow() Progress { return ask(st.s, st.s.progress) }
+func (st *started[T]) stop(drain bool)       { st.s.stop(drain) }
+func (st *started[T]) wait() (Summary, error) {
+	<-st.over
+	return st.sum, st.err
+}
+
+// invalid is the error of an impossible configuration: it names the field, its value and the rule.
+func invalid(field string, value any, rule string) error {
+	return fmt.Errorf("flow: Options.%s %s (got %v)", field, rule, value)
+}
+
+var (
+	errNilHandler = errors.New("flow: handler must not be nil")
+	errNilKey     = errors.New("flow: key must not be nil when Options.Ordering.Mode is OrderingKeyedFIFO")
+)
+
+// mustBeValid is how the constructors of single parts refuse what New returns as an error.
+func mustBeValid(err error) {
+	if err != nil {
+		panic(err.Error())
+	}
+}
+
+// defaultMaxPendingBytes is MaxPendingBytes where none is given and messages have a size.
+const defaultMaxPendingBytes = 64 << 20
+
+// sizeFunc returns what measures a T in bytes. It returns nil if T has no size. It is called once for each message, so
+// none of the functions allocates.
+func sizeFunc[T any]() func(T) int {
+	t := reflect.TypeFor[T]()
+	switch {
+	case t.Implements(reflect.TypeFor[proto.Message]()):
+		return func(v T) int {
+			m, _ := any(v).(proto.Message)
+			return proto.Size(m)
+		}
+	case t.Implements(reflect.TypeFor[interface{ Size() int }]()):
+		if t.Kind() == reflect.Interface {
+			return func(v T) int { return max(0, any(v).(interface{ Size() int }).Size()) }
+		}
+		// The method as a function of its receiver: to make an interface of a struct would allocate.
+		m, _ := t.MethodByName("Size")
+		size := m.Func.Interface().(func(T) int)
+		return func(v T) int { return max(0, size(v)) }
+	case t.Kind() == reflect.String, t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
+		return func(v T) int { return reflect.ValueOf(&v).Elem().Len() }
+	}
+	return nil
+}
+
+// enumName is the String of every enum here: the constant's name, or Type(n) for a value that has none.
+func enumName(n int, typ string, names ...string) string {
+	if n >= 0 && n < len(names) {
+		return names[n]
+	}
+	return typ + "(" + strconv.Itoa(n) + ")"
 }

@@ -1,10 +1,13 @@
 package flow
 
 import (
+	"container/heap"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -297,4 +300,187 @@ func (b *budget) change(f func(float64) float64) float64 {
 			return t
 		}
 	}
+}
+
+// backoff holds the messages of a shard that wait for their next try.
+type backoff[T any] struct{ waits waits[T] }
+
+// wait is a message's wait for its next try.
+type wait[T any] struct {
+	due   time.Duration
+	order uint64 // by which equal times keep their order
+	index int    // in the heap
+	m     *message[T]
+	batch *run[T] // instead of m
+}
+
+// add has m wait until due.
+func (b *backoff[T]) add(m *message[T], due time.Duration) {
+	m.wait = &wait[T]{due: due, order: m.seq, m: m}
+	heap.Push(&b.waits, m.wait)
+}
+
+// remove takes m back.
+func (b *backoff[T]) remove(m *message[T]) {
+	heap.Remove(&b.waits, m.wait.index)
+	m.wait = nil
+}
+
+// addBatch has r, all of whose messages are tried again together, wait until due.
+func (b *backoff[T]) addBatch(r *run[T], due time.Duration) {
+	heap.Push(&b.waits, &wait[T]{due: due, order: r.list[0].seq, batch: r})
+}
+
+// removeBatch takes r back.
+func (b *backoff[T]) removeBatch(r *run[T]) {
+	for _, w := range b.waits {
+		if w.batch == r {
+			heap.Remove(&b.waits, w.index)
+			return
+		}
+	}
+}
+
+// next returns when the first is due; ok is false if none waits.
+func (b *backoff[T]) next() (due time.Duration, ok bool) {
+	if len(b.waits) == 0 {
+		return 0, false
+	}
+	return b.waits[0].due, true
+}
+
+// pop takes out what is due at now, a message or a batch. ok is false if nothing is.
+func (b *backoff[T]) pop(now time.Duration) (m *message[T], batch *run[T], ok bool) {
+	if due, some := b.next(); !some || due > now {
+		return nil, nil, false
+	}
+	w := heap.Pop(&b.waits).(*wait[T])
+	if w.m != nil {
+		w.m.wait = nil
+	}
+	return w.m, w.batch, true
+}
+
+// waits implements heap.Interface: the one that is due first is in front.
+type waits[T any] []*wait[T]
+
+func (h waits[T]) Len() int { return len(h) }
+func (h waits[T]) Less(i, j int) bool {
+	if h[i].due != h[j].due {
+		return h[i].due < h[j].due
+	}
+	return h[i].order < h[j].order
+}
+func (h waits[T]) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+func (h *waits[T]) Push(x any) {
+	w := x.(*wait[T])
+	w.index = len(*h)
+	*h = append(*h, w)
+}
+func (h *waits[T]) Pop() any {
+	old := *h
+	last := len(old) - 1
+	w := old[last]
+	old[last] = nil
+	*h = old[:last]
+	return w
+}
+
+// attemptContext is the context of an attempt that has a time limit. Most handlers that are done in time ask it for
+// nothing but values, or for nothing at all, so it becomes a real context with a timer only when somebody asks for what only
+// that can give: until then it costs a reading of the clock. context.WithTimeoutCause for each attempt takes 700 ns and
+// four allocations.
+type attemptContext struct {
+	parent   context.Context
+	deadline time.Time
+
+	mu     sync.Mutex
+	over   bool            // the attempt has returned
+	real   context.Context // nil: nobody has asked
+	cancel context.CancelFunc
+}
+
+// contextSlab makes attemptContexts, many at a time. None is used twice: the caller's code may have kept it. It is not safe
+// for concurrent use.
+type contextSlab struct{ free []attemptContext }
+
+const slabLength = 64
+
+func (s *contextSlab) new(parent context.Context, limit time.Duration) *attemptContext {
+	if len(s.free) == 0 {
+		s.free = make([]attemptContext, slabLength)
+	}
+	c := &s.free[0]
+	s.free = s.free[1:]
+	c.parent, c.deadline = parent, time.Now().Add(limit)
+	return c
+}
+
+// end cancels c: the attempt has returned.
+func (c *attemptContext) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+// become makes c real.
+func (c *attemptContext) become() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.real == nil {
+		c.real, c.cancel = context.WithDeadlineCause(c.parent, c.deadline, ErrAttemptTimeout)
+		if c.over {
+			c.cancel()
+		}
+	}
+	return c.real
+}
+
+// whole returns c as a real context if it is one, or if it has ended; nil otherwise.
+func (c *attemptContext) whole() context.Context {
+	c.mu.Lock()
+	real, over := c.real, c.over
+	c.mu.Unlock()
+	if real == nil && (over || !time.Now().Before(c.deadline)) {
+		real = c.become()
+	}
+	return real
+}
+
+// Deadline implements context.Context.
+func (c *attemptContext) Deadline() (time.Time, bool) {
+	if at, ok := c.parent.Deadline(); ok && at.Before(c.deadline) {
+		return at, true
+	}
+	return c.deadline, true
+}
+
+// Done implements context.Context.
+func (c *attemptContext) Done() <-chan struct{} { return c.become().Done() }
+
+// Err implements context.Context.
+func (c *attemptContext) Err() error {
+	if real := c.whole(); real != nil {
+		return real.Err()
+	}
+	return c.parent.Err()
+}
+
+// Value implements context.Context. context.Cause, and a context that is derived from c, find here the one that is real.
+func (c *attemptContext) Value(key any) any {
+	if real := c.whole(); real != nil {
+		return real.Value(key)
+	}
+	return c.parent.Value(key)
+}
+
+// String is for those who print a context.
+func (c *attemptContext) String() string {
+	return fmt.Sprint(c.parent, ".WithDeadline(", c.deadline, ")")
 }

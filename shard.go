@@ -2,6 +2,8 @@ package flow
 
 import (
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -381,4 +383,94 @@ func (sh *shard[T]) keep() {
 	sh.r.mu.Lock()
 	defer sh.r.mu.Unlock()
 	sh.users++
+}
+
+// alarm is a shard's one timer, for everything that is due: looks at long runs, next tries, workers without work.
+type alarm struct {
+	fire  func() // tells the shard
+	timer *time.Timer
+	at    time.Duration // when it fires; 0: it does not
+	fired atomic.Bool   // it has, and the shard may have been too busy to be told
+}
+
+// set has fire called at the time at, or before.
+func (a *alarm) set(now, at time.Duration) {
+	if a.fired.Swap(false) {
+		a.at = 0
+	}
+	if a.at > 0 && a.at <= at {
+		return
+	}
+	a.at = at
+	if d := max(0, at-now); a.timer == nil {
+		a.timer = time.AfterFunc(d, a.fire)
+	} else {
+		a.timer.Reset(d)
+	}
+}
+
+// rang is told that it has fired.
+func (a *alarm) rang() { a.at = 0 }
+
+func (a *alarm) stop() {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+}
+
+// ring holds streams that take turns.
+type ring[T any] struct {
+	list []*stream[T]
+	from int // of the first
+}
+
+func (q *ring[T]) len() int { return len(q.list) - q.from }
+
+// first returns the one whose turn it is, or nil.
+func (q *ring[T]) first() *stream[T] {
+	if q.from == len(q.list) {
+		return nil
+	}
+	return q.list[q.from]
+}
+
+func (q *ring[T]) push(s *stream[T]) {
+	if q.from > 32 && 2*q.from > len(q.list) {
+		n := copy(q.list, q.list[q.from:])
+		clear(q.list[n:])
+		q.list, q.from = q.list[:n], 0
+	}
+	q.list = append(q.list, s)
+}
+
+func (q *ring[T]) pop() {
+	q.list[q.from] = nil
+	if q.from++; q.from == len(q.list) {
+		q.list, q.from = q.list[:0], 0
+	}
+}
+
+// grants are the turns that others, who share lanes with a shard's streams, have handed to its messages.
+type grants[T any] struct {
+	some atomic.Bool // list is not empty
+	mu   sync.Mutex
+	list []*message[T]
+}
+
+func (g *grants[T]) add(m *message[T]) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.list = append(g.list, m)
+	g.some.Store(true)
+}
+
+func (g *grants[T]) take() (all []*message[T]) {
+	if !g.some.Load() {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all, g.list = g.list, nil
+	g.some.Store(false)
+	return all
 }

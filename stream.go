@@ -10,7 +10,7 @@ import (
 
 // stream is one Run: what its shard, its reader, the workers and Run itself share.
 //
-// Its reader (reader.go) reads, numbers and names; its shard (shard.go) lines up, hands out and counts; workers run the
+// Its reader (receiver.go) reads, numbers and names; its shard (shard.go) lines up, hands out and counts; workers run the
 // messages. Whoever ends it says so in state, cancels ctx, and tells the shard, which drops what has not begun. Run waits
 // until the shard says done. It does not wait for the reader, which may be blocked in recv until the service method has
 // returned.

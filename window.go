@@ -2,6 +2,7 @@ package flow
 
 import (
 	"math"
+	"sync"
 	"sync/atomic"
 )
 
@@ -52,3 +53,165 @@ func (w *window) signal() {
 
 // unboundedPending is the window of a stream whose MaxPending is negative.
 const unboundedPending = math.MaxInt64
+
+// byteWindow bounds the bytes that its members, which are streams, have pending together. Not to read is all that it can
+// make a member do, and the member asks before it reads a message, whose size nobody knows yet:
+//
+//   - While the total is below the bound, everybody may read.
+//   - At the bound, a member may read while it has less pending than its share, which is bound / members. So members that
+//     stand still, whatever they have pending, leave each other one its share, and nobody waits for them.
+//   - At twice the bound, which members that stand still reach only by coming one after the other while the shares are
+//     still large, a member may read that has nothing pending.
+//
+// So the total is at most twice the bound plus one message a member: of every other message that is pending, its member
+// has since been allowed to read one more, and at the latest of these moments all of them were in a total below twice the
+// bound.
+//
+// What makes members wait may end in four ways, each of which wakes those that it concerns and no others, since a wake-up
+// costs more than a small message: see sub, leave and stopWaiting. A member that waits registers before it looks once
+// more, and what changes the numbers looks for registered members afterwards, so one of the two sees the other.
+type byteWindow struct {
+	bound   int64
+	total   atomic.Int64
+	members atomic.Int64
+	waits   atomic.Int64 // how many members wait, to be read without mu
+
+	mu          sync.Mutex
+	first, last *byteShare // of those that wait, the longest waiting first
+}
+
+// byteShare is a member's part of a byteWindow. Its reader calls mayRead, add, wait and stopWaiting, and leave is called
+// when nothing of it is pending; sub may be called from anywhere.
+type byteShare struct {
+	window  *byteWindow
+	pending atomic.Int64
+	wake    chan<- struct{} // has room for one: its reader waits for it, maybe for other reasons too
+
+	waiting    atomic.Bool // it is registered; written under window.mu
+	prev, next *byteShare  // of those that wait; guarded by window.mu
+}
+
+func newByteWindow(bound int64) *byteWindow { return &byteWindow{bound: bound} }
+
+// join returns the share of a new member, whose reader is woken by wake. It makes the others' shares smaller, of which
+// nobody needs to be told: they ask before each read.
+func (w *byteWindow) join(wake chan<- struct{}) *byteShare {
+	w.members.Add(1)
+	return &byteShare{window: w, wake: wake}
+}
+
+// leave ends the membership. The shares of the others grow by it, so that some of them may read now.
+func (s *byteShare) leave() {
+	w := s.window
+	w.members.Add(-1)
+	if w.waits.Load() > 0 {
+		w.wakeReaders()
+	}
+}
+
+// mayRead reports whether one more message may be read.
+func (s *byteShare) mayRead() bool {
+	w := s.window
+	total := w.total.Load()
+	if total < w.bound {
+		return true
+	}
+	own := s.pending.Load()
+	return own == 0 || own < w.share() && total-w.bound < w.bound
+}
+
+// share returns what a member must have less than to read at the bound: bound / members, rounded up.
+func (w *byteWindow) share() int64 { return (w.bound-1)/max(1, w.members.Load()) + 1 }
+
+// add counts n bytes that were read.
+func (s *byteShare) add(n int64) {
+	s.pending.Add(n)
+	s.window.total.Add(n)
+}
+
+// sub counts n bytes that are not pending any more.
+func (s *byteShare) sub(n int64) {
+	w := s.window
+	s.pending.Add(-n)
+	total := w.total.Add(-n)
+	if w.waits.Load() == 0 {
+		return
+	}
+	switch before := total + n; { // only who crosses a bound wakes others for it
+	case total-w.bound < w.bound && before-w.bound >= w.bound:
+		w.wakeReaders()
+	case total < w.bound && before >= w.bound: // who is woken wakes the next, see stopWaiting
+		w.wakeFirst()
+	}
+	if s.waiting.Load() && s.mayRead() { // it has fallen below its share
+		s.signal()
+	}
+}
+
+// wait registers s and reports whether it must wait: then its reader waits for wake. In any case it calls stopWaiting.
+func (s *byteShare) wait() (must bool) {
+	w := s.window
+	w.mu.Lock()
+	if s.prev = w.last; s.prev != nil {
+		s.prev.next = s
+	} else {
+		w.first = s
+	}
+	w.last = s
+	s.waiting.Store(true)
+	w.waits.Add(1)
+	w.mu.Unlock()
+	return !s.mayRead()
+}
+
+// stopWaiting ends what wait began, whatever for. While the total is below the bound, it wakes the next that waits, who
+// does the same: so as many are woken as there is room for, and not all of them for each message that is finished.
+func (s *byteShare) stopWaiting() {
+	w := s.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		w.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		w.last = s.prev
+	}
+	s.prev, s.next = nil, nil
+	s.waiting.Store(false)
+	w.waits.Add(-1)
+	if w.first != nil && w.total.Load() < w.bound {
+		w.first.signal()
+	}
+}
+
+// wakeFirst wakes the member that has waited longest.
+func (w *byteWindow) wakeFirst() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.first != nil {
+		w.first.signal()
+	}
+}
+
+// wakeReaders wakes all members that may read.
+func (w *byteWindow) wakeReaders() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for s := w.first; s != nil; s = s.next {
+		if s.mayRead() {
+			s.signal()
+		}
+	}
+}
+
+// signal wakes s's reader, or has its next wait return at once.
+func (s *byteShare) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}

@@ -18,16 +18,16 @@ var crashBugs = []mutant{
 		s.fail(m.failure(FailureInternal, err))
 `, "and the stream ends\n"),
 	bug("a message whose key function panics is lost", "PanickingKey|WedgesNothing",
-		"reader.go", `		rd.put()
+		"receiver.go", `		rd.put()
 	default`, "	default"),
 	bug("a crash of recv ends nothing", "CrashOfRecv|WedgesNothing",
-		"reader.go", `	case inRecv:
+		"receiver.go", `	case inRecv:
 		rd.ended(err)
 `, "	case inRecv:\n"),
 	bug("a Goexit of the reader is nobody's", "EverythingMayExit|WedgesNothing",
-		"reader.go", "			rd.crashed(errGoexit)\n", "			_ = errGoexit\n"),
+		"receiver.go", "			rd.crashed(errGoexit)\n", "			_ = errGoexit\n"),
 	bug("a Goexit of a resolver is a turn", "ExternalOrder|OwnResolverThatPanics",
-		"stream_order.go", "		err := errGoexit\n", "		err := error(nil)\n"),
+		"order.go", "		err := errGoexit\n", "		err := error(nil)\n"),
 	bug("a turn that comes too late is not released", "OwnResolversTurnThatComesTooLate",
 		"worker.go", `		if m.release != nil {
 			m.release()`, `		if m.release != nil && m.outcome != outcomeDropped {

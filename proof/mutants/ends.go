@@ -15,11 +15,11 @@ var endBugs = []mutant{
 	bug("the last to leave does not tell the shutdown", "TestDrainRunsAll|TestShutdown",
 		"shutdown.go", "	delete(c.members, m)\n	c.checkIdleLocked()\n", "	delete(c.members, m)\n"),
 	bug("the first failure is overwritten", "FirstFailureEndsTheStream|RunState",
-		"run_state.go", "	if s.failure != nil || s.at == phaseDone {", "	if s.at == phaseDone {"),
+		"run.go", "	if s.failure != nil || s.at == phaseDone {", "	if s.at == phaseDone {"),
 	bug("a failure after the end counts", "RunState",
-		"run_state.go", "	if s.failure != nil || s.at == phaseDone {", "	if s.failure != nil {"),
+		"run.go", "	if s.failure != nil || s.at == phaseDone {", "	if s.failure != nil {"),
 	bug("a shutdown moves an end that has begun", "RunState",
-		"run_state.go", `	if s.at >= phaseAborting {
+		"run.go", `	if s.at >= phaseAborting {
 		return false
 	}
 	before`, `	if s.at >= phaseDone {
@@ -27,39 +27,39 @@ var endBugs = []mutant{
 	}
 	before`),
 	bug("a drain that drops", "DrainRunsAll|RunState",
-		"run_state.go", "	if drain {\n", "	if !drain {\n"),
+		"run.go", "	if drain {\n", "	if !drain {\n"),
 	bug("a shutdown is not the reason", "RunState|ShutdownWithoutDrain",
-		"run_state.go", "	s.stopping = true\n", ""),
+		"run.go", "	s.stopping = true\n", ""),
 	bug("the end of the source ends a drain", "RunState",
-		"run_state.go", `	if s.at == phaseOpen {
+		"run.go", `	if s.at == phaseOpen {
 		s.moveLocked(phaseFinishing)`, `	if s.at != phaseDone {
 		s.moveLocked(phaseFinishing)`),
 	bug("an end of the source that comes in a drain is forgotten", "RunState|StreamWhoseEndArrives",
-		"run_state.go", "	s.eof = true\n", "	s.eof = s.at == phaseOpen\n"),
+		"run.go", "	s.eof = true\n", "	s.eof = s.at == phaseOpen\n"),
 	bug("a stream is over while it is read", "RunState",
-		"run_state.go", "	if s.at == phaseOpen || s.at == phaseDone {", "	if s.at == phaseDone {"),
+		"run.go", "	if s.at == phaseOpen || s.at == phaseDone {", "	if s.at == phaseDone {"),
 	bug("a shutdown that dropped something ended well", "RunState|ShutdownWithoutDrain",
-		"run_state.go", "	case s.eof && allSettled:", "	case s.eof:"),
+		"run.go", "	case s.eof && allSettled:", "	case s.eof:"),
 	bug("the end of a context is taken for a shutdown", "RunState",
-		"run_state.go", "	if f := contextEnded(); f != nil {", "	if f := contextEnded(); f != nil && f.Kind == FailureShutdown {"),
+		"run.go", "	if f := contextEnded(); f != nil {", "	if f := contextEnded(); f != nil && f.Kind == FailureShutdown {"),
 	bug("the phase is known under the lock only", "RunState",
-		"run_state.go", "	s.seen.Store(uint32(to))\n", ""),
+		"run.go", "	s.seen.Store(uint32(to))\n", ""),
 	bug("committed off by one", "Committed|Ledger",
-		"ledger.go", "return min(firstPending, l.firstOpen) - 1", "return min(firstPending, l.firstOpen)"),
+		"message.go", "return min(firstPending, l.firstOpen) - 1", "return min(firstPending, l.firstOpen)"),
 	bug("the last that is unsettled is taken for the first", "Committed|Ledger",
-		"ledger.go", "l.firstOpen = min(l.firstOpen, seq)", "l.firstOpen = seq"),
+		"message.go", "l.firstOpen = min(l.firstOpen, seq)", "l.firstOpen = seq"),
 	bug("a first try counts as retried", "Ledger",
-		"ledger.go", "uint64(attempts - 1)", "uint64(attempts)"),
+		"message.go", "uint64(attempts - 1)", "uint64(attempts)"),
 	bug("all are committed but the last", "Ledger|Committed",
-		"ledger.go", "firstPending = l.highest + 1", "firstPending = l.highest"),
+		"message.go", "firstPending = l.highest + 1", "firstPending = l.highest"),
 	bug("what is unsettled is told as it came", "Ledger",
-		"ledger.go", "	slices.Sort(sum.Unsettled)\n", ""),
+		"message.go", "	slices.Sort(sum.Unsettled)\n", ""),
 	bug("a Summary is changed through another", "Ledger",
-		"ledger.go", "	sum.Unsettled = slices.Clone(sum.Unsettled)\n", ""),
+		"message.go", "	sum.Unsettled = slices.Clone(sum.Unsettled)\n", ""),
 	bug("a refusal is counted as a failure", "Ledger|HardReject",
-		"ledger.go", "		l.counts.Rejected++\n", "		l.counts.Failed++\n"),
+		"message.go", "		l.counts.Rejected++\n", "		l.counts.Failed++\n"),
 	bug("what is pending is settled", "Ledger|Progress",
-		"ledger.go", "	open = slices.Concat(l.counts.Unsettled, pending)\n", "	open = slices.Clone(l.counts.Unsettled)\n"),
+		"message.go", "	open = slices.Concat(l.counts.Unsettled, pending)\n", "	open = slices.Clone(l.counts.Unsettled)\n"),
 	bug("a shutdown reads on", "ShutdownReadsStreamsNoFurther",
 		"stream.go", `	s.box.close()
 	if s.state.stop(drain) {`, "	if s.state.stop(drain) {"),
@@ -84,7 +84,7 @@ var endBugs = []mutant{
 	bug("the header is sent after the first message", "HeaderIsSent",
 		"worker.go", "	s.sendHeader(nil)\n	if s.isOver() {", "	defer s.sendHeader(nil)\n	if s.isOver() {"),
 	bug("recv is called after its error", "RecvIsNotCalledAgain",
-		"reader.go", `			rd.ended(err)
+		"receiver.go", `			rd.ended(err)
 			break
 `, `			rd.ended(err)
 			continue
@@ -99,9 +99,9 @@ var endBugs = []mutant{
 		"stream.go", `		s.awaitRecv()
 		s.fail`, "		s.fail"),
 	bug("the end of the context beats recv's own word", "StatusOfRecv|Oversized",
-		"reader.go", "	if ended && (!f.said().stated || f.Kind == FailureContextCancelled) {", "	if ended {"),
+		"receiver.go", "	if ended && (!f.said().stated || f.Kind == FailureContextCancelled) {", "	if ended {"),
 	bug("a message that comes after the context's end is received", "MessageThatComesAfter",
-		"reader.go", `		rd.in = inNone
+		"receiver.go", `		rd.in = inNone
 		if s.parent.Err() != nil {`, `		rd.in = inNone
 		if s.parent == nil {`),
 	bug("what a failure cuts short is the shutdown's", "WaitForTheNextTryIsCutShort|FailureOfAnother|Dropped",

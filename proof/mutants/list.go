@@ -10,7 +10,7 @@ var mutants = slices.Concat(
 // onceBugs were in the library.
 var onceBugs = []mutant{
 	bug("once: a typed nil is handed on", "MethodsPanic",
-		"cause.go", "	if !readable || !sound || conduct == conductUnsafe {\n", "	if !sound {\n"),
+		"foreign.go", "	if !readable || !sound || conduct == conductUnsafe {\n", "	if !sound {\n"),
 	bug("once: a negative delay", "DelayIsNeverNegative",
 		"retry.go", "	if d > 0 && o.Multiplier > 1 {", "	if o.Multiplier > 1 {"),
 	bug("once: the ErrorInfo of a flow behind this one stands for this one's", "ErrorInfoOfAFlowBehind",

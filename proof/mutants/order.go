@@ -21,9 +21,9 @@ var orderBugs = []mutant{
 	bug("no ordering wait", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
 		"dispatch.go", "		if !first {\n", "		if !first && m.seq == 0 {\n"),
 	bug("another stream's turn is forgotten", "StreamOrder|ScopeFlow",
-		"stream_order.go", "		other.handOver(next.owner)\n", "		_ = other\n"),
+		"order.go", "		other.handOver(next.owner)\n", "		_ = other\n"),
 	bug("a direct caller's turn is forgotten", "StreamOrder|GateShares",
-		"stream_order.go", `		next.owner.turnCame()
+		"order.go", `		next.owner.turnCame()
 	default:
 `, "	default:\n"),
 	bug("a retry lets its key go on", "AllAttemptsOfAMessageComeBefore|MessageWaitingForItsNextTry|OrderingKeeps",
@@ -43,7 +43,7 @@ var orderBugs = []mutant{
 	bug("what is taken back is ready, though another of its lane is before it", "OrderingKeeps|OrderingLets|StressStuck|AfterManyQuick",
 		"dispatch.go", "		if m.lane != nil && !m.stream.order.isHead(&m.turn, m.hash) {", "		if m.lane != nil && m.seq == 0 {"),
 	bug("all of a lane have their turn", "StreamOrder",
-		"stream_order.go", "	return t.lane.head == t\n", "	return t.lane.head != nil\n"),
+		"order.go", "	return t.lane.head == t\n", "	return t.lane.head != nil\n"),
 	bug("a lane's second is overtaken in a run", "OrderingKeeps|KeyedFIFO|AfterManyQuick|LongRuns",
 		"dispatch.go", "		next = m.next\n", `		if next = m.next; next != nil && next.next != nil {
 			next = next.next
@@ -54,9 +54,9 @@ var orderBugs = []mutant{
 	bug("a message joins a run which the one before it is not in", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps|LongRuns|AfterManyQuick",
 		"dispatch.go", "	return ok && m.run == r\n", "	return ok && (m.run == r || r != nil)\n"),
 	bug("a keyed stream is one line", "StreamOrder",
-		"stream_order.go", "if o.resolver.opts.Mode == OrderingFIFO {", "if o.resolver.opts.Mode != OrderingNone {"),
+		"order.go", "if o.resolver.opts.Mode == OrderingFIFO {", "if o.resolver.opts.Mode != OrderingNone {"),
 	bug("the order of the Flow is each stream's own", "ScopeFlow|StreamOrder",
-		"stream_order.go", "	if o.resolver.opts.Scope == ScopeFlow {", "	if o.resolver.opts.Scope != ScopeFlow && id == 0 {"),
+		"order.go", "	if o.resolver.opts.Scope == ScopeFlow {", "	if o.resolver.opts.Scope != ScopeFlow && id == 0 {"),
 	bug("a wait that is cancelled ends the turn of who has it", "StreamOrderCancelled",
 		"lane.go", "	if t.lane == nil || t.lane.head == t {", "	if t.lane == nil {"),
 	bug("a turn that comes is still counted as waiting", "StreamOrderTurns|AdmitRefuses|Model",
@@ -64,17 +64,17 @@ var orderBugs = []mutant{
 		tb.bounds.unreserve()
 `, "	case t.next != nil:\n"),
 	bug("what came before a skip is skipped with it", "SkipKeyOnARefusal|SkippedKeys",
-		"skipped_keys.go", "	return ok && seq > from\n", "	return ok && seq > 0 || from > seq\n"),
+		"lane.go", "	return ok && seq > from\n", "	return ok && seq > 0 || from > seq\n"),
 	bug("what is received after a skip waits for a slot", "NeedNoCapacity",
 		"dispatch.go", "	b.direct = true\n", ""),
 	bug("a run goes on after its message has skipped its key", "LongRuns",
 		"worker.go", "(m.skipKey || !r.at", "(!r.at"),
 	bug("a resolver of the caller's is not asked", "OwnResolver",
-		"stream_order.go", "return o.external != nil && hash != 0 }", "return o.external != nil && hash == 1 }"),
+		"order.go", "return o.external != nil && hash != 0 }", "return o.external != nil && hash == 1 }"),
 	bug("a key without order asks a resolver of the caller's", "StreamOrder|Resolver",
-		"stream_order.go", "return o.external != nil && hash != 0 }", "return o.external != nil }"),
+		"order.go", "return o.external != nil && hash != 0 }", "return o.external != nil }"),
 	bug("a resolver of the caller's is asked in the stream's place", "StreamOrder|Resolver",
-		"stream_order.go", `	case *resolverOption:
+		"order.go", `	case *resolverOption:
 		o.resolver, o.external = r.local,`, `	case *resolverOption:
 		o.resolver, o.external = localOrder,`),
 }

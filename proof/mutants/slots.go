@@ -15,43 +15,43 @@ var slotBugs = []mutant{
 		"dispatch.go", `	sh.slots.free(r.slots)
 	if first`, "	if first"),
 	bug("a slot that is free counts as in use", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"slots.go", "	s.inUse -= n\n", ""),
+		"pressure.go", "	s.inUse -= n\n", ""),
 	bug("a shard keeps its slots though others ask", "SlotsGoTo|Delays|DirectCallers",
-		"slots.go", "	if others > 0 {", "	if others > 1 {"),
+		"pressure.go", "	if others > 0 {", "	if others > 1 {"),
 	bug("a slot is given back in the books only", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"slots.go", "		s.p.giveBack()\n", ""),
+		"pressure.go", "		s.p.giveBack()\n", ""),
 	bug("a slot is taken twice", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"slots.go", `		s.spare--
+		"pressure.go", `		s.spare--
 		got = 1
 `, "		got = 1\n"),
 	bug("a run takes slots that no message has", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"slots.go", "		got = min(n, s.spare)\n", "		got = n\n"),
+		"pressure.go", "		got = min(n, s.spare)\n", "		got = n\n"),
 	bug("a slot that is reserved is lost", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"slots.go", `	s.spare++
+		"pressure.go", `	s.spare++
 	return true
 `, "	return true\n"),
 	bug("who stops asking gets a slot", "Slots",
-		"slots.go", `	if err == nil {
+		"pressure.go", `	if err == nil {
 		s.spare++`, `	if s.p != nil {
 		s.spare++`),
 	bug("a slot that was asked for is lost", "Slots|Delays|DirectCallers",
-		"slots.go", `	if err == nil {
+		"pressure.go", `	if err == nil {
 		s.spare++
 	}
 `, "	_ = err\n"),
 	bug("who has asked still counts as asking", "Slots",
-		"slots.go", `	s.p.asking.Add(-1)
+		"pressure.go", `	s.p.asking.Add(-1)
 	s.asking = false`, "	s.asking = false"),
 	bug("a shard asks though all slots are its own", "Slots",
-		"slots.go", " || s.inUse+s.spare >= s.p.opts.Capacity {", " {"),
+		"pressure.go", " || s.inUse+s.spare >= s.p.opts.Capacity {", " {"),
 	bug("a shard asks twice", "Slots",
-		"slots.go", "	if s.asking || s.inUse", "	if s.inUse"),
+		"pressure.go", "	if s.asking || s.inUse", "	if s.inUse"),
 	bug("a slot that nothing needs is not free for others", "Slots|HardReject",
-		"slots.go", "	s.trim(min(s.spare, ready))\n", ""),
+		"pressure.go", "	s.trim(min(s.spare, ready))\n", ""),
 	bug("what lacks a slot is counted again each time", "Slots|QueueCapacity",
-		"slots.go", "s.p.addQueued(short - s.short)", "s.p.addQueued(short)"),
+		"pressure.go", "s.p.addQueued(short - s.short)", "s.p.addQueued(short)"),
 	bug("a place in the queue is not counted", "Slots|QueueCapacity",
-		"slots.go", "	s.short++\n", ""),
+		"pressure.go", "	s.short++\n", ""),
 	bug("a run that finds nothing keeps its slot", "LongRuns",
 		"dispatch.go", `			sh.slots.free(slots)
 			sh.runs.reuse(r)
@@ -77,5 +77,5 @@ var slotBugs = []mutant{
 		sh.turns.push(first)
 `, ""),
 	bug("a refusal takes the slot of who is before it", "QueueCapacityIsCounted|Slots",
-		"slots.go", "	if !s.p.tryQueue() {", "	if s.p.opts.QueueCapacity < 0 {"),
+		"pressure.go", "	if !s.p.tryQueue() {", "	if s.p.opts.QueueCapacity < 0 {"),
 }

@@ -7,9 +7,9 @@ var wakeBugs = []mutant{
 	bug("a shard that finds nothing is not told again", "Mailbox|KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
 		"mailbox.go", "		b.told = false\n", ""),
 	bug("mail is announced once", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
-		"reader.go", "		if tell {\n", "		if tell && rd.seq == 1 {\n"),
+		"receiver.go", "		if tell {\n", "		if tell && rd.seq == 1 {\n"),
 	bug("the end of the source is not told", "StreamWithoutMessagesIsNil",
-		"reader.go", "		rd.s.tell()\n", ""),
+		"receiver.go", "		rd.s.tell()\n", ""),
 	bug("the last finish is not looked at", "RunReturnsWhenAll",
 		"dispatch.go", `	b.bytes += m.size
 	sh.touch(s)
@@ -26,26 +26,26 @@ var wakeBugs = []mutant{
 	bug("the alarm is not set for a try", "BackoffIs|TestRetry|WaitsForASlot",
 		"shard.go", "	consider(sh.backoff.next())\n", ""),
 	bug("an alarm that fired unheard is taken for set", "Alarm",
-		"alarm.go", `		a.at = 0
+		"shard.go", `		a.at = 0
 	}
 	if a.at > 0`, `	}
 	if a.at > 0`),
 	bug("an alarm that is set is not set for an earlier time", "Alarm",
-		"alarm.go", "	if a.at > 0 && a.at <= at {", "	if a.at > 0 {"),
+		"shard.go", "	if a.at > 0 && a.at <= at {", "	if a.at > 0 {"),
 	bug("an alarm that has rung is taken for set", "Alarm|BackoffIs",
-		"alarm.go", "rang() { a.at = 0 }", "rang() { a.fired.Load() }"),
+		"shard.go", "rang() { a.at = 0 }", "rang() { a.fired.Load() }"),
 	bug("an alarm for what is overdue does not fire", "AlarmForWhatIsOverdue",
-		"alarm.go", "d := max(0, at-now); a.timer == nil", "d := at - now; d > 0 && a.timer == nil"),
+		"shard.go", "d := max(0, at-now); a.timer == nil", "d := at - now; d > 0 && a.timer == nil"),
 	bug("nobody looks whether a run stands still", "OrderingLets|StressStuck|MessageOfABusyKey",
 		"shard.go", "	consider(sh.lookAt, sh.lookAt > 0)\n", ""),
 	bug("a verdict is not given", "HardReject",
 		"dispatch.go", "			s.verdict.give(b.ledger.received)\n", ""),
 	bug("a verdict is asked for of the message before", "Refus|HardReject|QueueCapacity|OnFailureDecidesOnReceipt",
-		"reader.go", "s.verdict.ask(rd.seq + 1)", "s.verdict.ask(rd.seq)"),
+		"receiver.go", "s.verdict.ask(rd.seq + 1)", "s.verdict.ask(rd.seq)"),
 	bug("a verdict is given for the next message only", "Verdict",
-		"reader.go", "asked > 0 && asked <= seq", "asked > 0 && asked < seq"),
+		"receiver.go", "asked > 0 && asked <= seq", "asked > 0 && asked < seq"),
 	bug("a reader does not wait for the verdict", "Refus|HardReject|QueueCapacity",
-		"reader.go", "			s.verdict.await(s.done)\n", ""),
+		"receiver.go", "			s.verdict.await(s.done)\n", ""),
 	bug("after a refusal nothing is lined up any more", "HardReject|Refus",
 		"dispatch.go", "		b.refusing = false\n", ""),
 	bug("a turn that another shard hands over is forgotten", "GateShares|GateHands",
@@ -72,5 +72,5 @@ var wakeBugs = []mutant{
 	bug("a stream with more mail loses its turn", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps|Model|OrderingAccounts|AfterManyQuick",
 		"dispatch.go", "		if b.inMail = more; more {", "		if b.inMail = more; more && full() {"),
 	bug("idle workers stay", "WorkersLeave|IdleStreamCosts|WaitingMessageCosts",
-		"crew.go", "		close(w.runs)\n", "		_ = w.runs\n"),
+		"worker.go", "		close(w.runs)\n", "		_ = w.runs\n"),
 }
