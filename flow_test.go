@@ -1204,7 +1204,9 @@ func TestMessageThatGetsItsTurnByALongRunStartsAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, source := inLongRuns(t, f, 2, "a1", "b1", "a2")
+		s, source := inLongRuns(t, f, 2, "a1", "b1")
+		synctest.Wait() // a1 is over, and b1 runs
+		source.Send("a2")
 		source.End()
 		if _, err := s.Wait(); err != nil {
 			t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -287,9 +288,22 @@ func (w *world) advance(d time.Duration) string {
 	return ""
 }
 
+// rest waits until nothing goes on any more, and returns Stats. To ask for them has the shards count what long runs have
+// done, which they otherwise do every half a millisecond only, and by which readers may be woken: until they stay the same.
+func (w *world) rest() flow.Stats {
+	synctest.Wait()
+	for stats := w.f.Stats(); ; {
+		synctest.Wait()
+		before := stats
+		if stats = w.f.Stats(); reflect.DeepEqual(stats, before) {
+			return stats
+		}
+	}
+}
+
 // settle waits for the world to come to rest, and has the oracle follow.
 func (w *world) settle(follow func()) string {
-	synctest.Wait()
+	stats := w.rest()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	seen := w.seen
@@ -305,9 +319,7 @@ func (w *world) settle(follow func()) string {
 	if seen.asked == nil {
 		seen.asked = map[askedOf]int{}
 	}
-	w.mu.Unlock()
-	seen.stats = w.f.Stats()
-	w.mu.Lock()
+	seen.stats = stats
 	w.o.seen, w.o.asked, w.o.swept = &seen, nil, false
 	follow()
 	w.o.settle()
