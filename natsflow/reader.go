@@ -34,9 +34,10 @@ type reader[T any] struct {
 	last      uint64 // the position before the next message
 	pullMax   int
 
-	messages jetstream.MessagesContext // nil: to be opened
-	release  context.CancelFunc        // ends what watches over it
-	read     atomic.Uint64             // last, for the watch
+	messages  jetstream.MessagesContext // nil: to be opened
+	interrupt context.CancelFunc        // has Next of messages return, and ends the watch
+	within    []jetstream.NextOpt       // the context that this ends
+	read      atomic.Uint64             // last, for the watch
 }
 
 // Next implements partition.Source.
@@ -55,8 +56,8 @@ func (r *reader[T]) Next(ctx context.Context) (partition.Message[T], error) {
 			}
 			continue
 		}
-		m, err := r.messages.Next()
-		if err != nil { // also at the end of ctx, which stops it
+		m, err := r.messages.Next(r.within...)
+		if err != nil { // also at the end of ctx
 			r.close()
 			pause(ctx, readerPause)
 			continue
@@ -113,16 +114,17 @@ func (r *reader[T]) open(ctx context.Context) error {
 	}
 	r.messages = messages
 	r.read.Store(r.last)
-	watching, stop := context.WithCancel(ctx)
-	r.release = stop
-	go r.watch(watching, messages)
+	within, interrupt := context.WithCancel(ctx)
+	r.interrupt, r.within = interrupt, []jetstream.NextOpt{jetstream.NextContext(within)}
+	go r.watch(within, interrupt)
 	return nil
 }
 
-// watch stops messages at the end of ctx, or when nothing comes though there is something. It is a goroutine of its own, so
-// that a message costs no timer.
-func (r *reader[T]) watch(ctx context.Context, messages jetstream.MessagesContext) {
-	defer messages.Stop()
+// watch interrupts Next when nothing comes though there is something. It is a goroutine of its own, so that a message costs
+// no timer. It does not stop the messages: while the client library makes the consumer anew, within Next, that would stop
+// the old one only, and Next would wait on.
+func (r *reader[T]) watch(ctx context.Context, interrupt context.CancelFunc) {
+	defer interrupt()
 	tick := time.NewTicker(readerSilence)
 	defer tick.Stop()
 	for last := r.read.Load(); ; last = r.read.Load() {
@@ -155,7 +157,7 @@ func (r *reader[T]) missed(ctx context.Context, last uint64) bool {
 // close gives up the consumer.
 func (r *reader[T]) close() {
 	if r.messages != nil {
-		r.release()
+		r.interrupt()
 		r.messages.Stop()
 		r.messages = nil
 	}

@@ -1,0 +1,47 @@
+package natsflow
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// The client library makes an ordered consumer anew within Next. A Stop at that moment stops the old one only, and Next waits
+// on with the new one (nats.go 1.55.0): a partition that was lost just then was never left, and Run never returned.
+func TestAReaderEndsWithItsContextAlsoWhileItsConsumerIsMadeAnew(t *testing.T) {
+	js, topic := topicOf(t, 1)
+	stream, err := js.Stream(t.Context(), topic.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 300 {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := jetStream[string]{js, topic, words}.source(0, 0)
+		over := make(chan error, 1)
+		go func() {
+			_, err := s.Next(ctx)
+			over <- err
+		}()
+		await(t, "a consumer is pulled from, and deleted", func() (deleted bool) {
+			for c := range stream.ListConsumers(t.Context()).Info() {
+				if c.NumWaiting > 0 {
+					deleted = stream.DeleteConsumer(t.Context(), c.Name) == nil
+				}
+			}
+			return deleted
+		})
+		time.Sleep(time.Duration(rand.IntN(600)) * time.Microsecond)
+		cancel()
+		select {
+		case err := <-over:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("Next returned %v", err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("Next does not return")
+		}
+		s.close()
+	}
+}
