@@ -40,15 +40,7 @@ func newFleet(t testing.TB, partitions int, o WorkerOptions) *fleet {
 
 // join starts a worker, and returns what has it leave, which waits.
 func (f *fleet) join(name string) (leave func()) {
-	w := &Worker[string]{topic: f.topic, options: f.o, engine: f.e}
-	var err error
-	if w.topic, err = w.topic.withDefaults(); err != nil {
-		f.t.Fatal(err)
-	}
-	if w.options, err = w.options.withDefaults(); err != nil {
-		f.t.Fatal(err)
-	}
-	w.handler = func(ctx context.Context, m flow.Message[string]) error {
+	w, err := newWorker(f.e, f.topic, func(ctx context.Context, m flow.Message[string]) error {
 		from, _ := FromContext(ctx)
 		f.mu.Lock()
 		if by := f.running[from.Partition]; by != "" && by != name {
@@ -62,6 +54,9 @@ func (f *fleet) join(name string) (leave func()) {
 		f.running[from.Partition] = ""
 		f.mu.Unlock()
 		return nil
+	}, f.o)
+	if err != nil {
+		f.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan struct{})

@@ -19,13 +19,14 @@ const (
 	// EventStopped: the worker runs no more of the partition, for the reason in Err. It holds it until it ends or hands it
 	// over; the next holder tries again.
 	EventStopped
-	// EventCommitted: the partition's progress was written, which took Took; or not yet, for the reason in Err.
+	// EventCommitted: the partition's progress was written, which took Took, with all tries; or a write of its record, be it
+	// of progress or to renew the lease, has failed for the reason in Err and is tried again while the partition is held.
 	EventCommitted
 	// EventDied: the holder before has died, as far as is known: the Deaths-th in a row.
 	EventDied
 	// EventRefused: an attempt or an OnFailure did not happen, since the partition is not held for certain.
 	EventRefused
-	// EventReplayed: a message runs that a holder that died may have run.
+	// EventReplayed: a message was read that a holder that died may have run. Its Origin says Replayed.
 	EventReplayed
 	// EventSuspect: a message runs alone in the process, since holders died.
 	EventSuspect

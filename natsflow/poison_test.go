@@ -174,16 +174,7 @@ func (v *village) settle(ctx context.Context, name string) {
 }
 
 func (v *village) live(ctx context.Context, m *mortal, name string) {
-	topic, err := v.topic.withDefaults()
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	o, err := v.o.withDefaults()
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	w := &Worker[string]{topic: topic, options: o, engine: m}
-	w.handler = func(ctx context.Context, msg flow.Message[string]) error {
+	w, err := newWorker(m, v.topic, func(ctx context.Context, msg flow.Message[string]) error {
 		time.Sleep(5 * time.Millisecond)
 		if v.killers[msg.Value] {
 			m.die()
@@ -196,6 +187,9 @@ func (v *village) live(ctx context.Context, m *mortal, name string) {
 		from, _ := FromContext(ctx)
 		v.store.Apply(effects.Effect{Value: msg.Value, Seq: from.Seq, Epoch: from.Epoch, Worker: name})
 		return nil
+	}, v.o)
+	if err != nil {
+		v.t.Fatal(err)
 	}
 	if err := w.Run(ctx); err != nil {
 		v.t.Error(err)

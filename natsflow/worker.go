@@ -20,9 +20,9 @@ import (
 type Worker[T any] struct {
 	js      jetstream.JetStream
 	topic   Topic
-	handler flow.Handler[T]
 	options WorkerOptions
 	engine  engine[T]
+	runner  *partition.Runner[T]
 
 	running sync.Mutex // held by Run
 }
@@ -34,9 +34,6 @@ func NewWorker[T any](js jetstream.JetStream, t Topic, c Codec[T], h flow.Handle
 	if err != nil {
 		return nil, err
 	}
-	if o, err = o.withDefaults(); err != nil {
-		return nil, err
-	}
 	switch {
 	case js == nil:
 		return nil, errors.New("natsflow: the JetStream must not be nil")
@@ -46,23 +43,32 @@ func NewWorker[T any](js jetstream.JetStream, t Topic, c Codec[T], h flow.Handle
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	w := &Worker[T]{js: js, topic: t, handler: h, options: o, engine: jetStream[T]{js, t, c}}
-	if _, err := w.newRunner(); err != nil {
+	w, err := newWorker(jetStream[T]{js, t, c}, t, h, o)
+	if err != nil {
 		return nil, err
 	}
+	w.js = js
 	return w, nil
 }
 
-func (w *Worker[T]) newRunner() (*partition.Runner[T], error) {
-	r, err := partition.NewRunner(w.handler, partition.Options{
-		Flow: w.options.Flow, Quarantine: w.options.Quarantine, Poison: w.options.Poison,
-		Isolation: partition.NewIsolation(w.options.Lease),
+// newWorker returns a Worker whose servers are e.
+func newWorker[T any](e engine[T], t Topic, h flow.Handler[T], o WorkerOptions) (*Worker[T], error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	r, err := partition.NewRunner(h, partition.Options{
+		Flow: o.Flow, Quarantine: o.Quarantine, Poison: o.Poison, Isolation: partition.NewIsolation(o.Lease),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("natsflow: WorkerOptions: %w", err)
 	}
-	return r, nil
+	return &Worker[T]{topic: t, options: o, engine: e, runner: r}, nil
 }
+
+// Stats is what the one Flow that runs all partitions of this worker has under way, each partition a stream: for
+// otelflow's Watch.
+func (w *Worker[T]) Stats() flow.Stats { return w.runner.Stats() }
 
 var errRunning = errors.New("natsflow: the worker runs already")
 
@@ -82,11 +88,7 @@ func (w *Worker[T]) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	runner, err := w.newRunner()
-	if err != nil {
-		return err
-	}
-	return newMember(w, b, runner).run(ctx)
+	return newMember(w, b, w.runner).run(ctx)
 }
 
 // workerID is a new name. It begins with the host's, for those who read it.

@@ -314,3 +314,29 @@ func TestSkipKeyStopsThePartition(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
+
+func TestStatsOfAWorkerAreOfAllItsPartitions(t *testing.T) {
+	finish := make(chan struct{})
+	o := quick
+	o.Flow.Backpressure.Capacity = 3
+	w := mustWorker(t, func(context.Context, flow.Message[string]) error { <-finish; return nil }, o)
+	if s := w.Stats(); s.Capacity != 3 || s.Streams != 0 {
+		t.Errorf("before Run: %+v", s)
+	}
+	publish(t, w.js, w.topic, sequence(2, "a", "b", "c", "d")...)
+	for range 2 { // a Run after another
+		stop := runWorker(t, w)
+		await(t, "all partitions run, as much as there is capacity for", func() bool {
+			s := w.Stats()
+			return s.Streams == 4 && s.InFlight == 3 && s.Waiting == 5
+		})
+		close(finish)
+		await(t, "all is settled", settledAll(t, w))
+		stop()
+		if s := w.Stats(); s.Streams != 0 || s.InFlight != 0 || s.Waiting != 0 {
+			t.Errorf("after Run: %+v", s)
+		}
+		finish = make(chan struct{})
+		publish(t, w.js, w.topic, sequence(2, "a", "b", "c", "d")...)
+	}
+}
