@@ -169,7 +169,8 @@ func (o *oracle) callIsOver() {
 	}
 }
 
-// refuseAll refuses those of different lanes in the order in which that was seen: each ends by itself.
+// refuseAll refuses those of different lanes in the order in which that was seen: each ends by itself. What else is refused
+// when one of them ends its stream comes after all that gets its turn by it.
 func (o *oracle) refuseAll() {
 	place := func(m *modelMessage) int {
 		switch {
@@ -184,7 +185,9 @@ func (o *oracle) refuseAll() {
 		m := slices.MinFunc(o.later, func(a, b *modelMessage) int { return place(a) - place(b) })
 		o.later = slices.DeleteFunc(o.later, func(other *modelMessage) bool { return other == m })
 		o.dispatchCalls()
+		o.inCallEnd++
 		o.refuse(m, flow.FailureOrdering)
+		o.inCallEnd--
 	}
 }
 

@@ -50,13 +50,18 @@ func (w *world) lastStream() []move {
 	return append(moves, move{Do: doEOF, Stream: -1})
 }
 
-// finish has all that runs return, and lets time pass until nothing is due.
+// finish has all that runs return, and lets time pass until nothing is due. Time passes before each return, too: messages
+// that take none are soon run many in a row, and one that then stands still may hold up the next for a moment, of which
+// the oracle knows nothing.
 func (w *world) finish() string {
 	for range 1000 {
 		next, runs := move{Do: doEnd}, false
 		w.locked(func() { runs = len(w.running) > 0 })
 		switch {
 		case runs:
+			if wrong := w.make(move{Do: doAdvance, N: 1}); wrong != "" {
+				return wrong
+			}
 		case w.o.next() > 0:
 			next = move{Do: doAdvance, N: 50}
 		default:
