@@ -68,7 +68,7 @@ func (h *holding[T]) run(life context.Context, c cell) {
 	var r *partition.Run[T]
 	for again := true; again && err == nil && !h.left() && t.Check() == nil; {
 		r, again, err = h.serve(a)
-		if again && t.commit(t.ctx, r, func(*record) {}) == nil {
+		if again && t.commit(t.ctx, r, r.Progress(), func(*record) {}) == nil {
 			a.Progress, err = r.Progress(), nil
 		}
 	}
@@ -102,7 +102,7 @@ func (h *holding[T]) release(r *partition.Run[T]) error {
 	if r == nil {
 		return h.tenure.write(h.tenure.ctx, free)
 	}
-	return h.tenure.commit(h.tenure.ctx, r, free)
+	return h.tenure.commit(h.tenure.ctx, r, r.Progress(), free)
 }
 
 // assignment is what is to be run. It blocks until the stream has said where it begins and ends, or the hold is over.
@@ -166,10 +166,7 @@ func (h *holding[T]) compare(p partition.Progress, first uint64) {
 
 // context is that of a handler.
 func (h *holding[T]) context(ctx context.Context, m *partition.Message[T], replayed bool) context.Context {
-	return &originContext{ctx, Origin{
-		Partition: h.partition, Seq: m.Position, Epoch: h.epoch,
-		Session: m.Session, Number: m.Number, Stored: m.Stored, Replayed: replayed,
-	}}
+	return &originContext[T]{ctx, h, m, replayed}
 }
 
 // told passes an event of the run on.
@@ -236,7 +233,7 @@ func (h *holding[T]) stopped(r *partition.Run[T], why error) {
 	note := func(rec *record) { rec.Stopped = text }
 	var err error
 	if r != nil {
-		err = h.tenure.commit(h.tenure.ctx, r, note)
+		err = h.tenure.commit(h.tenure.ctx, r, r.Progress(), note)
 	} else {
 		err = h.tenure.write(h.tenure.ctx, note)
 	}

@@ -3,6 +3,8 @@ package natsflow
 import (
 	"context"
 	"time"
+
+	"example.com/flow/natsflow/partition"
 )
 
 // Origin is where a handler's message comes from.
@@ -21,28 +23,37 @@ type Origin struct {
 	Replayed bool
 }
 
-// originContext is a context with an origin: one allocation a message.
-type originContext struct {
+// originContext is a context with an origin: one allocation a message, and a small one.
+type originContext[T any] struct {
 	context.Context
-	origin Origin
+	holding  *holding[T]
+	message  *partition.Message[T]
+	replayed bool
 }
 
 type originKey struct{}
 
 // Value implements context.Context.
-func (c *originContext) Value(key any) any {
+func (c *originContext[T]) Value(key any) any {
 	if key == (originKey{}) {
 		return c
 	}
 	return c.Context.Value(key)
 }
 
+func (c *originContext[T]) origin() Origin {
+	return Origin{
+		Partition: c.holding.partition, Seq: c.message.Position, Epoch: c.holding.epoch,
+		Session: c.message.Session, Number: c.message.Number, Stored: c.message.Stored, Replayed: c.replayed,
+	}
+}
+
 // FromContext returns the origin of the message whose handler, or OnFailure, was given ctx. It returns false for a context
 // that is of no worker's.
 func FromContext(ctx context.Context) (Origin, bool) {
-	c, ok := ctx.Value(originKey{}).(*originContext)
+	c, ok := ctx.Value(originKey{}).(interface{ origin() Origin })
 	if !ok {
 		return Origin{}, false
 	}
-	return c.origin, true
+	return c.origin(), true
 }

@@ -183,10 +183,9 @@ type running interface {
 	Doubted() (position uint64, known bool)
 }
 
-// commit writes what of run is settled.
-func (t *tenure) commit(ctx context.Context, run running, change func(*record)) error {
+// commit writes p, which is what of run is settled.
+func (t *tenure) commit(ctx context.Context, run running, p partition.Progress, change func(*record)) error {
 	began := time.Now()
-	p := run.Progress()
 	packed, _ := p.MarshalBinary()
 	if err := p.UnmarshalBinary(packed); err != nil { // as much of it as the record will say
 		panic("bug: a progress can't be read: " + err.Error())
@@ -231,7 +230,7 @@ func (t *tenure) keep(run running, stop <-chan struct{}) {
 		if now.Equal(last) && time.Since(t.lastSent()) < t.times.renew() {
 			continue
 		}
-		if t.commit(t.ctx, run, func(*record) {}) != nil {
+		if t.commit(t.ctx, run, now, func(*record) {}) != nil {
 			return
 		}
 		last = now
