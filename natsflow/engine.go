@@ -48,11 +48,8 @@ func (e jetStream[T]) bucket(ctx context.Context) (bucket, error) {
 	return kvBucket{kv}, nil
 }
 
-// pullMax is how many messages of a partition the client library reads ahead.
-const pullMax = 500
-
 func (e jetStream[T]) source(p int, after uint64) source[T] {
-	return &reader[T]{js: e.js, topic: e.topic, codec: e.codec, partition: p, last: after, pullMax: pullMax}
+	return &reader[T]{js: e.js, topic: e.topic, codec: e.codec, partition: p, last: after}
 }
 
 func (e jetStream[T]) dead(p int, epoch uint64) partition.DeadLetters {

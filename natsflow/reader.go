@@ -4,40 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"example.com/flow/natsflow/partition"
 )
 
 const (
-	// A pull that the server has forgotten, or never got since it was not ready, shows by its missing heartbeats: the
-	// client's defaults would let a partition stand still for 30 seconds.
-	pullHeartbeat = time.Second
-	pullExpiry    = 5 * time.Second
-
-	readerOpen      = 2 * time.Second        // how long the creation of a consumer may take before it is tried again
-	readerPause     = 100 * time.Millisecond // before it is tried again
-	readerSilence   = 5 * time.Second        // after so long without a message the stream is asked whether there is one
-	readerAbandoned = 30 * time.Second       // after so long without a reader the server forgets the consumer
+	readerOpen    = 2 * time.Second        // how long the creation of a consumer may take before it is tried again
+	readerPause   = 100 * time.Millisecond // before it is tried again
+	readerSilence = 5 * time.Second        // after so long without a message the stream is asked whether there is one
 )
 
-// reader reads a partition of the stream in order, by an ordered consumer: it is in the server's memory, acknowledges
-// nothing, and is made anew whenever something is wrong with it. It is used by one goroutine.
+// reader reads a partition of the stream in order, by a consumer that is made anew whenever something is wrong with it. It is
+// used by one goroutine.
 type reader[T any] struct {
 	js        jetstream.JetStream
 	topic     Topic
 	codec     Codec[T]
 	partition int
 	last      uint64 // the position before the next message
-	pullMax   int
-
-	messages  jetstream.MessagesContext // nil: to be opened
-	interrupt context.CancelFunc        // has Next of messages return, and ends the watch
-	within    []jetstream.NextOpt       // the context that this ends
-	read      atomic.Uint64             // last, for the watch
+	pulls     *pulls // nil: to be opened
 }
 
 // Next implements partition.Source.
@@ -47,7 +36,7 @@ func (r *reader[T]) Next(ctx context.Context) (partition.Message[T], error) {
 			r.close()
 			return partition.Message[T]{}, ctx.Err()
 		}
-		if r.messages == nil {
+		if r.pulls == nil {
 			if err := r.open(ctx); err != nil {
 				if errors.Is(err, errStreamIsOlder) {
 					return partition.Message[T]{}, err
@@ -56,20 +45,21 @@ func (r *reader[T]) Next(ctx context.Context) (partition.Message[T], error) {
 			}
 			continue
 		}
-		m, err := r.messages.Next(r.within...)
-		if err != nil { // also at the end of ctx
+		m, at, err := r.pulls.next(ctx)
+		switch {
+		case errors.Is(err, errIdle):
+			if r.missed(ctx) {
+				r.close()
+			}
+		case err != nil: // also at the end of ctx
 			r.close()
 			pause(ctx, readerPause)
-			continue
-		}
-		md, err := m.Metadata()
-		if err != nil || md.Sequence.Stream <= r.last { // not by an ordered consumer: look again from where it was right
+		case at.position <= r.last: // not in order: look again from where it was right
 			r.close()
-			continue
+		default:
+			r.last = at.position
+			return r.parse(m, at), nil
 		}
-		r.last = md.Sequence.Stream
-		r.read.Store(r.last)
-		return r.parse(m, md), nil
 	}
 }
 
@@ -97,85 +87,46 @@ func (r *reader[T]) open(ctx context.Context) error {
 	if end := stream.CachedInfo().State.LastSeq; end < r.last {
 		return fmt.Errorf("%w: it ends with %d, and up to %d all is settled", errStreamIsOlder, end, r.last)
 	}
-	consumer, err := r.js.OrderedConsumer(attempt, r.topic.Name, jetstream.OrderedConsumerConfig{
-		FilterSubjects:    []string{r.topic.subject(r.partition)},
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       r.last + 1,
-		InactiveThreshold: readerAbandoned,
-		MaxResetAttempts:  1, // then Next returns, and it is opened again here, where ctx is heeded
-	})
-	if err != nil {
-		return err
-	}
-	messages, err := consumer.Messages(
-		jetstream.PullMaxMessages(r.pullMax), jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullHeartbeat))
-	if err != nil {
-		return err
-	}
-	r.messages = messages
-	r.read.Store(r.last)
-	within, interrupt := context.WithCancel(ctx)
-	r.interrupt, r.within = interrupt, []jetstream.NextOpt{jetstream.NextContext(within)}
-	go r.watch(within, interrupt)
-	return nil
+	r.pulls, err = newPulls(attempt, r.js, r.topic.Name, r.topic.subject(r.partition), r.last+1)
+	return err
 }
 
-// watch interrupts Next when nothing comes though there is something. It is a goroutine of its own, so that a message costs
-// no timer. It does not stop the messages: while the client library makes the consumer anew, within Next, that would stop
-// the old one only, and Next would wait on.
-func (r *reader[T]) watch(ctx context.Context, interrupt context.CancelFunc) {
-	defer interrupt()
-	tick := time.NewTicker(readerSilence)
-	defer tick.Stop()
-	for last := r.read.Load(); ; last = r.read.Load() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if r.read.Load() == last && r.missed(ctx, last) && r.read.Load() == last {
-			return
-		}
-	}
-}
-
-// missed reports whether the stream has a message behind last that should have come.
-func (r *reader[T]) missed(ctx context.Context, last uint64) bool {
+// missed reports whether the stream has a message behind the last one that should have come.
+func (r *reader[T]) missed(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, readerOpen)
 	defer cancel()
 	stream, err := r.js.Stream(ctx, r.topic.Name)
 	if err != nil {
 		return false
 	}
-	if stream.CachedInfo().State.LastSeq < last {
+	if stream.CachedInfo().State.LastSeq < r.last {
 		return true // open says what is wrong
 	}
-	_, err = stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(r.topic.subject(r.partition)))
-	return err == nil
+	_, err = stream.GetMsg(ctx, r.last+1, jetstream.WithGetMsgSubject(r.topic.subject(r.partition)))
+	return err == nil && len(r.pulls.arrived) == 0 // else it may have come meanwhile
 }
 
 // close gives up the consumer.
 func (r *reader[T]) close() {
-	if r.messages != nil {
-		r.interrupt()
-		r.messages.Stop()
-		r.messages = nil
+	if r.pulls != nil {
+		r.pulls.close()
+		r.pulls = nil
 	}
 }
 
 // parse reads what was stored. A message that nobody can decode has an Err, and is OnFailure's to judge.
-func (r *reader[T]) parse(m jetstream.Msg, md *jetstream.MsgMetadata) partition.Message[T] {
-	p := partition.Message[T]{Position: md.Sequence.Stream, Raw: m.Data(), Headers: m.Headers(), Stored: md.Timestamp}
-	if id, ok := storedID(m.Headers()); ok && id.isSession() {
+func (r *reader[T]) parse(m *nats.Msg, at place) partition.Message[T] {
+	p := partition.Message[T]{Position: at.position, Raw: m.Data, Headers: m.Header, Stored: time.Unix(0, at.stored)}
+	if id, ok := storedID(m.Header); ok && id.isSession() {
 		p.Session, p.Number = id.session, id.number
 	}
-	v, err := r.unmarshal(m.Data())
+	v, err := r.unmarshal(m.Data)
 	if err != nil {
 		p.Err = &DecodeError{Position: p.Position, Err: err}
 	} else {
 		p.Value = v
 	}
-	key, ok := storedKey(m.Headers())
+	key, ok := storedKey(m.Header)
 	if !ok && err == nil { // stored by somebody else than a gateway
 		key = r.codec.Key(v)
 	}
