@@ -212,15 +212,28 @@ func placeOf(reply string) (at place, ok bool) {
 	for range skip {
 		_, rest, _ = strings.Cut(rest, ".")
 	}
-	var numbers [3]uint64
-	for i := range numbers {
-		var token string
-		token, rest, _ = strings.Cut(rest, ".")
-		n, err := strconv.ParseUint(token, 10, 64)
-		if err != nil {
-			return at, false
+	var stored uint64
+	for _, n := range [...]*uint64{&at.position, &at.number, &stored} {
+		if *n, rest, ok = cutNumber(rest); !ok {
+			return place{}, false
 		}
-		numbers[i] = n
 	}
-	return place{position: numbers[0], number: numbers[1], stored: int64(numbers[2])}, true
+	at.stored = int64(stored)
+	return at, true
+}
+
+// cutNumber reads the decimal number in front of the next dot.
+func cutNumber(s string) (n uint64, rest string, ok bool) {
+	const most = 19 // digits, so that it can't overflow
+	for i := range min(len(s), most+1) {
+		if s[i] == '.' {
+			return n, s[i+1:], i > 0
+		}
+		digit := s[i] - '0'
+		if digit > 9 || i == most {
+			return 0, "", false
+		}
+		n = 10*n + uint64(digit)
+	}
+	return 0, "", false
 }

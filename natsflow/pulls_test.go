@@ -48,6 +48,7 @@ func TestAReplySubjectThatIsNoPlaceIsNone(t *testing.T) {
 	for _, reply := range []string{
 		"", "$JS.ACK.", "_INBOX.a.b", "$JS.ACK.s.c.1.2.3.4", "$JS.ACK.s.c.1.2.3.4.5.6", "$JS.ACK.s.c.1.x.3.4.5", "$JS.ACK.s.c.1.2..4.5",
 		"JS.ACK.s.c.1.2.3.4.5", "$JS.ACK.d.a.s.c.1.2.-3.4.5",
+		"$JS.ACK.s.c.1.20000000000000000000.3.4.5",
 	} {
 		if at, ok := placeOf(reply); ok {
 			t.Errorf("%q: %+v", reply, at)
