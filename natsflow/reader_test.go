@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// The client library makes an ordered consumer anew within Next. A Stop at that moment stops the old one only, and Next waits
-// on with the new one (nats.go 1.55.0): a partition that was lost just then was never left, and Run never returned.
+// The client library's ordered consumer, by which the reader once read, is made anew within Next. A Stop at that moment stops
+// the old one only, and Next waits on with the new one (nats.go 1.55.0): a partition that was lost just then was never left,
+// and Run never returned.
 func TestAReaderEndsWithItsContextAlsoWhileItsConsumerIsMadeAnew(t *testing.T) {
 	js, topic := topicOf(t, 1)
 	stream, err := js.Stream(t.Context(), topic.Name)
