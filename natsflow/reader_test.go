@@ -17,7 +17,7 @@ func TestAReaderEndsWithItsContextAlsoWhileItsConsumerIsMadeAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 300 {
+	for range 100 {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := jetStream[string]{js, topic, words}.source(0, 0)
 		over := make(chan error, 1)
@@ -44,5 +44,8 @@ func TestAReaderEndsWithItsContextAlsoWhileItsConsumerIsMadeAnew(t *testing.T) {
 			t.Fatal("Next does not return")
 		}
 		s.close()
+		for name := range stream.ConsumerNames(t.Context()).Name() { // the list gets no longer
+			_ = stream.DeleteConsumer(t.Context(), name)
+		}
 	}
 }
