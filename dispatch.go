@@ -518,7 +518,7 @@ func (sh *shard[T]) settle(m *message[T]) {
 		sh.attend(s)
 	}
 	b.live.remove(m)
-	m.stream, m.entry, m.delivery = nil, entry[T]{}, delivery[T]{}
+	m.clear()
 	sh.free.put(m, &sh.r.messages)
 }
 

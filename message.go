@@ -10,41 +10,54 @@ import (
 // message is a Message on its way through its stream. It belongs to its stream's shard, but while it is in a run: then
 // the worker that has claimed it owns its delivery, until it gives the run back or claims the next one.
 type message[T any] struct {
-	turn                // its place in a lane
-	laneMem lane        // what that place's first spare lane is made of
+	// What its worker reads and writes comes first, on few cache lines, since they go to another processor and back with
+	// each message.
+	stream *stream[T]
+	entry[T]
+	delivery
+
+	// From here on, all of a message that succeeds at once is its shard's alone.
+	state   state
+	refused bool        // on receipt
+	tried   int         // attempts before it was handed out
+	run     *run[T]     // of stateOut
 	link    *message[T] // the next in the one queue that it is in: ready or free
 
-	stream             *stream[T]
 	prevLive, nextLive *message[T] // the stream's unfinished messages, in order of receipt
 
-	entry[T]
+	turn         // its place in a lane
+	laneMem lane // what that place's first spare lane is made of
+	trouble[T]
+	observed
 	place uint64 // among all that its shard has lined up; kept with batches
-	delivery[T]
+	batchPlace
 }
 
-// delivery is what changes while a message is brought to its end. It is cleared with every message that has finished.
-type delivery[T any] struct {
-	state     state
+// delivery is how far a message has been brought to its end. It is the worker's while that has the message.
+type delivery struct {
 	step      step
 	outcome   outcome
-	attempts  int  // the worker's while it has the message
-	tried     int  // attempts before it was handed out
 	settled   bool // OnFailure has skipped it
 	skipKey   bool // and with it the later ones of its key
 	crashed   bool // its cause is a panic or a Goexit of the handler
 	told      bool // the Observer has heard its outcome
-	refused   bool // on receipt
 	pressured bool
-	batchPlace
+	attempts  int
+	release   ReleaseFunc // of a caller's own resolver
+}
 
-	run     *run[T]       // of stateOut
-	wait    *wait[T]      // of stateBackoff
-	cause   error         // of stepCause: what the handler, or a caller's own resolver, has returned
-	fault   *Failure      // of the last attempt
-	delay   time.Duration // before the next attempt
-	waited  time.Duration // until the first attempt; this and the next are kept for the Observer
-	took    time.Duration // the last attempt
-	release ReleaseFunc   // of a caller's own resolver
+// trouble is what is known of a message that does not succeed at once.
+type trouble[T any] struct {
+	wait  *wait[T]      // of stateBackoff
+	cause error         // of stepCause: what the handler, or a caller's own resolver, has returned
+	fault *Failure      // of the last attempt
+	delay time.Duration // before the next attempt
+}
+
+// observed is what the Observer is told of a message.
+type observed struct {
+	waited time.Duration // until the first attempt
+	took   time.Duration // the last attempt
 }
 
 // batchPlace is where a message stands in the call of a batch.
@@ -52,6 +65,23 @@ type batchPlace struct {
 	batch int  // how many messages the call has,
 	index int  // and which of them it is
 	again bool // it has come back untouched
+}
+
+// clear makes m, which has finished, one that can be used for another message. What was not written need not be: of a
+// message that has succeeded at once that is half of it, and lies on cache lines of its own.
+func (m *message[T]) clear() {
+	m.stream, m.entry = nil, entry[T]{}
+	if m.outcome != outcomeSucceeded || m.attempts != 1 {
+		m.trouble = trouble[T]{}
+	}
+	if m.waited != 0 || m.took != 0 {
+		m.observed = observed{}
+	}
+	if m.batch != 0 || m.again {
+		m.batchPlace = batchPlace{}
+	}
+	m.delivery = delivery{}
+	m.state, m.refused, m.tried, m.run = stateWaiting, false, 0, nil
 }
 
 // state says where a message is. It is its shard's.

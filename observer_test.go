@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/flow"
+	"example.com/flow/flowtest"
 	"example.com/flow/internal/testkit"
 )
 
@@ -433,6 +434,45 @@ func TestObserversPanicOfOneIsThePanicOfAll(t *testing.T) {
 		testkit.FailureOf(t, err, flow.FailureInternal)
 		if ran || toldBehind {
 			t.Errorf("the handler ran: %v; the Observer behind was told: %v", ran, toldBehind)
+		}
+	})
+}
+
+// A message's memory is used again for a later one, whose events tell nothing of it.
+func TestEventsOfAMessageTellNothingOfAnEarlierOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(testkit.EventLog)
+		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+			time.Sleep(time.Second)
+			if m.Key == "a" {
+				return errors.New("no")
+			}
+			return nil
+		}, func(s string) string { return s[:1] }, flow.Options{
+			Observer: p.Observe, Backpressure: flow.BackpressureOptions{Capacity: 1},
+			OnFailure: func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := flowtest.NewSource(t, "a1", "a2", "a3")
+		s := f.Start(t.Context(), source.Recv)
+		time.Sleep(5 * time.Second)
+		source.Send("b4", "b5", "b6")
+		synctest.Wait()
+		s.Stop()
+		_, _ = s.Wait()
+		drops := 0
+		for _, e := range p.All() {
+			if e.Kind == flow.EventDrop {
+				drops++
+				if want := (flow.Event{Kind: flow.EventDrop, Stream: 1, Seq: e.Seq, Key: "b"}); !reflect.DeepEqual(e, want) {
+					t.Errorf("the drop is\n%+v, want\n%+v", e, want)
+				}
+			}
+		}
+		if drops != 2 {
+			t.Errorf("%d messages were dropped, want 2", drops)
 		}
 	})
 }

@@ -12,7 +12,7 @@ var memoryBugs = []mutant{
 	bug("a reader keeps its message alive", "IdleStreamKeeps",
 		"receiver.go", "	rd.at = entry[T]{} // for as long", "	// for as long"),
 	bug("a message that has finished keeps its value", "IdleStreamKeeps",
-		"dispatch.go", "m.stream, m.entry, m.delivery = nil, entry[T]{}, delivery[T]{}", "m.stream, m.delivery = nil, delivery[T]{}"),
+		"message.go", "m.stream, m.entry = nil, entry[T]{}", "m.stream = nil"),
 	bug("a cache of messages only grows", "MessageCache",
 		"message.go", "	if c.free.n >= magazine {", "	if c.free.n < 0 {"),
 	bug("a cache gives a message to two", "MessageCache",

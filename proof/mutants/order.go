@@ -35,7 +35,11 @@ var orderBugs = []mutant{
 		}
 `),
 	bug("a message that is used again remembers the last one's way", "MaxAttemptsCounts|ReplayingTheEvents|OrderingAccounts",
-		"dispatch.go", "m.stream, m.entry, m.delivery = nil, entry[T]{}, delivery[T]{}", "m.stream, m.entry = nil, entry[T]{}"),
+		"message.go", "	m.delivery = delivery{}\n", ""),
+	bug("a message that is used again remembers what the last one's Observer was told", "TellNothingOfAnEarlierOne",
+		"message.go", "m.observed = observed{}", "_ = m.observed"),
+	bug("a message that is used again remembers the last one's trouble", "TellNothingOfAnEarlierOne",
+		"message.go", "m.trouble = trouble[T]{}", "_ = m.trouble"),
 	bug("the next of a lane is forgotten", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
 		"dispatch.go", "f.state == stateWaiting { // otherwise it is in a run already", "f.state == stateBackoff {"),
 	bug("the next of a lane, which is in a run, is sent out again", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps|LongRuns",
