@@ -46,7 +46,7 @@ fuzz: ## the model as a fuzz target, until Ctrl-C
 	go test -run '^$$' -fuzz FuzzModel -fuzzminimizetime 1x ./internal/modeltest
 
 schedules: ## tests of order, retry and shutdown at 1, 2 and 8 processors, 10 times
-	go test -race -short -timeout=20m -shuffle=on -count=10 -cpu=1,2,8 -run 'Order|FIFO|Key|Lane|Turn|Scope|Shutdown|Close|Drain|Retry|Retries|Attempt' -skip 'IdleKeys|65536|HoldsInAnyWeather' . ./internal/...
+	go test -race -short -timeout=20m -shuffle=on -count=10 -cpu=1,2,8 -run 'Order|FIFO|Key|Lane|Turn|Scope|Shutdown|Close|Drain|Retry|Retries|Attempt' -skip 'IdleKeys|65536|HoldsWhateverFails' . ./internal/...
 
 stress: ## random streams in real time; FLOW_STRESS=1m for longer
 	FLOW_STRESS=$${FLOW_STRESS:-5s} go test -race -cpu=1,2,8 -run Stress . ./internal/batchtest

@@ -90,7 +90,7 @@ func TestIdleStreamCostsTwoGoroutinesAndItsFlowOne(t *testing.T) {
 		if before == 0 {
 			t.Fatal("the goroutines of a bubble are not recognised")
 		}
-		c := testkit.Start(t, f, strangers(100)...)
+		c := testkit.Start(t, f, keysOf(100)...)
 		s.FinishAll(t)
 		testkit.Advance(time.Second)           // workers without work end after a tenth of that
 		if n := goroutines() - before; n > 3 { // Run's own, the one in recv, and the Flow's shard

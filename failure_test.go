@@ -868,7 +868,7 @@ func TestPanicWithNilIsAPanicAlsoWhereRecoverDoesNotShowIt(t *testing.T) {
 	for where, site := range sites {
 		t.Run(where, func(t *testing.T) { site.crash(t, "panic with nil", crashes["panic with nil"]) })
 	}
-	t.Run("under a lease", func(t *testing.T) { // the first of three is run alone, the others as they lie there
+	t.Run("in one run", func(t *testing.T) { // the first of three is run alone, the others as they lie there
 		for _, observer := range []flow.Observer{nil, new(testkit.EventLog).Observe} {
 			synctest.Test(t, func(t *testing.T) {
 				calls := 0

@@ -10,7 +10,7 @@ import (
 
 // Lanes are the keyed FIFO: one queue for each key that has something in it, found through a hash table.
 // No two keys share a queue, so a slow key delays nobody; hashing keys onto a fixed set of workers, the usual way,
-// makes strangers wait for each other.
+// makes keys wait that have nothing to do with each other.
 //
 // A lane is a list of turns, and its head is the one whose turn has come. It exists only while it has a head: a key
 // that is idle costs nothing. It is a list and not a channel because an element of it must be removable from the middle

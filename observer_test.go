@@ -194,7 +194,7 @@ func TestAnAttemptsTimeIsToldOnce(t *testing.T) {
 	})
 }
 
-// With retries no message runs under a lease; the time is that of the attempt that crashed, not of the one before.
+// The time is that of the attempt that crashed, not of the one before.
 func TestTimeOfAnAttemptThatCrashesIsItsOwn(t *testing.T) {
 	for how, crash := range crashes {
 		for name, o := range map[string]flow.Options{

@@ -23,8 +23,8 @@ func numbered(prefix string, n int) []string {
 	return values
 }
 
-// strangers returns n values of n keys.
-func strangers(n int) []string {
+// keysOf returns n values of n keys.
+func keysOf(n int) []string {
 	values := make([]string, n)
 	for i := range values {
 		values[i] = "k" + strings.Map(func(r rune) rune { return r - '0' + 'a' }, fmt.Sprint(i))
@@ -143,12 +143,12 @@ func TestSlowKeyDelaysNoOtherKey(t *testing.T) {
 				s := testkit.NewManualHandler()
 				f := testkit.New(t, s.Handle, flow.Options{Ordering: o, MaxPending: -1})
 				c := testkit.Start(t, f, numbered("slow", 100)...)
-				c.Send(strangers(2000)...) // on a fixed set of workers some would stand behind the slow key
+				c.Send(keysOf(2000)...) // on a fixed set of workers some would stand behind the slow key
 				c.End()
 				if n := len(strings.Fields(s.Running())); n != 2001 {
 					t.Errorf("%d run, want the slow key's first and all of the 2000 others", n)
 				}
-				s.Finish(t, strangers(2000)...)
+				s.Finish(t, keysOf(2000)...)
 				s.WantRunning(t, "slow1")
 				s.FinishAll(t)
 				if sum, err := c.Result(t); err != nil || sum.Succeeded != 2100 {

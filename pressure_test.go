@@ -101,7 +101,7 @@ func TestQueueWithoutQueueCapacityNeverRefuses(t *testing.T) {
 		f := testkit.New(t, s.Handle, flow.Options{
 			Ordering: testkit.Keyed, Backpressure: flow.BackpressureOptions{Capacity: 1}, MaxPending: -1, OnFailure: r.skip,
 		})
-		c := testkit.Start(t, f, strangers(2000)...)
+		c := testkit.Start(t, f, keysOf(2000)...)
 		if st := f.Stats(); st.InFlight != 1 || st.Waiting != 1999 {
 			t.Errorf("Stats() = %+v", st)
 		}

@@ -307,7 +307,7 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 
 // stoodStill is told that a message of hash holds up the run that it is in. Where that happens again and again, it takes
 // longer each time until there are long runs again, and after many messages of which none did, less long: otherwise they
-// would hold strangers up again and again.
+// would hold up other keys again and again.
 func (p *pace) stoodStill(hash uint64) {
 	p.markSlow(hash)
 	p.length, p.quick = 1, 0

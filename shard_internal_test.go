@@ -531,7 +531,7 @@ func TestPaceBeginsAnewAfterARunThatStoodStill(t *testing.T) {
 	}
 }
 
-// Otherwise a stream of which now and then a message stands still would hold strangers up again and again.
+// Otherwise a stream of which now and then a message stands still would hold up other keys again and again.
 func TestPaceNeedsTwiceAsManyQuickRunsAfterEachThatStoodStill(t *testing.T) {
 	p := newPace()
 	for needed := int32(2 * quickRuns); needed <= 2*mostQuick; needed *= 2 {

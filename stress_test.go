@@ -21,13 +21,13 @@ import (
 	"example.com/flow/internal/testkit"
 )
 
-// TestStress lets Flows with random options live through random lives, in real time: messages that succeed, fail, panic,
+// TestStress takes Flows with random options through random rounds, in real time: messages that succeed, fail, panic,
 // exit their goroutine, compute and wait for their cancellation; sources that end, break and fall silent; streams that are
 // cancelled, that change the way their messages go, and that start while Shutdown and Close run. Whatever happens, order,
 // capacity and conservation hold, and nothing is left.
 func TestStress(t *testing.T) {
 	testkit.SkipIfShort(t)
-	live(t, func(seed uint64) error { return newLife(seed).live() })
+	rounds(t, func(seed uint64) error { return newStressRound(seed).run() })
 	if p := pprof.Lookup("goroutineleak"); p == nil {
 		t.Log("goroutines that nothing can wake are not looked for: GOEXPERIMENT=goroutineleakprofile builds that in")
 	} else {
@@ -40,8 +40,8 @@ func TestStress(t *testing.T) {
 	}
 }
 
-// live goes through one random life after the other. FLOW_STRESS says how long (default 1s).
-func live(t *testing.T, one func(seed uint64) error) {
+// rounds goes through one random round after the other. FLOW_STRESS says how long (default 1s).
+func rounds(t *testing.T, one func(seed uint64) error) {
 	t.Helper()
 	length := time.Second
 	if v := os.Getenv("FLOW_STRESS"); v != "" {
@@ -50,22 +50,22 @@ func live(t *testing.T, one func(seed uint64) error) {
 			t.Fatalf("FLOW_STRESS: %v", err)
 		}
 	}
-	lives := 0
-	for end := time.Now().Add(length); time.Now().Before(end); lives++ {
+	n := 0
+	for end := time.Now().Add(length); time.Now().Before(end); n++ {
 		seed := rand.Uint64()
 		if err := one(seed); err != nil {
-			t.Fatalf("life with seed %d: %v", seed, err)
+			t.Fatalf("round with seed %d: %v", seed, err)
 		}
 	}
-	t.Logf("%d lives", lives)
+	t.Logf("%d rounds", n)
 }
 
-// life is one Flow's. The choices follow its seed, the schedule doesn't.
-type life struct {
+// stressRound is the life of one Flow. The choices follow its seed, the schedule doesn't.
+type stressRound struct {
 	mu   sync.Mutex
 	rand *rand.Rand
 	opts flow.Options
-	flow *flow.Flow[cargo]
+	flow *flow.Flow[stressMessage]
 
 	inFlight atomic.Int64
 	order    flowtest.OrderChecker[string] // of each key in its scope, where it has an order
@@ -75,8 +75,8 @@ type life struct {
 	told     flow.Summary // what the Observer heard
 }
 
-func newLife(seed uint64) *life {
-	l := &life{rand: rand.New(rand.NewPCG(seed, 0))}
+func newStressRound(seed uint64) *stressRound {
+	l := &stressRound{rand: rand.New(rand.NewPCG(seed, 0))}
 	n := l.n
 	l.even = n(2) == 0
 	l.spin = []time.Duration{0, 300, 1000, 3000, 20_000}[n(5)]
@@ -121,32 +121,32 @@ func newLife(seed uint64) *life {
 }
 
 // n is a random number below limit.
-func (l *life) n(limit int) int {
+func (l *stressRound) n(limit int) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.rand.IntN(max(1, limit))
 }
 
-func (l *life) blame(format string, args ...any) {
+func (l *stressRound) failf(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wrong = errors.Join(l.wrong, fmt.Errorf(format, args...))
 }
 
-// cargo is a message: ten times the number of its key, plus what the handler does with it.
-type cargo int
+// stressMessage is a message: ten times the number of its key, plus what the handler does with it.
+type stressMessage int
 
-func (c cargo) key() string { return []string{"", "a", "b", "c"}[c/10%4] }
+func (c stressMessage) key() string { return []string{"", "a", "b", "c"}[c/10%4] }
 
 // Size is what MaxPendingBytes counts.
-func (c cargo) Size() int { return int(c) % 7 }
+func (c stressMessage) Size() int { return int(c) % 7 }
 
 type streamOf struct{}
 
-func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
+func (l *stressRound) handle(ctx context.Context, m flow.Message[stressMessage]) error {
 	if n, limit := l.inFlight.Add(1), l.opts.Backpressure.Capacity; limit > 0 && n > int64(limit) &&
 		l.opts.Backpressure.Policy <= flow.BackpressureHardReject {
-		l.blame("%d in flight with capacity %d", n, limit)
+		l.failf("%d in flight with capacity %d", n, limit)
 	}
 	defer l.inFlight.Add(-1)
 	defer l.enter(ctx, m)()
@@ -180,7 +180,7 @@ func (l *life) handle(ctx context.Context, m flow.Message[cargo]) error {
 }
 
 // enter notes that m runs, until the returned function is called.
-func (l *life) enter(ctx context.Context, m flow.Message[cargo]) (leave func()) {
+func (l *stressRound) enter(ctx context.Context, m flow.Message[stressMessage]) (leave func()) {
 	o, key, seq := l.opts.Ordering, m.Key, m.Seq
 	if o.Mode == flow.OrderingNone || key == "" && o.UnorderedEmptyKey {
 		return func() {}
@@ -194,12 +194,12 @@ func (l *life) enter(ctx context.Context, m flow.Message[cargo]) (leave func()) 
 		seq = 0 // the numbers of several streams have no order
 	}
 	if err := l.order.Enter(key, seq, m.Attempt); err != nil {
-		l.blame("%v", err)
+		l.failf("%v", err)
 	}
 	return func() { l.order.Leave(key) }
 }
 
-func (l *life) observe(_ context.Context, e flow.Event) {
+func (l *stressRound) observe(_ context.Context, e flow.Event) {
 	if l.n(50) == 0 {
 		l.flow.Stats()
 	}
@@ -221,9 +221,9 @@ func (l *life) observe(_ context.Context, e flow.Event) {
 	}
 }
 
-// live starts the Flow, its streams and its end, and checks what must hold when all is over.
-func (l *life) live() error {
-	f, err := flow.New(l.handle, cargo.key, l.opts)
+// run starts the Flow, its streams and its end, and checks what must hold when all is over.
+func (l *stressRound) run() error {
+	f, err := flow.New(l.handle, stressMessage.key, l.opts)
 	if err != nil {
 		return fmt.Errorf("%+v: %w", l.opts, err)
 	}
@@ -277,13 +277,13 @@ func (l *life) live() error {
 		return fmt.Errorf("hangs with %+v and %+v\n%s", l.opts, f.Stats(), text[:runtime.Stack(text, true)])
 	}
 	if st := f.Stats(); st.Streams != 0 || st.InFlight != 0 || st.Waiting != 0 || st.ActiveKeys != 0 || testkit.CountsDiffer(st.Total, total) {
-		l.blame("%+v at the end, want Total %+v and nothing else", st, total)
+		l.failf("%+v at the end, want Total %+v and nothing else", st, total)
 	}
 	if l.opts.Observer != nil && testkit.CountsDiffer(l.told, total) {
-		l.blame("the Observer heard of %+v, the Summaries say %+v", l.told, total)
+		l.failf("the Observer heard of %+v, the Summaries say %+v", l.told, total)
 	}
 	if n := l.inFlight.Load(); n != 0 {
-		l.blame("%d handlers outlived their Run", n)
+		l.failf("%d handlers outlived their Run", n)
 	}
 	if l.wrong != nil {
 		return fmt.Errorf("%w, with %+v", l.wrong, l.opts)
@@ -300,7 +300,7 @@ func add(to *flow.Summary, s flow.Summary) {
 }
 
 // stream is one Run.
-func (l *life) stream(id int) flow.Summary {
+func (l *stressRound) stream(id int) flow.Summary {
 	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), streamOf{}, id))
 	defer cancel() // as gRPC does when the service method returns: it ends a recv that is still blocked
 	if l.n(4) == 0 {
@@ -311,12 +311,12 @@ func (l *life) stream(id int) flow.Summary {
 		messages *= 20
 	}
 	n := 0
-	recv := func() (cargo, error) {
+	recv := func() (stressMessage, error) {
 		if n++; n <= messages {
 			if l.n(10) == 0 && (!l.even || n%100 == 0) {
 				time.Sleep(time.Duration(l.n(100)) * time.Microsecond)
 			}
-			return cargo(l.n(40)), nil
+			return stressMessage(l.n(40)), nil
 		}
 		switch ending {
 		case 0:
@@ -332,13 +332,13 @@ func (l *life) stream(id int) flow.Summary {
 	}
 	sum, err := l.flow.Run(ctx, recv)
 	if sum.Received != sum.Succeeded+sum.Failed+sum.Rejected+sum.Dropped {
-		l.blame("not conserved: %+v", sum)
+		l.failf("not conserved: %+v", sum)
 	}
 	if err == nil && len(sum.Unsettled) > 0 {
-		l.blame("a good end leaves %v unsettled", sum.Unsettled)
+		l.failf("a good end leaves %v unsettled", sum.Unsettled)
 	}
 	if _, ok := errors.AsType[*flow.Failure](err); err != nil && !ok {
-		l.blame("Run returned a %T", err)
+		l.failf("Run returned a %T", err)
 	}
 	return sum
 }
@@ -348,12 +348,12 @@ func (l *life) stream(id int) flow.Summary {
 func TestStressStuckOnesDelayNobody(t *testing.T) {
 	testkit.SkipIfShort(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	live(t, func(seed uint64) error { return newStuckLife(seed).live() })
+	rounds(t, func(seed uint64) error { return newStuckRound(seed).run() })
 }
 
-// stuckLife is a stream whose messages are their keys. Those of "b1" and so on block, and those of "p1" wait for a try
+// stuckRound is a stream whose messages are their keys. Those of "b1" and so on block, and those of "p1" wait for a try
 // that does not come.
-type stuckLife struct {
+type stuckRound struct {
 	*rand.Rand
 	opts    flow.Options
 	blocked int
@@ -369,8 +369,8 @@ type stuckLife struct {
 	end  atomic.Pointer[context.CancelFunc]
 }
 
-func newStuckLife(seed uint64) *stuckLife {
-	l := &stuckLife{Rand: rand.New(rand.NewPCG(seed, 0))}
+func newStuckRound(seed uint64) *stuckRound {
+	l := &stuckRound{Rand: rand.New(rand.NewPCG(seed, 0))}
 	pick := func(of ...int) int { return of[l.IntN(len(of))] }
 	runtime.GOMAXPROCS(1 + l.IntN(6))
 	l.blocked, l.parked = l.IntN(4), pick(0, 0, 2, 64, 100)
@@ -388,7 +388,7 @@ func newStuckLife(seed uint64) *stuckLife {
 	return l
 }
 
-func (l *stuckLife) handle(ctx context.Context, m flow.Message[string]) error {
+func (l *stuckRound) handle(ctx context.Context, m flow.Message[string]) error {
 	switch m.Key[0] {
 	case 'b':
 		<-ctx.Done()
@@ -404,13 +404,13 @@ func (l *stuckLife) handle(ctx context.Context, m flow.Message[string]) error {
 }
 
 // endIfDone ends the stream when all has run that can.
-func (l *stuckLife) endIfDone() {
+func (l *stuckRound) endIfDone() {
 	if end := l.end.Load(); end != nil && l.done.Load() == l.sent.Load() {
 		(*end)()
 	}
 }
 
-func (l *stuckLife) live() error {
+func (l *stuckRound) run() error {
 	f, err := flow.New(l.handle, func(key string) string { return key }, l.opts)
 	if err != nil {
 		return err

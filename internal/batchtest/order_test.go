@@ -36,7 +36,7 @@ type keptKey struct {
 
 func (k *batchKeeper) of(it batchItem) *keptKey { return &k.keys[it.stream][it.key] }
 
-var errStormy = errors.New("stormy")
+var errFails = errors.New("the call fails")
 
 func (k *batchKeeper) handle(_ context.Context, batch []flow.Message[batchItem], errs []error) error {
 	k.seen.Add(int64(len(batch)))
@@ -61,11 +61,11 @@ func (k *batchKeeper) handle(_ context.Context, batch []flow.Message[batchItem],
 	}()
 	switch rand.IntN(24) {
 	case 0:
-		return errStormy
+		return errFails
 	case 1:
-		return flow.Permanent(errStormy)
+		return flow.Permanent(errFails)
 	case 2:
-		panic(errStormy)
+		panic(errFails)
 	case 3:
 		runtime.Goexit()
 	case 4:
@@ -78,9 +78,9 @@ func (k *batchKeeper) handle(_ context.Context, batch []flow.Message[batchItem],
 		case stopped[key]:
 			errs[i] = flow.ErrNotAttempted
 		case r == 0:
-			errs[i], stopped[key] = errStormy, true
+			errs[i], stopped[key] = errFails, true
 		case r == 1:
-			errs[i], stopped[key] = flow.Permanent(errStormy), true
+			errs[i], stopped[key] = flow.Permanent(errFails), true
 		case r == 2:
 			errs[i], stopped[key] = flow.ErrNotAttempted, true
 		default:
@@ -95,9 +95,9 @@ func (k *batchKeeper) onFailure(_ context.Context, f *flow.Failure) flow.Failure
 	return flow.SkipMessage
 }
 
-// TestBatchOrderOfKeysHoldsInAnyWeather is over a million messages. A call that crashes, and is then isolated, ends streams
+// TestBatchOrderOfKeysHoldsWhateverFails is over a million messages. A call that crashes, and is then isolated, ends streams
 // as it should.
-func TestBatchOrderOfKeysHoldsInAnyWeather(t *testing.T) {
+func TestBatchOrderOfKeysHoldsWhateverFails(t *testing.T) {
 	const keys = 40
 	total := 1_000_000
 	if testing.Short() || testkit.RaceEnabled {

@@ -46,9 +46,9 @@ func TestBatchStressConserves(t *testing.T) {
 		f := testkit.NewBatch(t, func(_ context.Context, batch []flow.Message[string], errs []error) error {
 			switch rand.IntN(30) {
 			case 0, 1:
-				return errStormy
+				return errFails
 			case 2:
-				panic(errStormy)
+				panic(errFails)
 			case 3:
 				runtime.Goexit()
 			case 4:
@@ -57,7 +57,7 @@ func TestBatchStressConserves(t *testing.T) {
 			for i := range batch {
 				switch rand.IntN(40) {
 				case 0:
-					errs[i] = errStormy
+					errs[i] = errFails
 				case 1:
 					errs[i] = flow.ErrNotAttempted
 				}

@@ -27,7 +27,7 @@ func (o *oracle) contextEnded(m *modelMessage, why error) {
 	if m.cause != nil {
 		return
 	}
-	if m.cause = why; !m.Deaf {
+	if m.cause = why; !m.IgnoresContext {
 		o.ended(m, endByContext)
 	}
 }
@@ -99,7 +99,7 @@ func (o *oracle) compareRunning() {
 		want, _ := want.(*flow.Failure)
 		got, _ := o.seen.running[id].(*flow.Failure)
 		if want != nil && got != nil && got.Kind == want.Kind {
-			running[id] = got // which failure of that kind it is, world.checkCauses looks at
+			running[id] = got // which failure of that kind it is, simulation.checkCauses looks at
 		}
 	}
 	if !reflect.DeepEqual(running, o.seen.running) {

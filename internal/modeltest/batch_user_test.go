@@ -10,7 +10,7 @@ import (
 )
 
 // handleBatch is handle for a batch: one execution of all its messages.
-func (w *world) handleBatch(ctx context.Context, batch []flow.Message[item], errs []error) error {
+func (w *simulation) handleBatch(ctx context.Context, batch []flow.Message[item], errs []error) error {
 	batch = slices.Clone(batch)
 	e := &execution{item: batch[0].Value, how: make(chan callEnd, 1), began: time.Now()}
 	w.locked(func() { w.callBegins(batch, errs, e) })
@@ -41,7 +41,7 @@ func (e *callEnd) of(i int) ending {
 }
 
 // callBegins holds a call that begins against the rules that hold at any time, and notes it.
-func (w *world) callBegins(batch []flow.Message[item], errs []error, e *execution) {
+func (w *simulation) callBegins(batch []flow.Message[item], errs []error, e *execution) {
 	b, bytes := w.Options.Batch, 0
 	most := b.MaxMessages
 	if most == 0 {
@@ -67,7 +67,7 @@ func (w *world) callBegins(batch []flow.Message[item], errs []error, e *executio
 		}
 		w.checkStart(m)
 		w.running[id] = e
-		e.Deaf = e.Deaf || m.Value.Deaf
+		e.IgnoresContext = e.IgnoresContext || m.Value.IgnoresContext
 		bytes += m.Value.Bytes
 		seen.starts = append(seen.starts, startOf{id, m.Attempt, m.Pressured})
 	}
@@ -78,7 +78,7 @@ func (w *world) callBegins(batch []flow.Message[item], errs []error, e *executio
 }
 
 // callEnds notes what a handler is about to return.
-func (w *world) callEnds(batch []flow.Message[item], end *callEnd) {
+func (w *simulation) callEnds(batch []flow.Message[item], end *callEnd) {
 	w.calls--
 	untouched := 0
 	for i, m := range batch {
@@ -107,7 +107,7 @@ func (w *world) callEnds(batch []flow.Message[item], end *callEnd) {
 }
 
 // lastOfLane is the last of batch that is in m's lane; nil: there is none.
-func (w *world) lastOfLane(batch []flow.Message[item], m flow.Message[item]) *flow.Message[item] {
+func (w *simulation) lastOfLane(batch []flow.Message[item], m flow.Message[item]) *flow.Message[item] {
 	laneOf := func(it item) string { return w.o.lane(&modelMessage{item: it, st: &modelStream{n: it.Stream}}) }
 	lane := laneOf(m.Value)
 	if lane == "" {

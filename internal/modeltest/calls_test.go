@@ -37,8 +37,8 @@ type seenCall struct {
 	accounted bool
 }
 
-func (c *modelCall) deaf() bool {
-	return slices.ContainsFunc(c.list, func(m *modelMessage) bool { return m.Deaf })
+func (c *modelCall) ignoresContext() bool {
+	return slices.ContainsFunc(c.list, func(m *modelMessage) bool { return m.IgnoresContext })
 }
 
 // before is what m stands behind in its lane; nil: it has its turn.
@@ -147,7 +147,7 @@ func (o *oracle) endCalls(st *modelStream, why error) {
 			slices.ContainsFunc(c.list, func(m *modelMessage) bool { return m.st.lives() }) || c.cause != nil {
 			continue
 		}
-		if c.cause = why; !c.deaf() {
+		if c.cause = why; !c.ignoresContext() {
 			o.callEnded(c, endByContext, nil)
 		}
 	}

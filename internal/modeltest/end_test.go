@@ -179,7 +179,7 @@ func (o *oracle) passed(now time.Duration) {
 		case m.state == parked && m.due == now:
 			m.state = ready
 		case o.timed(m) && m.began+o.Options.Retry.AttemptTimeout == now:
-			m.cause = flow.ErrAttemptTimeout // its handler returns later, if it heeds that: see world.pump
+			m.cause = flow.ErrAttemptTimeout // its handler returns later, if it heeds that: see simulation.pump
 		}
 	}
 	for _, c := range o.calls {
@@ -208,7 +208,7 @@ func (o *oracle) cancel(st *modelStream) {
 	}
 }
 
-func (o *oracle) hurry() { o.cut(context.Canceled) }
+func (o *oracle) cancelShutdown() { o.cut(context.Canceled) }
 
 // mayWait says whether a moment may pass without anything else happening. An attempt that begins in its midst, as another
 // stream ends, would be timed from there.

@@ -1,4 +1,4 @@
-// Package modeltest_test plays random scripts and mixtures on a Flow and compares what it does with a plain model.
+// Package modeltest_test runs random scripts and mixtures on a Flow and compares what it does with a plain model.
 package modeltest_test
 
 import (

@@ -14,16 +14,16 @@ import (
 	"example.com/flow/internal/testkit"
 )
 
-func (w *mixedWorld) broken(format string, args ...any) {
+func (w *mixedSimulation) broken(format string, args ...any) {
 	w.rules = append(w.rules, fmt.Sprintf(format, args...))
 }
 
-func (p *parcel) String() string {
+func (p *mixedMessage) String() string {
 	return fmt.Sprintf("%d of stream %d (key %q)", p.seq, p.st.id, p.Key)
 }
 
 // checkRead is called as recv is.
-func (w *mixedWorld) checkRead(st *mixedStream) {
+func (w *mixedSimulation) checkRead(st *mixedStream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.halted || st.eof {
@@ -32,8 +32,8 @@ func (w *mixedWorld) checkRead(st *mixedStream) {
 }
 
 // pending are the messages of st that are received and not finished.
-func (w *mixedWorld) pending(st *mixedStream) iter.Seq[*parcel] {
-	return func(yield func(*parcel) bool) {
+func (w *mixedSimulation) pending(st *mixedStream) iter.Seq[*mixedMessage] {
+	return func(yield func(*mixedMessage) bool) {
 		for _, p := range st.received[st.finished:] {
 			if !p.finished && (p.runs || !w.aborted) && !yield(p) {
 				return
@@ -43,7 +43,7 @@ func (w *mixedWorld) pending(st *mixedStream) iter.Seq[*parcel] {
 }
 
 // window is MaxPending.
-func (w *mixedWorld) window() int {
+func (w *mixedSimulation) window() int {
 	switch n := w.Options.MaxPending; {
 	case n < 0:
 		return math.MaxInt
@@ -55,14 +55,14 @@ func (w *mixedWorld) window() int {
 }
 
 // checkWindow is called when a message of st was received. What recv returns when its stream is over is not.
-func (w *mixedWorld) checkWindow(st *mixedStream) {
+func (w *mixedSimulation) checkWindow(st *mixedStream) {
 	if st.pending > w.window() && !st.over && !w.aborted {
 		w.broken("%d are pending in stream %d", st.pending, st.id)
 	}
 }
 
-// rest waits until the world has come to rest and says what is wrong then.
-func (w *mixedWorld) rest() string {
+// rest waits until the simulation has come to rest and says what is wrong then.
+func (w *mixedSimulation) rest() string {
 	testkit.Advance(stuckLimit)
 	if w.lingers() {
 		time.Sleep(recvGrace)
@@ -93,7 +93,7 @@ const stuckLimit = time.Millisecond
 const recvGrace = 50 * time.Millisecond
 
 // lingers says whether a cancelled Run has not returned.
-func (w *mixedWorld) lingers() bool {
+func (w *mixedSimulation) lingers() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.streams, func(st *mixedStream) bool {
@@ -102,7 +102,7 @@ func (w *mixedWorld) lingers() bool {
 }
 
 // halt takes back what recv returned as the end of the Flow began, if that was too late for it to be received.
-func (w *mixedWorld) halt(s flow.Snapshot) {
+func (w *mixedSimulation) halt(s flow.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.halted = true
@@ -129,9 +129,9 @@ type restedStream struct {
 	bytes, last             int // pending; of these, in what was received last
 }
 
-// checkRest holds the world against what must be so whenever nothing moves: as many run as can, what can be read is, and
+// checkRest holds the simulation against what must be so whenever nothing moves: as many run as can, what can be read is, and
 // nothing else; a Run that is over has returned, and no other.
-func (w *mixedWorld) checkRest() {
+func (w *mixedSimulation) checkRest() {
 	var all restedStream
 	rested := map[*mixedStream]restedStream{}
 	for _, st := range w.streams {
@@ -195,7 +195,7 @@ func (st *mixedStream) unread() bool { return len(st.feed) > 0 || st.closed && !
 
 // readAgain is how many may be pending in a stream that is read again. It is woken for an eighth of its window, but as
 // soon as nothing more can run if there are slots to run it. In FIFO there is no such hurry.
-func (w *mixedWorld) readAgain(free bool) int {
+func (w *mixedSimulation) readAgain(free bool) int {
 	n := w.window()
 	if free && w.Options.Ordering.Mode != flow.OrderingFIFO {
 		return n - 1
@@ -204,7 +204,7 @@ func (w *mixedWorld) readAgain(free bool) int {
 }
 
 // checkResult checks what Run has returned.
-func (w *mixedWorld) checkResult(st *mixedStream, sum flow.Summary, err error) {
+func (w *mixedSimulation) checkResult(st *mixedStream, sum flow.Summary, err error) {
 	want := flow.Summary{
 		Received: sum.Received, Succeeded: st.sum.Succeeded, Failed: st.begun - st.sum.Succeeded, Dropped: sum.Dropped,
 		Committed: sum.Received, Last: sum.Received,

@@ -13,10 +13,10 @@ import (
 )
 
 // The mixed test is the model's complement. In the model every handler stays until the script ends it. Here most return
-// at once, so that workers run whole bursts under lease (lease.go), and among them are some that block, dawdle, fail,
-// crash, look at the Flow or cancel their stream: then a lease is called in, goes on, or ends early. Whenever the world
-// comes to rest, what runs, waits, is read and is counted must be exact (mixed_check_test.go). The options are those
-// under which there are leases; the model draws the others.
+// at once, so that there are long runs, straight from the mailbox and of what is lined up; and among the messages are some
+// whose handlers block, are slow, fail, crash, look at the Flow or cancel their stream: then a run is recalled, goes on, or
+// ends early. Whenever the simulation comes to rest, what runs, waits, is read and is counted must be exact
+// (mixture_check_test.go). The options are those under which there are long runs; the model draws the others.
 //
 //	go test -run Mix -rapid.checks=10000
 
@@ -25,7 +25,7 @@ func TestMixOfFastSlowAndFailingMessagesKeepsSlotsBusyAndCountsExact(t *testing.
 	rapid.Check(t, holds(t, drawMixture, playMixture))
 }
 
-// mixture is what the mixed test plays.
+// mixture is what the mixed test runs.
 type mixture struct {
 	Options   flow.Options // without its functions
 	OnFailure bool         // there is one: it answers what the message says
@@ -43,7 +43,7 @@ type mixedMove struct {
 	Stream int   // which of the streams that live, modulo their number
 	Burst  burst // of mixSend
 	N      int   // of mixEnd: which of the handlers that block, modulo their number
-	Rush   bool  // the world does not come to rest before the next move
+	Rush   bool  // the simulation does not come to rest before the next move
 }
 
 type mixedAction int
@@ -52,7 +52,7 @@ const (
 	mixSend     mixedAction = iota
 	mixEnd                  // a handler that blocks goes on
 	mixEndAll               // all of them
-	mixLook                 // a Snapshot, which calls leases in
+	mixLook                 // a Snapshot, for which long runs are settled
 	mixPass                 // time passes: tries that wait for their backoff are due
 	mixOpen                 // one more stream
 	mixEOF                  // the client has sent all
@@ -67,9 +67,9 @@ func (a mixedAction) GoString() string {
 
 // burst is a number of messages that are sent together.
 type burst struct {
-	N     int
-	Plain []plain // what they are, one after the other, and again from the first
-	Odd   []odd   // those whose handlers do not return at once with success
+	N          int
+	Plain      []plain     // what they are, one after the other, and again from the first
+	Exceptions []exception // those whose handlers do not return at once with success
 }
 
 type plain struct {
@@ -77,8 +77,8 @@ type plain struct {
 	Bytes int
 }
 
-// odd is how a message's handler behaves.
-type odd struct {
+// exception is how a message's handler behaves.
+type exception struct {
 	At           int  // which of the burst
 	First, Later pace // of its first attempt, and of the others
 	Fails        int  // so many attempts end like How, the next succeeds
@@ -90,14 +90,14 @@ type pace int
 
 const (
 	atOnce  pace = iota
-	dawdles      // for longer than who looks out (lookout.go) waits for it
+	slow         // for longer than a run may stand still
 	blocks       // until a move ends it, or its context ends
 	looks        // at the Flow
 	cancels      // its own stream's context
 )
 
 func (p pace) GoString() string {
-	return [...]string{"atOnce", "dawdles", "blocks", "looks", "cancels"}[p]
+	return [...]string{"atOnce", "slow", "blocks", "looks", "cancels"}[p]
 }
 
 // mixedBackoff is also how long mixPass takes. mixedNever is a time that does not pass.
@@ -180,15 +180,15 @@ func drawBurst(t *rapid.T) burst {
 	b.Plain = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) plain {
 		return plain{Key: oneOf(t, "a", "b", "", "c", "d", "e", "f", "g"), Bytes: oneOf(t, 0, 1, 3, 9, 20)}
 	}), 1, 10).Draw(t, "Plain")
-	b.Odd = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) odd { return drawOddOne(t, b.N) }), 0, 10).Draw(t, "Odd")
+	b.Exceptions = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) exception { return drawException(t, b.N) }), 0, 10).Draw(t, "Exceptions")
 	return b
 }
 
-var mixedPaces = []pace{atOnce, blocks, blocks, blocks, dawdles, dawdles, looks}
+var mixedPaces = []pace{atOnce, blocks, blocks, blocks, slow, slow, looks}
 
-// drawOddOne draws one of a burst of n. What ends its stream is rare, for streams to get old.
-func drawOddOne(t *rapid.T, n int) odd {
-	o := odd{At: evenly(t, n), First: oneOf(t, mixedPaces...), Fails: max(0, evenly(t, 8)-4)}
+// drawException draws one of a burst of n. What ends its stream is rare, for streams to get old.
+func drawException(t *rapid.T, n int) exception {
+	o := exception{At: evenly(t, n), First: oneOf(t, mixedPaces...), Fails: max(0, evenly(t, 8)-4)}
 	if evenly(t, 4) == 3 { // nobody looks out under whom there is nothing left to do
 		o.At = n - 1
 	}
@@ -200,7 +200,7 @@ func drawOddOne(t *rapid.T, n int) odd {
 	}
 	o.Later = oneOf(t, mixedPaces...)
 	o.How, o.Verdict = endFailed, flow.SkipMessage
-	if evenly(t, 8) == 7 { // no more leases in its stream
+	if evenly(t, 8) == 7 { // no more runs from the mailbox in its stream
 		o.Verdict = flow.SkipKey
 	}
 	switch evenly(t, 64) {

@@ -10,9 +10,9 @@ import (
 	"example.com/flow"
 )
 
-// What the Flow calls of a mixed world: recv, the handler and OnFailure. Each notes what it sees, and that it may.
+// What the Flow calls of a mixed simulation: recv, the handler and OnFailure. Each notes what it sees, and that it may.
 
-func (w *mixedWorld) recv(st *mixedStream) (*parcel, error) {
+func (w *mixedSimulation) recv(st *mixedStream) (*mixedMessage, error) {
 	w.checkRead(st)
 	select {
 	case p, more := <-st.feed:
@@ -31,7 +31,7 @@ func (w *mixedWorld) recv(st *mixedStream) (*parcel, error) {
 	}
 }
 
-func (w *mixedWorld) receive(p *parcel) {
+func (w *mixedSimulation) receive(p *mixedMessage) {
 	st, o := p.st, w.Options.Ordering
 	st.received = append(st.received, p)
 	st.pending++
@@ -49,12 +49,12 @@ func (w *mixedWorld) receive(p *parcel) {
 }
 
 // handle does what the message says.
-func (w *mixedWorld) handle(ctx context.Context, m flow.Message[*parcel]) error {
+func (w *mixedSimulation) handle(ctx context.Context, m flow.Message[*mixedMessage]) error {
 	p := m.Value
 	how, release := w.begin(p, m)
 	defer w.order.Leave(p.place()) // as late as can be: the next may not begin before the handler has returned
 	switch how {
-	case dawdles:
+	case slow:
 		for range 2 * 64 {
 			runtime.Gosched()
 		}
@@ -75,7 +75,7 @@ func (w *mixedWorld) handle(ctx context.Context, m flow.Message[*parcel]) error 
 
 // begin notes that p's handler starts, and checks that it may. The result is how it goes on. The order checker knows what
 // has begun; that those before p in its lane have also finished, the ones that never began among them, is checked here.
-func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, release chan struct{}) {
+func (w *mixedSimulation) begin(p *mixedMessage, m flow.Message[*mixedMessage]) (how pace, release chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	st := p.st
@@ -108,7 +108,7 @@ func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, releas
 		how = p.Later
 	}
 	if how == blocks {
-		if w.hurry {
+		if w.quick {
 			return atOnce, nil
 		}
 		p.release = make(chan struct{})
@@ -116,14 +116,14 @@ func (w *mixedWorld) begin(p *parcel, m flow.Message[*parcel]) (how pace, releas
 	return how, p.release
 }
 
-func (w *mixedWorld) leave(p *parcel) {
+func (w *mixedSimulation) leave(p *mixedMessage) {
 	p.runs, p.release = false, nil
 	i := slices.Index(w.running, p)
 	w.running = slices.Delete(w.running, i, i+1)
 }
 
 // cut notes that p's context has ended, and with it the handler.
-func (w *mixedWorld) cut(p *parcel) error {
+func (w *mixedSimulation) cut(p *mixedMessage) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.leave(p); !p.st.over {
@@ -133,7 +133,7 @@ func (w *mixedWorld) cut(p *parcel) error {
 }
 
 // finish notes that p's handler is about to end, and says how.
-func (w *mixedWorld) finish(p *parcel) ending {
+func (w *mixedSimulation) finish(p *mixedMessage) ending {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.leave(p)
@@ -156,7 +156,7 @@ func (w *mixedWorld) finish(p *parcel) ending {
 }
 
 // settle counts p as finished and lets the next of its lane go on. After one that has cancelled its stream none may.
-func (w *mixedWorld) settle(p *parcel) {
+func (w *mixedSimulation) settle(p *mixedMessage) {
 	st := p.st
 	p.finished = true
 	st.pending--
@@ -171,10 +171,10 @@ func (w *mixedWorld) settle(p *parcel) {
 	}
 }
 
-func (w *mixedWorld) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
+func (w *mixedSimulation) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := f.Value.(*parcel)
+	p := f.Value.(*mixedMessage)
 	st := p.st
 	switch {
 	case st.returned || p.runs || p.finished || f.Seq != p.seq || f.Attempts != p.attempts:

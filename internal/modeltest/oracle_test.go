@@ -38,7 +38,7 @@ type modelStream struct {
 	over      bool             // what does not run will not
 	stopping  bool             // a shutdown reads it no further
 	inRecv    bool             // or waits for room, if that is missing
-	reading   bool             // it was in recv when the world last came to rest, and has been ever since
+	reading   bool             // it was in recv when the simulation last came to rest, and has been ever since
 	eof       bool
 	done      bool
 	used      time.Duration

@@ -20,7 +20,7 @@ var regressions = map[string]script{
 		OnFailure: true,
 		Observer:  true,
 		Moves: []move{
-			{Do: doSend, Verdict: flow.SkipMessage, Deaf: true}, {Do: doSend}, {Do: doCancel}, {Do: doEnd, How: endPanic},
+			{Do: doSend, Verdict: flow.SkipMessage, IgnoresContext: true}, {Do: doSend}, {Do: doCancel}, {Do: doEnd, How: endPanic},
 		},
 	},
 	"a skipped message ends its stream while the slot goes to another key": {
@@ -35,7 +35,7 @@ var regressions = map[string]script{
 	},
 	"the grace period ends after Shutdown's context has": {
 		Options: flow.Options{Shutdown: flow.ShutdownOptions{GracePeriod: 107 * time.Millisecond}},
-		Moves:   []move{{Do: doSend, Deaf: true}, {Do: doShutdown}, {Do: doHurry}, {Do: doAdvance, N: 2}},
+		Moves:   []move{{Do: doSend, IgnoresContext: true}, {Do: doShutdown}, {Do: doCancelShutdown}, {Do: doAdvance, N: 2}},
 	},
 	"a retry comes due when its slot is taken": {
 		Options: flow.Options{
@@ -58,7 +58,7 @@ var regressions = map[string]script{
 			{Do: doSend, Verdict: flow.SkipMessage}, {Do: doOpen}, {Do: doSend, Stream: 1, Key: "a", Verdict: flow.SkipKey},
 			{Do: doEnd}, {Do: doSend, Verdict: flow.SkipMessage}, {Do: doEnd, How: endFailed},
 			{Do: doSend, Key: "a", Verdict: flow.SkipMessage}, {Do: doSend, Stream: 1, Key: "a"},
-			{Do: doSend, Stream: 1, Verdict: flow.SkipMessage, Deaf: true}, {Do: doEnd, How: endPanic},
+			{Do: doSend, Stream: 1, Verdict: flow.SkipMessage, IgnoresContext: true}, {Do: doEnd, How: endPanic},
 		},
 	},
 	"an attempt that panics takes a token": {

@@ -15,7 +15,7 @@ type replay struct {
 	ended bool
 }
 
-func (w *world) observe(_ context.Context, e flow.Event) {
+func (w *simulation) observe(_ context.Context, e flow.Event) {
 	w.linger(e.Seq)
 	if e.Kind == flow.EventShutdown {
 		w.locked(func() { w.seen.told++ })
@@ -63,7 +63,7 @@ func (w *world) observe(_ context.Context, e flow.Event) {
 	}
 }
 
-func (r *replay) outcome(w *world, e flow.Event, n *uint64, settled bool) {
+func (r *replay) outcome(w *simulation, e flow.Event, n *uint64, settled bool) {
 	if r.told[e.Seq] {
 		w.broken("stream %d: %d has two outcomes", e.Stream, e.Seq)
 	}

@@ -11,8 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A script is what the model test plays: the options of a Flow, and moves of its clients, its handlers and its owner.
-// It is drawn as a whole before it is played, and prints as the Go literal that plays it again.
+// A script is what the model test runs: the options of a Flow, and moves of its clients, its handlers and its owner.
+// It is drawn as a whole before it is run, and prints as the Go literal that runs it again.
 type script struct {
 	Options   flow.Options // without its functions
 	Batches   bool         // it is NewBatch's, and doEnd ends calls
@@ -22,32 +22,32 @@ type script struct {
 	Moves     []move
 }
 
-// move is one thing that happens. After each the world comes to rest and is compared with the oracle. A move that makes
+// move is one thing that happens. After each the simulation comes to rest and is compared with the oracle. A move that makes
 // no sense where it stands (there is nothing to finish, say) does nothing, so that any part of a script is a script.
 type move struct {
-	Do      action
-	Stream  int // which of the streams so far, modulo their number
-	Key     string
-	Bytes   int                // its size
-	Verdict flow.FailureAction // what OnFailure will answer for the message
-	Deaf    bool               // the message's handler does not heed its context; on doCancel: recv does not
-	N       int                // which of the running, modulo their number; of doAdvance: how many ticks
-	How     ending             // of doEnd and doBreak
-	Each    []ending           // of doEnd in batches: if How is endWell, those of the call's messages, in turns
+	Do             action
+	Stream         int // which of the streams so far, modulo their number
+	Key            string
+	Bytes          int                // its size
+	Verdict        flow.FailureAction // what OnFailure will answer for the message
+	IgnoresContext bool               // the message's handler does not heed its context; on doCancel: recv does not
+	N              int                // which of the running, modulo their number; of doAdvance: how many ticks
+	How            ending             // of doEnd and doBreak
+	Each           []ending           // of doEnd in batches: if How is endWell, those of the call's messages, in turns
 }
 
 type action int
 
 const (
-	doSend     action = iota
-	doEnd             // a running handler returns
-	doOpen            // one more stream
-	doEOF             // the client has sent all
-	doBreak           // recv fails
-	doCancel          // a stream's context
-	doAdvance         // the time
-	doShutdown        //
-	doHurry           // the context of all Shutdowns so far ends
+	doSend           action = iota
+	doEnd                   // a running handler returns
+	doOpen                  // one more stream
+	doEOF                   // the client has sent all
+	doBreak                 // recv fails
+	doCancel                // a stream's context
+	doAdvance               // the time
+	doShutdown              //
+	doCancelShutdown        // the context of all Shutdowns so far ends
 	doClose
 	doLetGo // the Observer that hangs returns
 )
@@ -67,7 +67,7 @@ const (
 	endNotAttempted // of a message in a batch: it was not touched
 	endByContext    // its own context: not drawn
 	endByTimeout    // its attempt's time is over: not drawn
-	endFreed        // the world is over: not drawn
+	endFreed        // the simulation is over: not drawn
 )
 
 const (
@@ -76,7 +76,7 @@ const (
 )
 
 func (a action) GoString() string {
-	return [...]string{"doSend", "doEnd", "doOpen", "doEOF", "doBreak", "doCancel", "doAdvance", "doShutdown", "doHurry", "doClose", "doLetGo"}[a]
+	return [...]string{"doSend", "doEnd", "doOpen", "doEOF", "doBreak", "doCancel", "doAdvance", "doShutdown", "doCancelShutdown", "doClose", "doLetGo"}[a]
 }
 
 func (e ending) GoString() string {
@@ -156,7 +156,7 @@ func drawScript(t *rapid.T) script {
 	if rapid.Bool().Draw(t, "Shutdown") { // by the odds alone, few Shutdowns would have to cut anything off
 		few := rapid.SliceOfN(rapid.Custom(drawMove), 0, 6)
 		s.Moves = append(append(s.Moves, move{Do: doShutdown}), few.Draw(t, "drain")...)
-		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doHurry}, {Do: doClose}, {Do: doLetGo}}).Draw(t, "last")
+		last := rapid.SampledFrom([]move{{Do: doAdvance, N: 12}, {Do: doCancelShutdown}, {Do: doClose}, {Do: doLetGo}}).Draw(t, "last")
 		s.Moves = append(append(s.Moves, last), few.Draw(t, "after")...)
 	}
 	return s
@@ -240,7 +240,7 @@ var budgets = []flow.RetryBudget{
 // odds are how often each kind of move is drawn.
 var odds = func() (all []action) {
 	for a, n := range map[action]int{doSend: 34, doEnd: 30, doOpen: 6, doEOF: 4, doBreak: 2, doCancel: 3, doAdvance: 8,
-		doShutdown: 2, doHurry: 1, doClose: 1, doLetGo: 1} {
+		doShutdown: 2, doCancelShutdown: 1, doClose: 1, doLetGo: 1} {
 		all = append(all, slices.Repeat([]action{a}, n)...)
 	}
 	slices.Sort(all) // rapid shrinks towards the first
@@ -258,14 +258,14 @@ func drawMove(t *rapid.T) move {
 		m.Key = rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "Key")
 		m.Bytes = rapid.IntRange(0, 3).Draw(t, "Bytes")
 		m.Verdict = rapid.SampledFrom([]flow.FailureAction{flow.SkipMessage, flow.SkipKey, flow.SkipMessage, flow.FailStream}).Draw(t, "Verdict")
-		m.Deaf = rapid.IntRange(0, 3).Draw(t, "Deaf") == 3
+		m.IgnoresContext = rapid.IntRange(0, 3).Draw(t, "IgnoresContext") == 3
 	case doEnd:
 		m.N = rapid.IntRange(0, 4).Draw(t, "N")
 		m.How = rapid.SampledFrom([]ending{endWell, endWell, endFailed, endFailed, endFailed, endPermanent, endPanic, endGoexit, endContextError, endByCode, endTypedNil, endWell, endWell}).Draw(t, "How")
 	case doBreak:
 		m.How = rapid.SampledFrom([]ending{endFailed, endContextError, endPanic, endGoexit, endTypedNil}).Draw(t, "How")
 	case doCancel:
-		m.Deaf = rapid.Bool().Draw(t, "Deaf")
+		m.IgnoresContext = rapid.Bool().Draw(t, "IgnoresContext")
 	case doAdvance:
 		m.N = rapid.IntRange(1, 12).Draw(t, "N")
 	}

@@ -48,11 +48,11 @@ type source struct {
 
 var errModel = errors.New("the handler failed")
 
-func (w *world) broken(format string, args ...any) {
+func (w *simulation) broken(format string, args ...any) {
 	w.rules = append(w.rules, fmt.Sprintf(format, args...))
 }
 
-func (w *world) handle(ctx context.Context, m flow.Message[item]) error {
+func (w *simulation) handle(ctx context.Context, m flow.Message[item]) error {
 	id := run{m.Value.Stream, m.Seq}
 	e := &execution{item: m.Value, how: make(chan callEnd, 1), began: time.Now()}
 	w.mu.Lock()
@@ -109,8 +109,8 @@ func (e ending) carryOut() error {
 }
 
 // await waits until a move ends the handler, or its context does, if it heeds that. One whose attempt's time is over is
-// ended by world.pump, so that what follows of several comes one by one; in a storm it goes at once.
-func (w *world) await(ctx context.Context, e *execution) callEnd {
+// ended by simulation.pump, so that what follows of several comes one by one; run concurrently it goes at once.
+func (w *simulation) await(ctx context.Context, e *execution) callEnd {
 	select {
 	case how := <-e.how:
 		return how
@@ -119,7 +119,7 @@ func (w *world) await(ctx context.Context, e *execution) callEnd {
 	case <-ctx.Done():
 	}
 	w.locked(func() { w.contextEnded(e, context.Cause(ctx)) })
-	if !e.Deaf && (w.stormy || e.cause != flow.ErrAttemptTimeout) {
+	if !e.IgnoresContext && (w.concurrent || e.cause != flow.ErrAttemptTimeout) {
 		return callEnd{how: endByContext}
 	}
 	select {
@@ -131,7 +131,7 @@ func (w *world) await(ctx context.Context, e *execution) callEnd {
 }
 
 // contextEnded notes why e's context has ended, and that an attempt's time is as long as it must be.
-func (w *world) contextEnded(e *execution, why error) {
+func (w *simulation) contextEnded(e *execution, why error) {
 	e.cause = why
 	limit, took := w.Options.Retry.AttemptTimeout, time.Since(e.began)
 	if why == flow.ErrAttemptTimeout && took != limit || limit > 0 && took > limit {
@@ -144,14 +144,14 @@ func (w *world) contextEnded(e *execution, why error) {
 }
 
 // checkEnd holds a handler that returns against the time it had.
-func (w *world) checkEnd(ctx context.Context, e *execution) {
+func (w *simulation) checkEnd(ctx context.Context, e *execution) {
 	if limit := w.Options.Retry.AttemptTimeout; limit > 0 && time.Since(e.began) > limit && ctx.Err() == nil {
 		w.broken("an attempt has run for %v, and its context has not ended after %v", time.Since(e.began), limit)
 	}
 }
 
 // checkCauses checks that the contexts of src's handlers were ended by what Run returns.
-func (w *world) checkCauses(src *source, err error) {
+func (w *simulation) checkCauses(src *source, err error) {
 	for _, f := range src.causes {
 		if err != f {
 			w.broken("stream %d: a handler's context was ended by %v, Run returns %v", src.n, f, err)
@@ -159,15 +159,15 @@ func (w *world) checkCauses(src *source, err error) {
 	}
 }
 
-// linger makes user code of a storm take its time, so that what it is called between moves apart.
-func (w *world) linger(seq uint64) {
-	if w.stormy && seq%2 == 1 {
+// linger makes user code of a concurrent run take its time, so that what it is called between moves apart.
+func (w *simulation) linger(seq uint64) {
+	if w.concurrent && seq%2 == 1 {
 		time.Sleep(time.Nanosecond)
 	}
 }
 
 // checkStart holds a message that starts against the rules that hold at any time.
-func (w *world) checkStart(m flow.Message[item]) {
+func (w *simulation) checkStart(m flow.Message[item]) {
 	src, p := w.sources[m.Value.Stream], w.Options.Backpressure
 	if src.attempts++; m.Attempt == 1 {
 		src.began++
@@ -210,14 +210,14 @@ type laneOf struct {
 const anyStream = -1
 
 // leaveLanes undoes what checkStart has entered.
-func (w *world) leaveLanes(id run, it item) {
+func (w *simulation) leaveLanes(id run, it item) {
 	if lane := w.o.lane(&modelMessage{item: it, st: &modelStream{n: id.stream}}); lane != "" {
 		w.order.Leave(laneOf{stream: id.stream, lane: lane})
 		w.order.Leave(laneOf{stream: anyStream, lane: lane})
 	}
 }
 
-func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
+func (w *simulation) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction {
 	it := f.Value.(item)
 	w.linger(f.Seq)
 	w.mu.Lock()
@@ -232,7 +232,7 @@ func (w *world) onFailure(_ context.Context, f *flow.Failure) flow.FailureAction
 	return it.Verdict
 }
 
-func (w *world) callShutdown() {
+func (w *simulation) callShutdown() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.shutdown = append(w.shutdown, cancel)
 	go func() {
@@ -243,10 +243,10 @@ func (w *world) callShutdown() {
 	}()
 }
 
-func (w *world) open() {
+func (w *simulation) open() {
 	src := &source{n: len(w.sources), hungUp: make(chan struct{}), gone: make(chan struct{})}
 	src.items = make(chan item)
-	if w.stormy {
+	if w.concurrent {
 		src.items = make(chan item, 8)
 	}
 	src.hangUp = sync.OnceFunc(func() { close(src.hungUp) })
@@ -267,7 +267,7 @@ func (w *world) open() {
 	}()
 }
 
-func (w *world) recv(src *source) (it item, err error) {
+func (w *simulation) recv(src *source) (it item, err error) {
 	w.mu.Lock()
 	src.inRecv = true
 	w.mu.Unlock()

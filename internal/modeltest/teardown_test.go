@@ -6,8 +6,8 @@ import (
 	"example.com/flow"
 )
 
-// wind ends all streams, has one more use the whole Flow, and closes it: nothing may be left then.
-func (w *world) wind() string {
+// teardown ends all streams, has one more use the whole Flow, and closes it: nothing may be left then.
+func (w *simulation) teardown() string {
 	for i := range w.sources {
 		if wrong := w.make(move{Do: doEOF, Stream: i}); wrong != "" {
 			return "at the EOF of all: " + wrong
@@ -36,7 +36,7 @@ func (w *world) wind() string {
 // lastStream finds out whether a slot, a place or a byte is missing, or one too many: its messages are of more keys than
 // there are slots, and more of one key than may wait in its lane. The first leaves room for one byte, which the second
 // takes.
-func (w *world) lastStream() []move {
+func (w *simulation) lastStream() []move {
 	bytes := max(1, int(w.Options.MaxPendingBytes))
 	moves := []move{
 		{Do: doOpen, Stream: -1},
@@ -53,7 +53,7 @@ func (w *world) lastStream() []move {
 // finish has all that runs return, and lets time pass until nothing is due. Time passes before each return, too: messages
 // that take none are soon run many in a row, and one that then stands still may hold up the next for a moment, of which
 // the oracle knows nothing.
-func (w *world) finish() string {
+func (w *simulation) finish() string {
 	for range 1000 {
 		next, runs := move{Do: doEnd}, false
 		w.locked(func() { runs = len(w.running) > 0 })

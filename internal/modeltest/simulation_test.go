@@ -17,30 +17,30 @@ import (
 	"example.com/flow/flowtest"
 )
 
-// item is what the streams of a world carry; with Last it is how recv ends.
+// item is what the streams of a simulation carry; with Last it is how recv ends.
 type item struct {
-	Stream  int
-	Key     string
-	Bytes   int
-	Verdict flow.FailureAction
-	Deaf    bool
-	Last    bool
-	How     ending
+	Stream         int
+	Key            string
+	Bytes          int
+	Verdict        flow.FailureAction
+	IgnoresContext bool
+	Last           bool
+	How            ending
 }
 
 // Size is what MaxPendingBytes counts.
 func (it item) Size() int { return it.Bytes }
 
-// world is the bubble in which a script is played on a real Flow.
-type world struct {
+// simulation is the bubble in which a script is run on a real Flow.
+type simulation struct {
 	script
-	f      *flow.Flow[item]
-	o      *oracle
-	start  time.Time
-	stormy bool
-	freed  chan struct{} // closed when the script went wrong: let go of everything
-	letGo  chan struct{} // closed: the Observer does not hang
-	goOn   func()        // closes it
+	f          *flow.Flow[item]
+	o          *oracle
+	start      time.Time
+	concurrent bool
+	freed      chan struct{} // closed when the script went wrong: let go of everything
+	letGo      chan struct{} // closed: the Observer does not hang
+	goOn       func()        // closes it
 
 	mu       sync.Mutex // also guards what the sources share with their Run
 	sources  []*source
@@ -55,13 +55,13 @@ type world struct {
 	shutdown []context.CancelFunc
 }
 
-// play plays s in a bubble. The text says what went wrong, and after which move.
-func play(t *testing.T, s script) string {
-	return inBubble(t, s, func() string { return newWorld(s).play() })
+// runScript runs s in a bubble. The text says what went wrong, and after which move.
+func runScript(t *testing.T, s script) string {
+	return inBubble(t, s, func() string { return newSimulation(s).run() })
 }
 
-// inBubble plays what is given in a bubble. The text says what went wrong, and in what.
-func inBubble(t *testing.T, what fmt.Stringer, play func() string) (wrong string) {
+// inBubble runs what is given in a bubble. The text says what went wrong, and in what.
+func inBubble(t *testing.T, what fmt.Stringer, run func() string) (wrong string) {
 	defer func() {
 		if p := recover(); p != nil && wrong == "" { // what a broken bubble leaves behind says less than why it broke
 			wrong = fmt.Sprint("panic: ", p)
@@ -70,12 +70,12 @@ func inBubble(t *testing.T, what fmt.Stringer, play func() string) (wrong string
 			wrong += "\n" + what.String()
 		}
 	}()
-	synctest.Test(t, func(*testing.T) { wrong = play() })
+	synctest.Test(t, func(*testing.T) { wrong = run() })
 	return wrong
 }
 
-func newWorld(s script) *world {
-	w := &world{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tried: map[run]bool{}, tell: map[uint64]*replay{}}
+func newSimulation(s script) *simulation {
+	w := &simulation{script: s, start: time.Now(), freed: make(chan struct{}), running: map[run]*execution{}, tried: map[run]bool{}, tell: map[uint64]*replay{}}
 	w.letGo = make(chan struct{})
 	w.goOn = sync.OnceFunc(func() { close(w.letGo) })
 	w.o = &oracle{script: s, lanes: map[string][]*modelMessage{}, tokens: s.Options.Retry.Budget.MaxTokens}
@@ -98,8 +98,8 @@ func newWorld(s script) *world {
 	return w
 }
 
-// play makes all moves, and then those that bring the world to its end.
-func (w *world) play() string {
+// run makes all moves, and then those that bring the simulation to its end.
+func (w *simulation) run() string {
 	defer close(w.freed)
 	w.mu.Lock()
 	w.open()
@@ -112,7 +112,7 @@ func (w *world) play() string {
 		}
 	}
 	if wrong == "" {
-		wrong = w.wind()
+		wrong = w.teardown()
 	}
 	if wrong != "" {
 		w.abandon()
@@ -124,7 +124,7 @@ func (w *world) play() string {
 }
 
 // abandon lets go of all that may still be there, so that the bubble can end.
-func (w *world) abandon() {
+func (w *simulation) abandon() {
 	for _, src := range w.sources {
 		src.cancel()
 		src.hangUp()
@@ -133,12 +133,12 @@ func (w *world) abandon() {
 }
 
 // make makes a move and compares what comes of it.
-func (w *world) make(m move) string {
+func (w *simulation) make(m move) string {
 	if m.Do == doAdvance {
 		return w.advance(time.Duration(m.N) * tick)
 	}
-	if m.Do == doCancel && m.Deaf && w.o.mayWait() {
-		return w.cancelDeaf(m)
+	if m.Do == doCancel && m.IgnoresContext && w.o.mayWait() {
+		return w.cancelInRecv(m)
 	}
 	if follow := w.do(m); follow != nil {
 		if wrong := w.settle(follow); wrong != "" {
@@ -149,7 +149,7 @@ func (w *world) make(m move) string {
 }
 
 // do makes a move but that of the time. The result is the oracle's part; nil: nothing has happened yet.
-func (w *world) do(m move) (follow func()) {
+func (w *simulation) do(m move) (follow func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.sources)
@@ -164,7 +164,7 @@ func (w *world) do(m move) (follow func()) {
 	case doSend, doEOF, doBreak:
 		if !src.final {
 			src.sent = append(src.sent, item{
-				Stream: src.n, Key: m.Key, Bytes: m.Bytes, Verdict: m.Verdict, Deaf: m.Deaf, Last: m.Do != doSend, How: m.How,
+				Stream: src.n, Key: m.Key, Bytes: m.Bytes, Verdict: m.Verdict, IgnoresContext: m.IgnoresContext, Last: m.Do != doSend, How: m.How,
 			})
 		}
 		src.final = src.final || m.Do != doSend
@@ -179,11 +179,11 @@ func (w *world) do(m move) (follow func()) {
 	case doShutdown:
 		w.callShutdown()
 		return w.o.shutdown
-	case doHurry:
+	case doCancelShutdown:
 		for _, end := range w.shutdown {
 			end()
 		}
-		return w.o.hurry
+		return w.o.cancelShutdown
 	case doClose:
 		w.mu.Unlock()
 		_ = w.f.Close()
@@ -196,17 +196,17 @@ func (w *world) do(m move) (follow func()) {
 	return nil
 }
 
-func (w *world) runningInOrder() []run {
+func (w *simulation) runningInOrder() []run {
 	return slices.SortedFunc(maps.Keys(w.running), func(a, b run) int {
 		return cmp.Or(cmp.Compare(a.stream, b.stream), cmp.Compare(a.seq, b.seq))
 	})
 }
 
 // end has a handler return.
-func (w *world) end(id run, how ending, each []ending) (follow func()) {
+func (w *simulation) end(id run, how ending, each []ending) (follow func()) {
 	select {
 	case w.running[id].how <- callEnd{how, each}:
-	default: // in a storm: it has been told already
+	default: // run concurrently: it has been told already
 	}
 	if w.Batches {
 		return func() { w.o.callEnded(w.o.find(id.stream, id.seq).call, how, each) }
@@ -214,8 +214,8 @@ func (w *world) end(id run, how ending, each []ending) (follow func()) {
 	return func() { w.o.ended(w.o.find(id.stream, id.seq), how) }
 }
 
-// cancelDeaf ends a stream's context while recv is blocked and stays so: Run gives it a moment to say why.
-func (w *world) cancelDeaf(m move) string {
+// cancelInRecv ends a stream's context while recv is blocked and stays so: Run gives it a moment to say why.
+func (w *simulation) cancelInRecv(m move) string {
 	src := w.sources[(m.Stream+len(w.sources))%len(w.sources)]
 	src.cancel()
 	time.Sleep(tick)
@@ -229,8 +229,8 @@ func (w *world) cancelDeaf(m move) string {
 }
 
 // pump has the handlers return whose time is over, and gives recv what was sent, all one by one: what happens while
-// something else goes on is left to the storm.
-func (w *world) pump() string {
+// something else goes on is left to runConcurrently.
+func (w *simulation) pump() string {
 	for id := w.late(); id != nil; id = w.late() {
 		var follow func()
 		w.locked(func() { follow = w.end(*id, endByTimeout, nil) })
@@ -252,25 +252,25 @@ func (w *world) pump() string {
 }
 
 // late is a handler whose attempt's time is over, and that heeds it; nil: there is none.
-func (w *world) late() *run {
+func (w *simulation) late() *run {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, id := range w.runningInOrder() {
-		if e := w.running[id]; !e.Deaf && e.cause == flow.ErrAttemptTimeout {
+		if e := w.running[id]; !e.IgnoresContext && e.cause == flow.ErrAttemptTimeout {
 			return &id
 		}
 	}
 	return nil
 }
 
-func (w *world) blocked(src *source) bool {
+func (w *simulation) blocked(src *source) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return src.inRecv && src.result == nil
 }
 
 // advance lets time pass, and looks whenever something is due.
-func (w *world) advance(d time.Duration) string {
+func (w *simulation) advance(d time.Duration) string {
 	end := w.o.now + d
 	for w.o.now < end {
 		to := end
@@ -290,7 +290,7 @@ func (w *world) advance(d time.Duration) string {
 
 // rest waits until nothing goes on any more, and returns Stats. To ask for them has the shards count what long runs have
 // done, which they otherwise do every half a millisecond only, and by which readers may be woken: until they stay the same.
-func (w *world) rest() flow.Stats {
+func (w *simulation) rest() flow.Stats {
 	synctest.Wait()
 	for stats := w.f.Stats(); ; {
 		synctest.Wait()
@@ -301,8 +301,8 @@ func (w *world) rest() flow.Stats {
 	}
 }
 
-// settle waits for the world to come to rest, and has the oracle follow.
-func (w *world) settle(follow func()) string {
+// settle waits for the simulation to come to rest, and has the oracle follow.
+func (w *simulation) settle(follow func()) string {
 	stats := w.rest()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -327,4 +327,4 @@ func (w *world) settle(follow func()) string {
 }
 
 // verdict is all that went wrong; "": nothing.
-func (w *world) verdict() string { return strings.Join(append(w.o.wrong, w.rules...), "\n") }
+func (w *simulation) verdict() string { return strings.Join(append(w.o.wrong, w.rules...), "\n") }

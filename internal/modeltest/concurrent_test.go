@@ -9,20 +9,20 @@ import (
 	"example.com/flow"
 )
 
-// A storm plays a script without letting the world come to rest between the moves, so that they meet: a message is
+// runConcurrently runs a script without letting the simulation come to rest between the moves, so that they meet: a message is
 // received while another ends, or while its stream does. No oracle can say what must come of that. But the rules stand
-// (see world.handle), everything ends, and the numbers agree.
-func storm(t *testing.T, s script) string {
-	wrong := inBubble(t, s, func() string { return newWorld(s).storm() })
+// (see simulation.handle), everything ends, and the numbers agree.
+func runConcurrently(t *testing.T, s script) string {
+	wrong := inBubble(t, s, func() string { return newSimulation(s).runConcurrently() })
 	if wrong != "" {
-		wrong = "in a storm: " + wrong
+		wrong = "run concurrently: " + wrong
 	}
 	return wrong
 }
 
-func (w *world) storm() (wrong string) {
+func (w *simulation) runConcurrently() (wrong string) {
 	defer close(w.freed)
-	w.stormy = true
+	w.concurrent = true
 	w.locked(func() { w.open() })
 	for _, m := range w.Moves {
 		if m.Do == doAdvance {
@@ -34,7 +34,7 @@ func (w *world) storm() (wrong string) {
 		case 1:
 			runtime.Gosched()
 		case 2:
-			time.Sleep(time.Nanosecond) // others linger as long: see world.linger
+			time.Sleep(time.Nanosecond) // others linger as long: see simulation.linger
 		}
 		w.push()
 	}
@@ -61,14 +61,14 @@ func (w *world) storm() (wrong string) {
 	return wrong
 }
 
-func (w *world) locked(do func()) {
+func (w *simulation) locked(do func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	do()
 }
 
 // push gives the sources what was sent, as fast as they take it.
-func (w *world) push() (more bool) {
+func (w *simulation) push() (more bool) {
 	w.locked(func() {
 		for _, src := range w.sources {
 			for len(src.sent) > 0 && len(src.items) < cap(src.items) {
@@ -82,7 +82,7 @@ func (w *world) push() (more bool) {
 }
 
 // numbers says what does not add up after everything has ended.
-func (w *world) numbers() string {
+func (w *simulation) numbers() string {
 	var total flow.Summary
 	for _, src := range w.sources {
 		if src.result == nil {

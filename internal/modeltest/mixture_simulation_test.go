@@ -14,23 +14,23 @@ import (
 	"example.com/flow/flowtest"
 )
 
-// mixedWorld is the bubble in which a mixture is played on a real Flow.
-type mixedWorld struct {
+// mixedSimulation is the bubble in which a mixture is run on a real Flow.
+type mixedSimulation struct {
 	mixture
-	f     *flow.Flow[*parcel]
+	f     *flow.Flow[*mixedMessage]
 	freed chan struct{} // closed at the end: let go of everything
 
 	mu      sync.Mutex
 	streams []*mixedStream
-	running []*parcel
+	running []*mixedMessage
 	order   flowtest.OrderChecker[place]
-	hurry   bool     // handlers return at once, whatever their pace
+	quick   bool     // handlers return at once, whatever their pace
 	ending  bool     // Shutdown or Close was called
 	halted  bool     // that has come to rest: what is read now is not received
 	aborted bool     // it was a Shutdown that drops what waits
 	rules   []string // that were broken
 
-	atRest   bool       // nothing was done since the world came to rest
+	atRest   bool       // nothing was done since the simulation came to rest
 	shutdown chan error // what Shutdown has returned; nil if it was not called
 }
 
@@ -38,26 +38,26 @@ type mixedStream struct {
 	id     int // as in flow.StreamState
 	ctx    context.Context
 	cancel context.CancelFunc
-	feed   chan *parcel
+	feed   chan *mixedMessage
 	closed bool // feed is
 	eof    bool // recv has said so
 
-	received []*parcel            // by Seq
-	finished int                  // so many from the first on are finished
-	pending  int                  // not finished
-	lanes    map[string][]*parcel // those not finished
-	skipped  map[string]bool      // keys
-	sum      flow.Summary         // of the finished: Succeeded, Failed, Rejected and Retried
-	begun    uint64               // messages
+	received []*mixedMessage            // by Seq
+	finished int                        // so many from the first on are finished
+	pending  int                        // not finished
+	lanes    map[string][]*mixedMessage // those not finished
+	skipped  map[string]bool            // keys
+	sum      flow.Summary               // of the finished: Succeeded, Failed, Rejected and Retried
+	begun    uint64                     // messages
 	why      map[flow.FailureKind]bool
 	over     bool // it has failed, or its context has ended
 	returned bool
 }
 
-// parcel is a message, and what has become of it.
-type parcel struct {
+// mixedMessage is a message, and what has become of it.
+type mixedMessage struct {
 	plain
-	odd
+	exception
 	st      *mixedStream
 	seq     uint64
 	ordered bool
@@ -77,7 +77,7 @@ type place struct {
 	alone  uint64 // the number of a message that has no order
 }
 
-func (p *parcel) place() place {
+func (p *mixedMessage) place() place {
 	if !p.ordered {
 		return place{stream: p.st.id, alone: p.seq}
 	}
@@ -85,18 +85,18 @@ func (p *parcel) place() place {
 }
 
 // Size is what MaxPendingBytes counts.
-func (p *parcel) Size() int { return p.Bytes }
+func (p *mixedMessage) Size() int { return p.Bytes }
 
 func playMixture(t *testing.T, x mixture) string {
-	return inBubble(t, x, func() string { return newMixedWorld(x).play() })
+	return inBubble(t, x, func() string { return newMixedSimulation(x).run() })
 }
 
-func newMixedWorld(x mixture) *mixedWorld {
-	w := &mixedWorld{mixture: x, freed: make(chan struct{})}
+func newMixedSimulation(x mixture) *mixedSimulation {
+	w := &mixedSimulation{mixture: x, freed: make(chan struct{})}
 	if x.OnFailure {
 		x.Options.OnFailure = w.onFailure
 	}
-	f, err := flow.New(w.handle, func(p *parcel) string { return p.Key }, x.Options)
+	f, err := flow.New(w.handle, func(p *mixedMessage) string { return p.Key }, x.Options)
 	if err != nil {
 		panic(err)
 	}
@@ -104,8 +104,8 @@ func newMixedWorld(x mixture) *mixedWorld {
 	return w
 }
 
-// play makes all moves, and then those that bring the world to its end.
-func (w *mixedWorld) play() (wrong string) {
+// run makes all moves, and then those that bring the simulation to its end.
+func (w *mixedSimulation) run() (wrong string) {
 	defer func() { // that the bubble can end, whatever has gone wrong
 		close(w.freed)
 		_ = w.f.Close()
@@ -120,11 +120,11 @@ func (w *mixedWorld) play() (wrong string) {
 			return fmt.Sprintf("after move %d, a %#v:\n%s", i, m.Do, wrong)
 		}
 	}
-	return w.wind()
+	return w.teardown()
 }
 
 // make makes a move. wrong is what it has seen to be so.
-func (w *mixedWorld) make(m mixedMove) (wrong string) {
+func (w *mixedSimulation) make(m mixedMove) (wrong string) {
 	live := w.live()
 	st := live[m.Stream%len(live)]
 	switch m.Do {
@@ -158,7 +158,7 @@ func (w *mixedWorld) make(m mixedMove) (wrong string) {
 }
 
 // live are the streams that were not ended so far. If there is none, one is opened.
-func (w *mixedWorld) live() (all []*mixedStream) {
+func (w *mixedSimulation) live() (all []*mixedStream) {
 	w.mu.Lock()
 	for _, st := range w.streams {
 		if !st.returned && !st.over {
@@ -173,11 +173,11 @@ func (w *mixedWorld) live() (all []*mixedStream) {
 	return all
 }
 
-// open starts a stream. The world comes to rest for it, so that streams are numbered as the Flow does.
-func (w *mixedWorld) open() {
+// open starts a stream. The simulation comes to rest for it, so that streams are numbered as the Flow does.
+func (w *mixedSimulation) open() {
 	st := &mixedStream{
-		id: len(w.streams) + 1, feed: make(chan *parcel, 4096),
-		lanes: map[string][]*parcel{}, skipped: map[string]bool{}, why: map[flow.FailureKind]bool{},
+		id: len(w.streams) + 1, feed: make(chan *mixedMessage, 4096),
+		lanes: map[string][]*mixedMessage{}, skipped: map[string]bool{}, why: map[flow.FailureKind]bool{},
 	}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
 	w.mu.Lock()
@@ -187,7 +187,7 @@ func (w *mixedWorld) open() {
 	}
 	w.mu.Unlock()
 	go func() {
-		sum, err := w.f.Run(st.ctx, func() (*parcel, error) { return w.recv(st) })
+		sum, err := w.f.Run(st.ctx, func() (*mixedMessage, error) { return w.recv(st) })
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.checkResult(st, sum, err)
@@ -202,10 +202,10 @@ func (st *mixedStream) send(b burst) {
 		return
 	}
 	for i := range b.N {
-		p := &parcel{st: st, plain: b.Plain[i%len(b.Plain)]}
-		for _, o := range b.Odd {
+		p := &mixedMessage{st: st, plain: b.Plain[i%len(b.Plain)]}
+		for _, o := range b.Exceptions {
 			if o.At == i {
-				p.odd = o
+				p.exception = o
 			}
 		}
 		select {
@@ -224,16 +224,16 @@ func (st *mixedStream) hangUp() {
 }
 
 // release has n handlers that block go on, from the at-th on, and so does what they do afterwards.
-func (w *mixedWorld) release(at, n int) {
+func (w *mixedSimulation) release(at, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var blocked []*parcel
+	var blocked []*mixedMessage
 	for _, p := range w.running {
 		if p.release != nil {
 			blocked = append(blocked, p)
 		}
 	}
-	slices.SortFunc(blocked, func(a, b *parcel) int {
+	slices.SortFunc(blocked, func(a, b *mixedMessage) int {
 		if a.st != b.st {
 			return a.st.id - b.st.id
 		}
@@ -246,7 +246,7 @@ func (w *mixedWorld) release(at, n int) {
 	}
 }
 
-func (w *mixedWorld) cancel(st *mixedStream) {
+func (w *mixedSimulation) cancel(st *mixedStream) {
 	w.mu.Lock()
 	w.endStream(st, flow.FailureContextCancelled)
 	w.mu.Unlock()
@@ -254,7 +254,7 @@ func (w *mixedWorld) cancel(st *mixedStream) {
 }
 
 // end notes that the end of the Flow begins.
-func (w *mixedWorld) end(atOnce bool) {
+func (w *mixedSimulation) end(atOnce bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, st := range w.streams {
@@ -266,7 +266,7 @@ func (w *mixedWorld) end(atOnce bool) {
 	w.aborted = !atOnce && !w.Options.Shutdown.DrainOnClose
 }
 
-func (w *mixedWorld) endStream(st *mixedStream, why flow.FailureKind) {
+func (w *mixedSimulation) endStream(st *mixedStream, why flow.FailureKind) {
 	st.over = true
 	st.why[why] = true
 }

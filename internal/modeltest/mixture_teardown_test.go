@@ -12,15 +12,15 @@ import (
 	"example.com/flow"
 )
 
-// wind ends all streams, has some more use the whole Flow if it lives: no slot, place or byte may be missing then.
-func (w *mixedWorld) wind() string {
+// teardown ends all streams, has some more use the whole Flow if it lives: no slot, place or byte may be missing then.
+func (w *mixedSimulation) teardown() string {
 	if wrong := w.finishAll(); wrong != "" || w.ending {
 		return wrong
 	}
 	bytes := max(1, int(w.Options.MaxPendingBytes))
 	fill := burst{
 		N: 3, Plain: []plain{{Key: "a", Bytes: bytes - 1}, {Key: "b", Bytes: 1}, {Key: "c"}},
-		Odd: []odd{{At: 0, First: blocks}, {At: 1, First: blocks}, {At: 2, First: blocks}},
+		Exceptions: []exception{{At: 0, First: blocks}, {At: 1, First: blocks}, {At: 2, First: blocks}},
 	}
 	for range max(1, w.Options.Backpressure.Capacity) { // in FIFO each takes one slot
 		w.open()
@@ -34,14 +34,14 @@ func (w *mixedWorld) wind() string {
 }
 
 // finishAll lets all go on to its end.
-func (w *mixedWorld) finishAll() string {
+func (w *mixedSimulation) finishAll() string {
 	for _, st := range w.streams {
 		st.hangUp()
 	}
-	w.setHurry(true)
+	w.setQuick(true)
 	w.release(0, math.MaxInt)
 	time.Sleep(time.Hour) // for all tries
-	w.setHurry(false)
+	w.setQuick(false)
 	wrong := w.rest()
 	if w.atRest = true; wrong == "" {
 		wrong = w.look()
@@ -67,14 +67,14 @@ func (w *mixedWorld) finishAll() string {
 	return wrong
 }
 
-func (w *mixedWorld) setHurry(hurry bool) {
+func (w *mixedSimulation) setQuick(quick bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.hurry = hurry
+	w.quick = quick
 }
 
-// look takes a Snapshot. It is compared with what must be seen if the world is at rest.
-func (w *mixedWorld) look() string {
+// look takes a Snapshot. It is compared with what must be seen if the simulation is at rest.
+func (w *mixedSimulation) look() string {
 	if !w.atRest {
 		w.f.Snapshot(1)
 		return ""
@@ -92,7 +92,7 @@ func (w *mixedWorld) look() string {
 }
 
 // snapshot is what must be seen at rest.
-func (w *mixedWorld) snapshot() (s flow.Snapshot) {
+func (w *mixedSimulation) snapshot() (s flow.Snapshot) {
 	s.Stats.Capacity = w.Options.Backpressure.Capacity
 	total := &s.Stats.Total
 	keys := map[string]flow.KeyState{}
