@@ -229,3 +229,38 @@ func TestAPartitionWhoseRecordIsDeletedBeginsAnew(t *testing.T) {
 	await(t, "it is run again", func() bool { return len(j.all()) == 4 })
 	await(t, "all is settled again", settledAll(t, w))
 }
+
+// A record that somebody has overwritten stops its partition and hides none of the others.
+func TestARecordThatCanNotBeReadStopsItsPartitionOnly(t *testing.T) {
+	var j journal
+	w := mustWorker(t, func(_ context.Context, m flow.Message[string]) error { j.add(m.Value); return nil }, quick)
+	kv, err := w.js.KeyValue(t.Context(), w.topic.leaseBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := partitionOf("a", 4)
+	if _, err := kv.Put(t.Context(), leaseKey(broken), []byte("no record")); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, w.js, w.topic, sequence(1, "a", "b", "c", "d", "e", "f")...)
+	runWorker(t, w)
+	await(t, "the others run", func() bool {
+		states, err := w.Partitions(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range states {
+			if s.Partition == broken {
+				if s.Stopped == "" || s.Holder != "" {
+					t.Fatalf("the broken one is shown as %+v", s)
+				}
+			} else if s.Holder == "" || s.Lag > 0 || s.Stopped != "" {
+				return false
+			}
+		}
+		return true
+	})
+	if slices.Contains(j.all(), "a/1") {
+		t.Error("a message of the broken partition has run")
+	}
+}

@@ -30,7 +30,7 @@ type PartitionState struct {
 
 	Deaths  int    // of holders in a row, while it is not clear that no message killed them
 	Suspect uint64 // the message that runs alone in its process
-	Stopped string // why the holder runs no more of it; "" while it does
+	Stopped string // why nothing more of it runs; "" while it does
 	Missing uint64 // messages that the stream has lost before they were settled, as far as was noticed
 }
 
@@ -38,7 +38,8 @@ type PartitionState struct {
 const askAtOnce = 8
 
 // Partitions returns the state of all partitions, of all workers: what they have committed. It asks the servers two or three
-// times for each partition.
+// times for each partition. A partition whose record can't be read is held by nobody, and Stopped says so; deleting the
+// record has it begin anew.
 func (w *Worker[T]) Partitions(ctx context.Context) ([]PartitionState, error) {
 	b, err := w.engine.bucket(ctx)
 	if err != nil {
@@ -75,8 +76,9 @@ func (w *Worker[T]) state(ctx context.Context, b bucket, stream jetstream.Stream
 	var settled partition.Progress
 	if value != nil {
 		r, err := parseRecord(value)
-		if err != nil {
-			return s, err
+		if err != nil { // nobody claims it; the others are shown all the same
+			s.Stopped = err.Error()
+			return s, nil
 		}
 		if settled, err = r.progress(); err != nil {
 			return s, err
