@@ -54,7 +54,9 @@ type Session struct {
 }
 
 // ErrSessionMoved says that a session is somebody else's by now. It is the cause (by errors.Is) in the handlers of a
-// stream whose session was taken by another one, and what a SessionStore returns for a Save of an outdated version.
+// stream whose session was taken by another one, and what a SessionStore returns for a Save of an outdated version. It
+// says nothing of the message: what the handler was doing may or may not have taken effect, and the new stream runs it
+// again unless it was settled.
 var ErrSessionMoved = errors.New("flow: the session has moved to another stream")
 
 // SessionState is what a SessionStore keeps of a session.
@@ -81,7 +83,8 @@ type SessionStore interface {
 	Save(ctx context.Context, id SessionID, s SessionState, version uint64) (next uint64, err error)
 }
 
-// sessionStateFormat is the first byte of a marshalled state.
+// sessionStateFormat is the first byte of a marshalled state. A process that finds another first byte, such as an older
+// one that shares a store with a newer one, refuses the state rather than misreading it.
 const sessionStateFormat = 1
 
 var errMalformedSessionState = errors.New("flow: malformed session state")
@@ -111,8 +114,9 @@ func (s SessionState) MarshalBinary() ([]byte, error) {
 	return b, nil
 }
 
-// UnmarshalBinary reads what MarshalBinary wrote. Anything that MarshalBinary can't have written is an error, and s is
-// not changed then. It keeps nothing of data.
+// UnmarshalBinary reads what MarshalBinary wrote. Anything that MarshalBinary can't have written is an error, and s is not
+// changed then. It keeps nothing of data. It also bounds what a damaged state can cost: nothing is allocated for a count
+// that the data cannot hold.
 func (s *SessionState) UnmarshalBinary(data []byte) error {
 	if len(data) == 0 || data[0] != sessionStateFormat {
 		return errMalformedSessionState
@@ -136,7 +140,8 @@ func (s *SessionState) UnmarshalBinary(data []byte) error {
 	return nil
 }
 
-// cutUnsettled reads n distances between unsettled numbers of 1..top.
+// cutUnsettled reads n distances between unsettled numbers of 1..top. A distance of 0, or one beyond top, cannot have been
+// written: it would break the ascending order that the binary searches in a Progress rely on.
 func cutUnsettled(data []byte, n, top uint64) (unsettled []uint64, rest []byte, ok bool) {
 	if n > uint64(len(data)) { // each takes a byte at least: nothing is allocated for what is not there
 		return nil, nil, false
@@ -154,7 +159,7 @@ func cutUnsettled(data []byte, n, top uint64) (unsettled []uint64, rest []byte, 
 	return unsettled, data, true
 }
 
-// cutKeys reads a count and so many keys.
+// cutKeys reads a count and so many keys. The keys are copied out of data, which belongs to the store.
 func cutKeys(data []byte) (keys []string, rest []byte, ok bool) {
 	n, data, ok := cutUvarint(data)
 	if !ok || n > uint64(len(data)) {
@@ -172,11 +177,14 @@ func cutKeys(data []byte) (keys []string, rest []byte, ok bool) {
 	return keys, data, true
 }
 
-// reasonSessionMoved is the Reason in the ErrorInfo of a stream whose session is somebody else's.
+// reasonSessionMoved is the Reason in the ErrorInfo of a stream whose session is somebody else's. Its ErrorInfo carries
+// the epoch that counts: see movedFailure.
 const reasonSessionMoved = "SESSION_MOVED"
 
 // sessionError is the cause of a stream that was refused or ended for its session's sake. It decides what the client sees:
-// a client that resumes by itself must be able to tell these cases apart.
+// a client that resumes by itself must be able to tell these cases apart. It is made by the functions below only, each for
+// one row of the table of refusals that clients rely on. It replaces the code of the failure's kind (see GRPCStatus), and
+// it is not changed once it is made.
 type sessionError struct {
 	code  codes.Code
 	text  string // for the client; it quotes no name
@@ -194,7 +202,9 @@ func (e *sessionError) Error() string {
 
 func (e *sessionError) Unwrap() error { return e.cause }
 
-// sessionErrorOf is the session's error that f is the failure of; nil if it is another.
+// sessionErrorOf is the session's error that f is the failure of; nil if it is another. It looks at Err itself and not at
+// what that wraps: a session error that a handler has found elsewhere is the handler's, and must not choose the code of
+// this stream.
 func sessionErrorOf(f *Failure) *sessionError {
 	if f == nil {
 		return nil
@@ -203,8 +213,11 @@ func sessionErrorOf(f *Failure) *sessionError {
 	return e
 }
 
-// movedFailure ends a stream that has, or waits for, epoch own of a session that another one takes in epoch next.
-// A writer's own next stream ends it as one that goes on; a claim ends the writer.
+// movedFailure ends a stream that has, or waits for, epoch own of a session that another one takes in epoch next. A
+// writer's own next stream ends it as one that goes on; a claim ends the writer. The code tells the two apart: Aborted
+// means that the client may go on, FailedPrecondition that somebody else writes and it must stop. So does the epoch in the
+// ErrorInfo, which is the writer's own in the first case and a higher one in the second. The failure counts as the end of
+// a context, since the stream ends as if its client had gone: OnFailure is not asked, and no message is to blame.
 func movedFailure(own, next uint64) *Failure {
 	code := codes.FailedPrecondition
 	if next == own {
@@ -215,12 +228,15 @@ func movedFailure(own, next uint64) *Failure {
 	})
 }
 
-// malformedFailure refuses what a client's headers say.
+// malformedFailure refuses what a client's headers say. It is terminal and not retryable: the same headers would be
+// refused again. The text quotes at most a part of the header, and never a session's name.
 func malformedFailure(err error) *Failure {
 	return newFailure(FailureInternal, &sessionError{code: codes.InvalidArgument, text: err.Error()})
 }
 
-// ownerFailure refuses a stream whose Owner returned err.
+// ownerFailure refuses a stream whose Owner returned err. Without a status of its own the error becomes PermissionDenied
+// and not Unknown: a client treats Unknown as a broken connection and would try again for ever. A panic stays internal,
+// with the constant text that every panic shows.
 func ownerFailure(err error) *Failure {
 	c := newCause(err)
 	if c.crashed {
@@ -235,14 +251,17 @@ func ownerFailure(err error) *Failure {
 	return newFailure(FailureInternal, e)
 }
 
-// busyFailure refuses a stream whose session's earlier stream has not ended in time.
+// busyFailure refuses a stream whose session's earlier stream has not ended in time. Unavailable and the RetryInfo of
+// FailureBackpressure have the client try again: by then the handler that did not heed its context may have returned.
 func busyFailure() *Failure {
 	return newFailure(FailureBackpressure, &sessionError{
 		code: codes.Unavailable, text: "the session's earlier stream is still busy",
 	})
 }
 
-// storeFailure refuses a stream for a store that failed.
+// storeFailure refuses a stream for a store that failed. Nothing of the stream has run, so it is as safe to try again as
+// after a refusal for pressure, and clients are told so in the same way. The text of the store's error is for the Observer
+// alone: it may quote the name of the session or of a host.
 func storeFailure(err error) *Failure {
 	c := newCause(err)
 	return newFailure(FailureBackpressure, &sessionError{
@@ -270,7 +289,9 @@ const (
 	maxSessionProgress = 1280
 )
 
-// sessionFound is how a stream found its session: what the flow-session response header says.
+// sessionFound is how a stream found its session: what the flow-session response header says. No number depends on it: a
+// client that never sees the header, because a proxy holds it back, is served correctly. It lets the client and the
+// Observer notice a state that is gone or older.
 type sessionFound string
 
 const (
@@ -279,7 +300,8 @@ const (
 	sessionLost  sessionFound = "lost" // the client knows of messages that the server doesn't
 )
 
-// sessionRequest is what a client asks for.
+// sessionRequest is what a client asks for. It is complete before anybody is disturbed: a malformed request must not end
+// the stream that has the session.
 type sessionRequest struct {
 	name  string
 	first uint64   // the number of the stream's first message
@@ -287,7 +309,9 @@ type sessionRequest struct {
 	skip  []uint64 // numbers that the client gives up, ascending and not below first
 }
 
-// claims reports whether the session is to be taken over from whoever writes it.
+// claims reports whether the session is to be taken over from whoever writes it. A client sends an epoch only if the
+// server has given it one, and never counts by itself; so a writer that was deposed cannot come back with a number of its
+// own making.
 func (r *sessionRequest) claims() bool { return r.epoch == 0 }
 
 // parseSessionRequest reads the request's headers. asked is false if the client asks for no session: then all the others
@@ -346,21 +370,27 @@ func single(md metadata.MD, key string) (text string, there bool, err error) {
 
 const maxQuotedHeader = 24 // bytes: no more is needed to recognize a number
 
+// malformed is the error of a header that does not follow rule. What the client has sent is quoted only in part: a header
+// may have kilobytes, and the text is returned in the status.
 func malformed(key, rule, text string) error {
 	return fmt.Errorf("%s must be %s (got %q)", key, rule, cutText(text, maxQuotedHeader))
 }
 
+// validSessionName accepts visible ASCII only, and no space: the name stands in a header and in logs as it is.
 func validSessionName(name string) bool {
 	return 0 < len(name) && len(name) <= maxSessionName &&
 		!strings.ContainsFunc(name, func(r rune) bool { return r < '!' || r > '~' })
 }
 
-// parseNumber reads a decimal number of 1..highest in its one form.
+// parseNumber reads a decimal number of 1..highest in its one form. Leading zeros, a plus sign and 0 are refused, so that
+// two clients cannot write one number in two ways. ParseUint alone would accept leading zeros.
 func parseNumber(text string, highest uint64) (uint64, bool) {
 	n, err := strconv.ParseUint(text, 10, 64)
 	return n, err == nil && n > 0 && n <= highest && text[0] != '0' && text[0] != '+'
 }
 
+// parseSkips reads the numbers that the client gives up. They must ascend and not be below first, since mergeSettled and
+// settledBefore search them by binary search; what is below first is settled anyway.
 func parseSkips(text string, first uint64) ([]uint64, bool) {
 	if strings.Count(text, ",") >= maxSessionSkips { // before anything is allocated for them
 		return nil, false
@@ -378,7 +408,8 @@ func parseSkips(text string, first uint64) ([]uint64, bool) {
 	return slices.Clip(skip), true
 }
 
-// sessionHeader is the response header: the sign that the server has sessions.
+// sessionHeader is the response header: the sign that the server has sessions. It is sent before the first read, also for
+// a stream that will have no messages: that is how a client asks how far the server is.
 func sessionHeader(epoch uint64, found sessionFound, p Progress) metadata.MD {
 	md := p.metadata(maxSessionProgress)
 	md.Set(headerEpoch, strconv.FormatUint(epoch, 10))
@@ -396,7 +427,9 @@ func sessionTrailer(epoch uint64, p Progress, failed uint64) metadata.MD {
 	return md
 }
 
-// failedSeq is the message whose own failure f is; 0 if f is the stream's, or is that of whatever ended the stream.
+// failedSeq is the message whose own failure f is; 0 if f is the stream's, or is that of whatever ended the stream. A
+// client must not blame a message for a stream that a shutdown or a broken connection has ended: by flow-failed it decides
+// whether to skip that message.
 func failedSeq(f *Failure) uint64 {
 	if f == nil || f.Kind == FailureContextCancelled || f.Kind == FailureShutdown {
 		return 0
