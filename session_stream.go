@@ -16,10 +16,14 @@ const (
 	defaultSaveEvery = time.Second
 	defaultTakeover  = 10 * time.Second
 
+	// A state holds all skipped keys of its session, and clients choose keys and their length: without a bound a client
+	// could let each Save grow for as long as the session lives. One more ends the stream with FailureOrdering.
 	maxSessionSkipped      = 1024     // keys
 	maxSessionSkippedBytes = 64 << 10 // of these
 
-	// maxTakes bounds how often a session is taken while others take it between the Load and the Save.
+	// maxTakes bounds how often a session is taken while others take it between the Load and the Save. Each round means
+	// that somebody has saved in between, so it takes processes that claim one session in a loop to reach it; a client
+	// that is refused for it backs off.
 	maxTakes = 16
 )
 
@@ -33,7 +37,9 @@ func (o *SessionOptions) validate() error {
 	return nil
 }
 
-// sessions are those of a Flow.
+// sessions are those of a Flow: what its streams share. It is made by New, lives as long as the Flow, and holds no
+// goroutine. The options are not changed any more; table and saved have locks of their own, neither of which is held while
+// the other is taken or while the store is called.
 type sessions struct {
 	owner     func(context.Context) (string, error) // nil: one name space for all
 	saveEvery time.Duration
@@ -60,18 +66,24 @@ func newSessions(o SessionOptions) *sessions {
 	return s
 }
 
-// sessionStream is a stream's session, from what its client asks for to the last Save. Its methods are called in the
-// order in which they stand here.
+// sessionStream is a stream's session, from what its client asks for to the last Save. One is made for each stream whose
+// client asks for a session, whether or not it gets it.
+//
+// The goroutine of Run calls take, header, keep, finish, trailer and release, in this order, and release in any case. The
+// others come from elsewhere, at any time and also after release: stop and hurry from the ShutdownCoordinator, moved from
+// a worker.
 type sessionStream struct {
 	of      *sessions
 	request sessionRequest
 	turn    *sessionTurn
 
-	// stopped ends when the stream is to be refused that waits: by a shutdown.
+	// stopped ends when the stream is to be refused that waits: by a shutdown. It is a context of its own, and not the end
+	// of the stream's, since a shutdown without drain must not cancel the handlers of a stream that has its session.
 	stopped context.Context
 	refuse  context.CancelCauseFunc
 
-	// Set by take.
+	// Set by take. They are not changed after that: the reader, the workers and the shard read them without a lock, and
+	// all of these are started after take has returned.
 	session Session
 	found   sessionFound
 	before  settledBefore // which messages are duplicates
@@ -79,6 +91,8 @@ type sessionStream struct {
 	version uint64
 	used    bool
 
+	// The saver is started by keep, and only if the session was taken. Its context exists from the beginning, so that
+	// hurry may cancel it at any time.
 	saver    sessionSaver
 	started  bool // the saver
 	deadline struct {
@@ -88,7 +102,9 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet.
+// disturbed yet. It runs on the goroutine of Run, before the stream is registered for a shutdown, and blocks for as long
+// as Owner does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
+// client gRPC then leaves without an answer (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	request, asked, err := parseSessionRequest(md)
@@ -110,17 +126,22 @@ func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	}
 	st := &sessionStream{of: s, request: request, session: Session{ID: id}}
 	st.turn = &sessionTurn{id: id, epoch: request.epoch, came: make(chan struct{})}
+	// Not cancelled with the stream: the commonest end is a client that has gone, and then the last Save matters most.
+	// Each call has its own limit, and hurry ends them all.
 	st.saver.ctx, st.saver.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	st.stopped, st.refuse = context.WithCancelCause(context.Background())
 	return st, nil
 }
 
-// stop refuses the stream if it waits for its session, or is yet to do so.
+// stop refuses the stream if it waits for its session, or is yet to do so. A stream that has its session does not notice.
 func (s *sessionStream) stop() { s.refuse(newFailure(FailureShutdown, reasonShutdown)) }
 
 // take waits for the session and takes it. ctx is the stream's: its end, with its cause, ends the waiting. end is called
 // when the session is taken away, from any goroutine and maybe after release: it ends the stream with that failure, which
 // is to be the cause of ctx's end, and must not block.
+//
+// Whatever take returns, release must follow: the stream may be in the table. It blocks for Takeover to wait for the
+// earlier stream, and for as long again for each call of the store.
 func (s *sessionStream) take(ctx context.Context, end func(*Failure)) *Failure {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -132,12 +153,15 @@ func (s *sessionStream) take(ctx context.Context, end func(*Failure)) *Failure {
 	if f := s.of.table.wait(ctx, s.turn, s.of.takeover); f != nil {
 		return f
 	}
+	// Before the Load: a session that is found must not be forgotten before it is in use.
 	if s.of.memory != nil {
 		s.of.memory.use(s.session.ID)
 		s.used = true
 	}
 	for range maxTakes {
 		moved, f := s.load(ctx)
+		// The end of the stream is the better reason: the store has failed because of it, or what it has taken is of no
+		// use.
 		if ended := endOfContext(ctx); ended != nil {
 			return ended
 		}
@@ -156,12 +180,19 @@ var errTakenByOthers = errors.New("others take the session each time it has been
 
 // load takes the session as it is in the store: it decides on the epoch, merges, and saves if epoch or fence change. moved
 // says that it has moved meanwhile and is to be loaded again.
+//
+// A stored epoch or fence other than before is what deposes a holder in another process: its next Save finds another
+// version, and an effect guarded by the fence fails. So the Save comes before the header and the first read, when nothing
+// of this stream can have run. It is left out if this Flow itself saved last and the epoch stays: then the earlier holder
+// was a stream of this process, which the table has waited for, and there is nobody to depose.
 func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure) {
 	stored, err := s.of.calls.load(ctx, s.session.ID)
 	if err != nil {
 		return false, storeFailure(err)
 	}
 	r, state := &s.request, stored.state
+	// The merge comes first, for its result is part of what is saved: what the client knows to be settled outlives a
+	// server that has forgotten it.
 	s.before = mergeSettled(state.Progress, r.first, r.skip)
 	switch {
 	case stored.version == 0 && r.claims() && r.first == 1:
@@ -177,6 +208,7 @@ func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure)
 		epoch = state.Epoch + 1
 	case r.epoch < state.Epoch:
 		return false, movedFailure(r.epoch, state.Epoch)
+	// A higher epoch is adopted, since the store may have been lost, but not one so high that claims could overflow it.
 	case r.epoch > max(state.Epoch, maxAdoptedEpoch):
 		return false, malformedFailure(malformed(headerEpoch, "the decimal number that the server gave", strconv.FormatUint(r.epoch, 10)))
 	}
@@ -199,12 +231,13 @@ func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure)
 	return false, nil
 }
 
-// header is the response header, to be sent before the first read.
+// header is the response header, to be sent before the first read. It says what was settled before this stream, so it may
+// be called once take has succeeded.
 func (s *sessionStream) header() metadata.MD {
 	return sessionHeader(s.session.Epoch, s.found, s.before.progress(s.before.first-1, nil))
 }
 
-// sessionView is what a stream has of its session by now.
+// sessionView is what a stream has of its session by now, all at one moment: the shard makes it, between two events.
 type sessionView struct {
 	highest uint64   // the number of the last message that was received; below the first if none was
 	open    []uint64 // ascending: those that were received and are not settled, without duplicates
@@ -212,7 +245,9 @@ type sessionView struct {
 }
 
 // keep saves from now on what view returns. failed is told of each Save that failed. If the session turns out to be
-// somebody else's, the stream ends as take says.
+// somebody else's, the stream ends as take says. It is called once, after take has succeeded and before the reader starts,
+// for the reader arms the saver. view is called on the goroutine of a timer or of Run, and may block for the shard; failed
+// calls the Observer.
 func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 	s.saver.calls, s.saver.id, s.saver.every = s.of.calls, s.session.ID, s.of.saveEvery
 	s.saver.view = func() (Progress, []string) {
@@ -225,13 +260,18 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 }
 
 // saveWait is how long a last Save may take once the Flow is closed. A shutdown waits for cutWait: the stream whose store
-// hangs has left by then.
+// hangs has left by then. The Save and the verdict of the shutdown once had the same second, and it was chance which came
+// first.
 const saveWait = cutWait - 50*time.Millisecond
 
-// moved looks whether the session is somebody else's by now, and ends the stream if so. It blocks for a call of the store.
+// moved reports whether the session is somebody else's by now, and ends the stream if so. A worker calls it whose handler
+// has returned ErrSessionMoved. It blocks for a call of the store, and for a Save under way. The handler's error alone is
+// not believed: it may speak of another session.
 func (s *sessionStream) moved() bool { return s.saver.check() }
 
-// hurry bounds all saving to saveWait from now: the Flow is closed.
+// hurry bounds all saving to saveWait from now: the Flow is closed. It is called by the coordinator, more than once if a
+// cut follows a Close, and the first call counts. It does not cancel the saver at once: what was settled until the Close
+// should still be saved.
 func (s *sessionStream) hurry() {
 	s.deadline.Lock()
 	defer s.deadline.Unlock()
@@ -241,7 +281,9 @@ func (s *sessionStream) hurry() {
 }
 
 // finish saves for the last time, when nothing of the stream runs any more, and before it is answered. It returns how the
-// stream ends if the session is somebody else's.
+// stream ends if the session is somebody else's. The goroutine of Run calls it, and it blocks for one call of the store at
+// most. The order matters: the Save comes before the trailers, so that what a client was told is in the store too unless
+// that has failed, and before release, so that the next stream loads what this one has saved.
 func (s *sessionStream) finish() *Failure {
 	if !s.started {
 		return nil
@@ -256,7 +298,9 @@ func (s *sessionStream) trailer(p Progress, f *Failure) metadata.MD {
 	return sessionTrailer(s.session.Epoch, p, failedSeq(f))
 }
 
-// release lets the next stream have the session. It is called for each stream in the end, whether it got it or not.
+// release lets the next stream have the session. It is called for each stream in the end, whether it got it or not. It
+// comes after the last Save and after EventStreamEnd: when the next stream begins, nothing of this one runs any more, and
+// that is why a key keeps its order across streams.
 func (s *sessionStream) release() {
 	s.deadline.Lock()
 	if s.deadline.timer != nil {
@@ -265,6 +309,7 @@ func (s *sessionStream) release() {
 	s.deadline.Unlock()
 	s.saver.cancel(nil)
 	s.refuse(nil)
+	// The next stream may use the session before unuse here: uses are counted, so the memory keeps it all the same.
 	s.of.table.leave(s.turn)
 	if s.used {
 		s.of.memory.unuse(s.session.ID)
@@ -273,6 +318,10 @@ func (s *sessionStream) release() {
 
 // savedVersions remembers which version of a session this Flow saved last: whoever finds another has to raise the fence.
 // It is bounded, and what it has forgotten costs one Save more when the session is taken.
+//
+// It is two maps, of which the older one is dropped when the newer one is full. So no entry needs a time or a place in a
+// list, and one that was saved of late stays for 8,192 further sessions at least. Streams call its methods from their
+// Runs' goroutines.
 type savedVersions struct {
 	mu       sync.Mutex
 	now, old map[SessionID]uint64 // what was saved of late, and before that
@@ -280,7 +329,8 @@ type savedVersions struct {
 
 const maxSavedVersions = 8192 // of each of the two
 
-// is reports whether version is the one that this Flow saved last.
+// is reports whether version is the one that this Flow saved last. Version 0 is a session that the store does not know,
+// and never counts as saved.
 func (v *savedVersions) is(id SessionID, version uint64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -291,7 +341,8 @@ func (v *savedVersions) is(id SessionID, version uint64) bool {
 	return version != 0 && last == version
 }
 
-// set remembers a version; 0: it is not known.
+// set remembers a version; 0: it is not known. An outdated version may stay in the older map only while the newer one,
+// which is looked at first, has the session too.
 func (v *savedVersions) set(id SessionID, version uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -309,7 +360,9 @@ func (v *savedVersions) set(id SessionID, version uint64) {
 	v.now[id] = version
 }
 
-// streamSession is what a stream has of its session.
+// streamSession is what a stream has of its session; stream embeds it. The goroutine of Run writes session and asked
+// before the stream is registered for a shutdown, and taken before the reader starts. A stream that has asked and not
+// taken was refused, or ended before.
 type streamSession struct {
 	session    *sessionStream // nil: its client asks for none
 	asked      bool           // its client asks for one, and may be refused
@@ -321,7 +374,7 @@ type streamSession struct {
 // messages are duplicates, and its end is saved before it is told.
 
 // askForSession reads what the client asks for. It comes before the shutdown is looked at: what is malformed is refused as
-// that.
+// that. It is called by begin, on the goroutine of Run.
 func (s *stream[T]) askForSession() {
 	session, refused := s.r.sessions.ask(s.parent)
 	s.asked = session != nil || refused != nil
@@ -331,7 +384,9 @@ func (s *stream[T]) askForSession() {
 	}
 }
 
-// takeSession waits for the session and takes it, before anything is read.
+// takeSession waits for the session and takes it, before anything is read. It is called by run, before the stream enters a
+// shard. So the ledger and the skipped keys, which a shard owns later, are this goroutine's; Receiver.mu keeps others from
+// looking meanwhile, since a stream in no shard is looked at under it (see ask).
 func (s *stream[T]) takeSession() {
 	if refused := s.session.take(s.ctx, s.fail); refused != nil {
 		s.fail(refused)
@@ -345,13 +400,16 @@ func (s *stream[T]) takeSession() {
 		s.backlog.skipFromTheStart(key)
 	}
 	s.r.mu.Unlock()
+	// Saving begins before the header is sent and the Observer called, both of which may block; EventSession comes before
+	// the first event of a message.
 	s.session.keep(s.viewForSession, s.emitSaveFailed)
 	s.emitSession()
 	s.sendHeader(s.session.header())
 }
 
 // saveSession saves what has come of the stream, of which nothing runs any more. It returns how the stream ends if the
-// session turns out to be somebody else's.
+// session turns out to be somebody else's. It is called by end, before the summary is made. A stream that was refused its
+// session saves nothing.
 func (s *stream[T]) saveSession() (moved *Failure) {
 	if s.session == nil {
 		return nil
@@ -360,12 +418,15 @@ func (s *stream[T]) saveSession() (moved *Failure) {
 }
 
 // sessionMoved reports whether the session is somebody else's, as err, of a handler that has looked at it in the store,
-// says. Then that is what ends the stream, and no failure of a message.
+// says. Then that is what ends the stream, and no failure of a message. It is called by workers and blocks as moved does,
+// which only a handler that returns ErrSessionMoved pays for.
 func (s *stream[T]) sessionMoved(err error) bool {
 	return s.taken && isError(err, ErrSessionMoved) && s.session.moved()
 }
 
-// viewForSession returns what is to be saved by now.
+// viewForSession returns what is to be saved by now. The saver calls it, from any goroutine but the shard's: it blocks
+// until the shard has answered. Both parts are read in one visit to the shard: a state in which a message is settled by
+// the skip of its key, but the key not skipped, would let later messages of that key run in the next stream.
 func (s *stream[T]) viewForSession() sessionView {
 	return ask(s, func() (v sessionView) {
 		v.highest, v.open = s.unsettled()
@@ -376,7 +437,8 @@ func (s *stream[T]) viewForSession() sessionView {
 	})
 }
 
-// through returns up to which number everything is settled, if the stream's own messages are up to committed.
+// through returns up to which number everything is settled, if the stream's own messages are up to committed. The shard
+// calls it whenever it has counted, for Stream.Committed; takeSession calls it for what was settled before.
 func (s *stream[T]) through(committed uint64) uint64 {
 	if !s.taken {
 		return committed
@@ -384,7 +446,9 @@ func (s *stream[T]) through(committed uint64) uint64 {
 	return s.session.before.through(committed, s.backlog.ledger.highest)
 }
 
-// summary is complete once the stream is done. Counts are the stream's, and what is settled is the session's.
+// summary is complete once the stream is done. Counts are the stream's, and what is settled is the session's. The ledger
+// knows nothing of duplicates, which no shard sees: they are added here to what was received, as one more outcome of those
+// that Received is the sum of.
 func (s *stream[T]) summary() Summary {
 	sum := s.backlog.ledger.summary()
 	if !s.taken {
@@ -398,7 +462,7 @@ func (s *stream[T]) summary() Summary {
 }
 
 // trailer says how far the stream got, or its session. One that was refused its session says nothing: what is settled is
-// not known to it.
+// not known to it. An answer of "committed 0" would be believed, and have its client send everything again.
 func (s *stream[T]) trailer(sum Summary, f *Failure) metadata.MD {
 	switch {
 	case s.taken:
