@@ -14,15 +14,22 @@ import (
 // What a newcomer finds decides about it. A lower epoch than the one that counts is refused and disturbs nobody. Else
 // the newcomer waits, and whoever waited or held before ends. Which epoch a claim will have is known only when the store
 // has said it; until then a claim counts as higher than any epoch that a client can have been given.
+//
+// The goroutines of the streams' Runs call its methods. None of them but wait blocks, and none calls into a stream while
+// mu is held: to end a stream takes locks of its own and may wait for room in a shard's channel. Between processes the
+// table knows nothing: there the version in the store decides.
 type sessionTable struct {
 	mu    sync.Mutex
 	slots map[SessionID]*sessionSlot
 }
 
-// sessionSlot is a session that a stream has or waits for.
+// sessionSlot is a session that a stream has or waits for. It is in the table for as long as it has a holder. There is at
+// most one that waits: a newcomer takes its place, since of several streams of one client only the newest has anybody at
+// its other end.
 type sessionSlot struct{ holder, waiter *sessionTurn }
 
-// sessionTurn is one stream's turn at a session: it waits, holds and leaves.
+// sessionTurn is one stream's turn at a session: it waits, holds and leaves. A turn is used once. A waiter that was
+// displaced is in no slot any more, so its turn never comes: its end ends its wait.
 type sessionTurn struct {
 	id    SessionID
 	epoch uint64         // that of the stream, as far as it is known: a claim's is 0 until it has begun; guarded by mu
@@ -34,6 +41,8 @@ type sessionTurn struct {
 func newSessionTable() *sessionTable { return &sessionTable{slots: map[SessionID]*sessionSlot{}} }
 
 // enter has turn wait for its session. A failure says that it may not.
+//
+// The streams that turn displaces are ended before enter returns, but are over only later: wait waits for that.
 func (t *sessionTable) enter(turn *sessionTurn) *Failure {
 	t.mu.Lock()
 	slot := t.slots[turn.id]
@@ -54,7 +63,8 @@ func (t *sessionTable) enter(turn *sessionTurn) *Failure {
 	return nil
 }
 
-// refusesLocked reports whether turn comes with an epoch that counts no more, and which one does.
+// refusesLocked reports whether turn comes with an epoch that counts no more, and which one does. A refused stream
+// displaces nobody: otherwise a writer that was deposed, and tries again, would end its successor's stream each time.
 func (s *sessionSlot) refusesLocked(turn *sessionTurn) (counts uint64, refused bool) {
 	switch {
 	case turn.epoch == 0: // the last claim wins
@@ -69,8 +79,9 @@ func (s *sessionSlot) refusesLocked(turn *sessionTurn) (counts uint64, refused b
 	return counts, turn.epoch < counts
 }
 
-// displacedLocked is whom turn, which is not refused, ends. A holder whose claim has only begun is let be: whether turn
-// is above it will be seen when its epoch is known.
+// displacedLocked is whom turn, which is not refused, ends. A holder whose claim has only begun is let be: whether turn is
+// above it will be seen when its epoch is known. Otherwise a deposed writer, which comes with an epoch that it was given
+// long ago, could end the very claim that has deposed it.
 func (s *sessionSlot) displacedLocked(turn *sessionTurn) (ended displacedTurns) {
 	if s.waiter != nil {
 		ended.add(s.waiter, turn, s.holder.epoch)
@@ -81,7 +92,8 @@ func (s *sessionSlot) displacedLocked(turn *sessionTurn) (ended displacedTurns) 
 	return ended
 }
 
-// displacedTurns are ended without the lock, since that leads into the stream.
+// displacedTurns are ended without the lock, since that leads into the stream. There are two at most, the waiter and the
+// holder, so it needs no memory of its own.
 type displacedTurns struct {
 	turns [2]struct {
 		turn *sessionTurn
@@ -90,7 +102,8 @@ type displacedTurns struct {
 	n int
 }
 
-// add has turn end for next. A claim's epoch is not known yet; it will be above known, the holder's.
+// add has turn end for next. A claim's epoch is not known yet; it will be above known, the holder's. The number is what a
+// client is told, and need only be higher than its own for it to see that another writer has the session.
 func (d *displacedTurns) add(turn, next *sessionTurn, known uint64) {
 	counts := next.epoch
 	if counts == 0 {
@@ -100,6 +113,7 @@ func (d *displacedTurns) add(turn, next *sessionTurn, known uint64) {
 	d.n++
 }
 
+// tell ends the streams. One that has ended meanwhile, or has been told before, ignores it.
 func (d *displacedTurns) tell() {
 	for _, e := range d.turns[:d.n] {
 		e.turn.end(e.why)
@@ -107,12 +121,17 @@ func (d *displacedTurns) tell() {
 }
 
 // wait waits until the session's earlier stream is over, at most for limit. It returns what ended ctx, if that did.
+//
+// The earlier stream is over when its Run has called leave, its last Save included, and not when it was told to end: so
+// its handlers have returned. One that does not heed its context keeps the session, and the newcomer is refused after
+// limit rather than run beside it.
 func (t *sessionTable) wait(ctx context.Context, turn *sessionTurn, limit time.Duration) *Failure {
 	select {
 	case <-turn.came:
 		return endOfContext(ctx)
 	default:
 	}
+	// Most streams find their session free: they make no timer.
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
@@ -125,7 +144,8 @@ func (t *sessionTable) wait(ctx context.Context, turn *sessionTurn, limit time.D
 	}
 }
 
-// endOfContext is the failure that ended ctx; nil if it has not ended.
+// endOfContext is the failure that ended ctx; nil if it has not ended. A Failure among the causes is flow's own decision,
+// such as a shutdown or another stream that takes the session, and is what the client must see.
 func endOfContext(ctx context.Context) *Failure {
 	if ctx.Err() == nil {
 		return nil
@@ -137,6 +157,10 @@ func endOfContext(ctx context.Context) *Failure {
 }
 
 // began sets down the epoch of turn, which holds the session, and decides about one that waited for it to be known.
+//
+// It is called once a turn, by its Run, when the epoch is in the store. Only a claim has anything to decide here; for it,
+// a waiter that came with an epoch was let in undecided. The waiter is ended outside the lock: it may have been displaced
+// meanwhile, and then has been ended already.
 func (t *sessionTable) began(turn *sessionTurn, epoch uint64) {
 	t.mu.Lock()
 	known := turn.epoch != 0
@@ -155,7 +179,9 @@ func (t *sessionTable) began(turn *sessionTurn, epoch uint64) {
 	}
 }
 
-// leave ends turn, whether it holds the session, waits for it or never came in: the next one's has come.
+// leave ends turn, whether it holds the session, waits for it or never came in: the next one's has come. A turn that was
+// refused or displaced is in no slot, and nothing changes. The next stream's Run is woken by the close, when the session
+// is its own already.
 func (t *sessionTable) leave(turn *sessionTurn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -175,8 +201,15 @@ func (t *sessionTable) leave(turn *sessionTurn) {
 // sessionSaver saves the progress of a running stream's session: every so often if it has changed, and at its end.
 //
 // It has neither a goroutine nor a timer while nothing changes: what is received arms it, and it stays armed for as long
-// as something is unsettled. Who has the turn saves; the other waits. A Save that failed may have been done all the same,
-// so the next one loads first: if the session still has this stream's epoch and fence, nobody else has it.
+// as something is unsettled. So streams at which nothing happens cost no wake-ups.
+//
+// Three goroutines meet here: that of the timer (tick), workers (check) and Run's (start, finish). Who has the turn saves;
+// the others wait. The turn is a channel and not a mutex, because it is held during calls of the store, which may sleep,
+// and during an answer of the shard: a contended mutex that is held so long freezes a synctest bubble, and finish could
+// not stop waiting for it. The reader only calls touch, which never waits.
+//
+// A Save that failed may have been done all the same, so the next one loads first: if the session still has this stream's
+// epoch and fence, nobody else has it.
 type sessionSaver struct {
 	calls sessionCalls
 	id    SessionID
@@ -187,6 +220,8 @@ type sessionSaver struct {
 	failed func(error)
 	moved  func(*Failure)
 
+	// armed means that tick will come, or is at work and has yet to look. It lets touch, which the reader calls for each
+	// message, do with one load in most cases.
 	ctx    context.Context // of the calls
 	cancel context.CancelCauseFunc
 	armed  atomic.Bool
@@ -200,7 +235,8 @@ type sessionSaver struct {
 	over    bool
 }
 
-// start begins with a state that the store has in this version.
+// start begins with a state that the store has in this version. It is called before the reader starts, since touch needs
+// the timer.
 func (s *sessionSaver) start(state SessionState, version uint64) {
 	s.turn = make(chan struct{}, 1)
 	s.saved, s.version = state, version
@@ -208,14 +244,17 @@ func (s *sessionSaver) start(state SessionState, version uint64) {
 	s.timer = time.AfterFunc(s.every, s.tick)
 }
 
-// touch says that something will have changed.
+// touch says that something will have changed. The reader calls it for each message that is not a duplicate, and tick
+// calls it for what has yet to be settled. Of several callers one arms the timer. After finish it may arm it once more,
+// for a reader may leave recv late: tick then sees that all is over.
 func (s *sessionSaver) touch() {
 	if !s.armed.Load() && s.armed.CompareAndSwap(false, true) {
 		s.timer.Reset(s.every)
 	}
 }
 
-// tick saves what has changed.
+// tick saves what has changed. The timer runs it, so it may block: for the turn, for the shard, which answers view, and
+// for the store.
 func (s *sessionSaver) tick() {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
@@ -228,12 +267,16 @@ func (s *sessionSaver) tick() {
 	if changed {
 		s.save(s.ctx, progress, keys)
 	}
+	// What is unsettled will be settled without anything being received, and touch is called by the reader alone. After a
+	// Save there is one more tick, which finds nothing changed and lets the saver rest; after one that failed it is the
+	// next attempt.
 	if changed || len(progress.unsettled) > 0 {
 		s.touch()
 	}
 }
 
-// changed reports whether there is something to save.
+// changed reports whether there is something to save. Skipped keys only become more during a stream, so their number says
+// whether there are new ones. Their order is that of a map and means nothing.
 func (s *sessionSaver) changed(p Progress, keys []string) bool {
 	return s.unsure || p.received != s.saved.Progress.received ||
 		!slices.Equal(p.unsettled, s.saved.Progress.unsettled) || len(keys) != len(s.saved.GivenUp)
@@ -243,7 +286,11 @@ func (s *sessionSaver) changed(p Progress, keys []string) bool {
 // so only if a Save that was not waited for any more is done after all.
 const maxSaves = 4
 
-// save brings the state into the store, or sees that the session is somebody else's.
+// save brings the state into the store, or sees that the session is somebody else's. The caller has the turn.
+//
+// ErrSessionMoved alone does not mean that another stream has it: the version also moves when a Save of this stream's was
+// given up by callStore and done later. So whatever a Save has failed with, the session is loaded before the next one, and
+// only epoch and fence decide.
 func (s *sessionSaver) save(ctx context.Context, p Progress, keys []string) {
 	next := SessionState{Epoch: s.saved.Epoch, Fence: s.saved.Fence, Progress: p, GivenUp: keys}
 	var err error
@@ -259,6 +306,7 @@ func (s *sessionSaver) save(ctx context.Context, p Progress, keys []string) {
 			s.saved, s.version, s.unsure = next, version, false
 			return
 		}
+		// From here on the store may have either version, until a Load or a Save has said so.
 		s.unsure = true
 		if !isError(err, ErrSessionMoved) {
 			break
@@ -269,7 +317,8 @@ func (s *sessionSaver) save(ctx context.Context, p Progress, keys []string) {
 	}
 }
 
-// reload looks whose the session is.
+// reload looks whose the session is. The caller has the turn. If it still is this stream's, what was loaded is what the
+// next Save is compared with; else the stream is ended, and nothing of it is saved any more.
 func (s *sessionSaver) reload(ctx context.Context) error {
 	found, err := s.calls.load(ctx, s.id)
 	if err != nil {
@@ -285,7 +334,9 @@ func (s *sessionSaver) reload(ctx context.Context) error {
 	return nil
 }
 
-// check looks whether the session is somebody else's by now.
+// check reports whether the session is somebody else's by now. It is called by a worker, whose handler has seen that in
+// the store, and blocks for a Save under way and for a Load. A store that fails does not end the stream: the handler's
+// error then counts as the message's own.
 func (s *sessionSaver) check() (lost bool) {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
@@ -297,6 +348,10 @@ func (s *sessionSaver) check() (lost bool) {
 
 // finish saves for the last time; the stream does nothing any more. It takes at most the time of one call. It returns
 // the end of a stream whose session is somebody else's, and the version that the store has; 0 if that is not known.
+//
+// When the store hangs, the call under way is given up after that time, so that Run returns; it may still be done, so no
+// version is returned, and the next stream raises the fence. No Save follows, and failed and moved are not called again,
+// once over is set under the turn.
 func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 	s.timer.Stop()
 	ctx, cancel := context.WithTimeoutCause(s.ctx, s.calls.limit, errStoreTimeout)
@@ -304,6 +359,7 @@ func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done(): // a call is under way that hangs
+		// This ends the wait for the store at once, and whoever has the turn gives it back.
 		s.cancel(context.Cause(ctx))
 		s.turn <- struct{}{}
 	}
@@ -326,6 +382,11 @@ func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 // the client gave up. Of the numbers up to last all are settled but the holes; above it only what the client gave up
 // ahead is, for a hole is kept for each number that is not, and there may be 2^62 in between. The client repeats those
 // until they are committed.
+//
+// It is made by load and then shared: the reader asks it for each message, the shard and the saver for progress. So it
+// needs no lock. Nothing is kept for each settled number: a session of a million messages without holes takes no more than
+// one that is new, and a stream adds MaxPending holes at most, which is why New refuses a negative MaxPending with
+// Sessions.
 type settledBefore struct {
 	first uint64   // the stream's first number
 	last  uint64   // the highest that the session knows of; at least first-1
@@ -333,7 +394,8 @@ type settledBefore struct {
 	ahead []uint64 // above last+1, ascending: settled
 }
 
-// mergeSettled joins what the store has with what the client says. skip ascends and has nothing below first.
+// mergeSettled joins what the store has with what the client says. skip ascends and has nothing below first. A hole is
+// closed only by what the client says, never by guessing: a number that nobody calls settled runs again.
 func mergeSettled(stored Progress, first uint64, skip []uint64) settledBefore {
 	b := settledBefore{first: first, last: max(stored.received, first-1)}
 	from, _ := slices.BinarySearch(stored.unsettled, first) // what is below first counts as settled
@@ -350,7 +412,8 @@ func mergeSettled(stored Progress, first uint64, skip []uint64) settledBefore {
 	return b
 }
 
-// swallow raises last by the numbers of ahead that follow it at once.
+// swallow raises last by the numbers of ahead that follow it at once. It keeps the invariant that ahead begins above
+// last+1, without which last would not be the highest number that is known.
 func swallow(last uint64, ahead []uint64) (uint64, []uint64) {
 	for len(ahead) > 0 && ahead[0] == last+1 {
 		last, ahead = ahead[0], ahead[1:]
@@ -358,7 +421,8 @@ func swallow(last uint64, ahead []uint64) (uint64, []uint64) {
 	return last, ahead
 }
 
-// settled reports whether the message with this number was settled before: it is a duplicate.
+// settled reports whether the message with this number was settled before: it is a duplicate. The reader calls it for each
+// message of a session. Most are above last with nothing ahead, and cost two comparisons.
 func (b *settledBefore) settled(seq uint64) bool {
 	if seq > b.last {
 		if len(b.ahead) == 0 {
@@ -371,8 +435,9 @@ func (b *settledBefore) settled(seq uint64) bool {
 	return !hole
 }
 
-// progress is the session's once the stream has received all of first..highest, of which open, ascending, are not
-// settled. highest is first-1 if it has received nothing.
+// progress is the session's once the stream has received all of first..highest, of which open, ascending, are not settled.
+// highest is first-1 if it has received nothing. The holes above highest are those that the stream has yet to come by: the
+// client still has to send them. Open numbers are all below these, so joining the two keeps them ascending.
 func (b *settledBefore) progress(highest uint64, open []uint64) Progress {
 	from, _ := slices.BinarySearch(b.holes, highest+1) // those the stream came by are settled or open
 	holes := b.holes[from:]
@@ -383,7 +448,8 @@ func (b *settledBefore) progress(highest uint64, open []uint64) Progress {
 	return p
 }
 
-// known is the highest number that the session knows of once the stream has received highest.
+// known is the highest number that the session knows of once the stream has received highest. What the client gave up
+// ahead counts as soon as nothing unknown lies before it.
 func (b *settledBefore) known(highest uint64) uint64 {
 	last := max(b.last, highest)
 	if len(b.ahead) == 0 {
@@ -398,7 +464,8 @@ func (b *settledBefore) known(highest uint64) uint64 {
 }
 
 // through is up to where all of the session's messages are settled, if all of the stream's are up to committed, of which
-// it has received highest.
+// it has received highest. If something that was received is unsettled, the stream's own count says all; otherwise the
+// next hole ends it. It makes no list, so the shard may call it at each count.
 func (b *settledBefore) through(committed, highest uint64) uint64 {
 	if committed < highest {
 		return committed
