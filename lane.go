@@ -18,7 +18,9 @@ import (
 // with 1,024 keys a channel and a goroutine per active key took 434 ns a message where a list in a table took 75.
 // The list is intrusive: the turns are part of what waits, so that to wait allocates nothing.
 
-// turn is a place in a lane. All fields but owner are guarded by what guards the lane.
+// turn is a place in a lane. A message embeds one, and so does a direct caller's laneWaiter; it is in one lane at a time, or
+// in none. All fields but owner are guarded by what guards the lane: the shard that owns the table, or the laneShard's lock.
+// owner never changes, and a message's home is set when it is accepted, before it joins a lane.
 type turn struct {
 	lane       *lane // nil: in none
 	prev, next *turn
@@ -29,13 +31,16 @@ type turn struct {
 	spare *lane
 }
 
-// turnOwner is told, once and with no lock held, that a turn which had to wait has come.
+// turnOwner is told, once and with no lock held, that a turn which had to wait has come. Only an owner without a home is
+// told: a direct caller of a resolver or a Gate, who waits on a goroutine of his own.
 type turnOwner interface{ turnCame() }
 
-// turnHome is told, with no lock held, that the turn of an owner of its own has come.
+// turnHome is told, with no lock held, that the turn of an owner of its own has come. It is a shard: what its messages do next
+// is decided on its goroutine alone, so whoever ends the turn before theirs, on whatever goroutine, only hands it over.
 type turnHome interface{ handOver(turnOwner) }
 
-// lane is the queue of one key.
+// lane is the queue of one key. It is in its table exactly as long as it has a head, and the head has the turn: so who finds
+// no lane has the turn at once, and nobody needs a flag that says who runs.
 type lane struct {
 	name       string
 	hash       uint64
@@ -44,7 +49,9 @@ type lane struct {
 	n          int
 }
 
-// laneBounds are what the lanes of one scope have in common. They are safe for concurrent use.
+// laneBounds are what the lanes of one scope have in common: all lanes of a resolver with ScopeFlow, those of one stream
+// otherwise (see laneResolver.bounds). They are safe for concurrent use: tables that share them have different locks, and a
+// reader looks how near the bound is (see mayRefuse) while its shard lines up.
 type laneBounds struct {
 	opts    OrderingOptions
 	closed  *atomic.Bool // the resolver's
@@ -68,13 +75,19 @@ func (b *laneBounds) reserve() bool {
 	}
 }
 
+// unreserve takes back what reserve has counted: the turn has become a head, or has left before that.
 func (b *laneBounds) unreserve() {
 	if b.opts.Capacity > 0 {
 		b.waiting.Add(-1)
 	}
 }
 
-// laneTable finds lanes by name. It is not safe for concurrent use: a stream guards its own by its lock.
+// laneTable finds lanes by name. It is not safe for concurrent use: a stream's own table belongs to its shard, and a table
+// that streams share has the lock of its laneShard.
+//
+// It is a hash table of its own and not a map, since the lanes are links of its chains: a key that comes and goes allocates
+// nothing, and the caller has computed the hash already, which the lists of slow and busy keys need too. The buckets double
+// when there are as many lanes, and are given back only when there are none (see trim).
 type laneTable struct {
 	bounds  *laneBounds
 	buckets []*lane // a power of two of them
@@ -88,6 +101,10 @@ const (
 
 // join appends t to the lane called name. first says that its turn has come with that; if not, it comes when leave
 // returns it. A reason that is not "" says why t was refused: it then is in no lane.
+//
+// // The bounds count what waits behind a head, as the contract does: KeyCapacity looks at this lane, Capacity at all lanes of
+// // the scope. A turn that is first never counts, so neither bound can refuse a key that is idle. They are looked at here and
+// // never again: a message that was accepted is not refused later.
 func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why reason) {
 	if tb.bounds.closed.Load() {
 		return false, reasonOrderShut
@@ -110,7 +127,8 @@ func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why re
 	return false, ""
 }
 
-// open makes a lane for t, whose turn it is with that.
+// open makes a lane for t, whose turn it is with that. The lane's memory is t's spare, which t does not have for as long as it
+// is the head.
 func (tb *laneTable) open(name string, hash uint64, t *turn) {
 	l := t.spare
 	t.spare = nil
@@ -121,6 +139,10 @@ func (tb *laneTable) open(name string, hash uint64, t *turn) {
 
 // leave takes t out of its lane, wherever it stands. If it was the head, the turn of the one behind it has come: that
 // one is returned, and the caller must see to it. The lane of a last turn ceases to exist.
+//
+// It is called once for each turn that has joined, and for a head only when nothing of its message runs any more, a caller's
+// own release included: the one behind may start as soon as this returns. A head leaves the lane's memory to its successor and
+// takes the successor's spare, so that there are always as many lanes' memories as turns.
 func (tb *laneTable) leave(t *turn) (next *turn) {
 	l := t.lane
 	l.n--
@@ -147,7 +169,10 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 }
 
 // cancelWait takes t out of its lane if it stands there behind the head, and reports whether it did: nobody's turn comes
-// by it.
+// by it. To look and to leave is one step, under the lock where there is one: in a lane that streams share the turn of a
+// message that is dropped may come meanwhile. When these were two steps, both the sweep of the stream and the one who passed
+// the turn on carried the message, and the next in the lane was forgotten. A head is left alone: it is in its lane until it
+// has been brought to its end like any other message, by which the next gets its turn.
 func (tb *laneTable) cancelWait(t *turn) bool {
 	if t.lane == nil || t.lane.head == t {
 		return false
@@ -158,6 +183,8 @@ func (tb *laneTable) cancelWait(t *turn) bool {
 
 func (tb *laneTable) bucket(hash uint64) **lane { return &tb.buckets[hash&uint64(len(tb.buckets)-1)] }
 
+// find returns the lane called name, or nil. The hash alone does not say it: keys are chosen by clients, and two keys must
+// never share a lane, whatever their hashes are.
 func (tb *laneTable) find(name string, hash uint64) *lane {
 	if tb.lanes == 0 {
 		return nil
@@ -169,7 +196,9 @@ func (tb *laneTable) find(name string, hash uint64) *lane {
 	return l
 }
 
-// hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them.
+// hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them. It is called for each mail run,
+// which must leave these keys alone. busy holds 32, so a large table is not looked through at all: it has more lanes than
+// that, or it is mostly empty, and its stream has no mail runs until the last lane is gone and the table is trimmed.
 func (tb *laneTable) hashesInto(busy *busyKeys) bool {
 	if tb.lanes == 0 {
 		return true
@@ -196,6 +225,8 @@ func (tb *laneTable) add(l *lane) {
 	tb.lanes++
 }
 
+// remove takes l out of the table, and leaves nothing in it: its memory goes on as somebody's spare, and would keep the name,
+// which is a client's key, alive.
 func (tb *laneTable) remove(l *lane) {
 	b := tb.bucket(l.hash)
 	for *b != l {
@@ -206,6 +237,7 @@ func (tb *laneTable) remove(l *lane) {
 	*l = lane{}
 }
 
+// resize spreads the lanes over n buckets. It moves them all at once: that is done again only when their number has doubled.
 func (tb *laneTable) resize(n int) {
 	old := tb.buckets
 	tb.buckets = make([]*lane, n)
@@ -219,15 +251,18 @@ func (tb *laneTable) resize(n int) {
 	}
 }
 
-// trim gives memory back while there are no lanes: a table that was full once must not stay large for ever.
+// trim gives memory back while there are no lanes: a table that was full once must not stay large for ever. A shared table is
+// trimmed as soon as it is empty. A stream's own is trimmed by its shard when nothing of the stream is pending (see flush): the
+// table of a busy stream is empty for a moment again and again, and would have to grow anew each time.
 func (tb *laneTable) trim() {
 	if tb.lanes == 0 && len(tb.buckets) > idleBuckets {
 		tb.buckets = nil
 	}
 }
 
-// sharedLanes are lanes for many: streams with ScopeFlow, and direct callers. Sharded, so that they rarely meet at one
-// lock. A stream's lock may be held when a shard's is taken, never the other way round, and never two shards at once.
+// sharedLanes are lanes for many: streams with ScopeFlow, and direct callers. They lie in several tables with a lock each, so
+// that their users rarely meet at one lock. The locks are leaves: while one is held no other is taken, another laneShard's
+// included, and nothing of the caller's is called; whose turn has come is told after it has been given back.
 type sharedLanes struct{ shards [laneShards]laneShard }
 
 const laneShards = 16
@@ -256,7 +291,8 @@ func (sh *laneShard) join(name string, hash uint64, t *turn) (first bool, why re
 }
 
 // leave is laneTable.leave. It also returns the home of the one whose turn has come, which is that one's only as long as the
-// shard is locked.
+// shard is locked: once it is not, that message may be brought to its end by its own shard, and be used again. For the same
+// reason who is told of a turn looks whether it still has it (see shard.grant).
 func (sh *laneShard) leave(t *turn) (next *turn, home turnHome) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -273,7 +309,8 @@ func (sh *laneShard) cancelWait(t *turn) bool {
 	return sh.laneTable.cancelWait(t)
 }
 
-// follower returns the turn behind t, which is in a lane, if that is of the same home; nil otherwise.
+// follower returns the turn behind t, which is in a lane, if that is of the same home; nil otherwise. Only a message of its
+// own may a shard put into a run: what becomes of another's is that one's to say.
 func (sl *sharedLanes) follower(t *turn, hash uint64) *turn {
 	sh := sl.shard(hash)
 	sh.mu.Lock()
@@ -288,7 +325,11 @@ func (sl *sharedLanes) follower(t *turn, hash uint64) *turn {
 // shard's alone; once the stream is done anybody may read it.
 //
 // An unfinished message is in exactly one place: in the mailbox, in chunk (taken out of it), or a message[T], in live,
-// whose state says where it is.
+// whose state says where it is. What visits the backlog in this order, live, chunk, mailbox, sees it in order of receipt, which
+// Progress and Summary rely on.
+//
+// The flags say in which of its shard's lists the stream is, so that it is in each at most once and nothing needs to be
+// searched for. swept comes before ended, and neither is ever taken back.
 type backlog[T any] struct {
 	chunk *chunk[T] // taken out of the mailbox,
 	pos   int       // of the first of its entries that is not lined up
@@ -313,7 +354,8 @@ type backlog[T any] struct {
 }
 
 // next takes the next entry out of the mailbox. It returns nil if there is none: then the reader tells the shard of the
-// next one.
+// next one. The caller must make a message of the entry before it calls next again, and must not call it while there is a
+// mail run, whose worker takes the entries from pos on.
 func (b *backlog[T]) next(box *mailbox[T], pool *sync.Pool) *entry[T] {
 	if !b.fetch(box, pool) {
 		return nil
@@ -322,7 +364,8 @@ func (b *backlog[T]) next(box *mailbox[T], pool *sync.Pool) *entry[T] {
 	return &b.chunk.list[b.pos-1]
 }
 
-// fetch sees to it that the next entry is in chunk at pos. It reports whether there is one.
+// fetch sees to it that the next entry is in chunk at pos. It reports whether there is one. To the mailbox, which costs its
+// lock, it goes only when everything that was taken out before is used up; the empty chunk goes back by the same way.
 func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
 	b.skipEmpty(pool)
 	if b.chunk != nil && b.pos < len(b.chunk.list) {
@@ -332,7 +375,9 @@ func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
 	return b.chunk != nil
 }
 
-// skipEmpty gives the chunks back that are used up and have another behind them.
+// skipEmpty gives the chunks back that are used up and have another behind them. The last one stays, as the one that fetch
+// gives back to the mailbox. Nobody reads a chunk that is behind pos: its entries are lined up, or settled, and the worker of a
+// mail run leaves a chunk before it claims an entry of the next (see serveMail).
 func (b *backlog[T]) skipEmpty(pool *sync.Pool) {
 	for b.chunk != nil && b.pos == len(b.chunk.list) && b.chunk.next != nil {
 		empty := b.chunk
@@ -357,7 +402,9 @@ func (b *backlog[T]) visit(box *mailbox[T], see func(m *message[T], seq uint64, 
 	box.visit(show)
 }
 
-// inMailRun returns the Seq of the message that a mail run has claimed, or 0.
+// inMailRun returns the Seq of the message that a mail run has claimed, or 0. pos is where the first entry lies that is not
+// settled, and the run's settled counts the same entries, so the claimed one lies as far behind pos as at is beyond settled.
+// The worker goes on meanwhile: the answer is of the moment when at was read.
 func (b *backlog[T]) inMailRun() uint64 {
 	if b.mailRun == nil {
 		return 0
@@ -384,13 +431,16 @@ func (b *backlog[T]) firstPending() uint64 {
 	return b.live.first.seq
 }
 
-// skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped.
+// skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped. It is called
+// by Run before the stream enters a shard, while the backlog is still Run's. The stream is direct from then on, as after a skip
+// of its own: a message of a skipped key needs no capacity, and must not wait in the mailbox for a run that has room.
 func (b *backlog[T]) skipFromTheStart(key string) {
 	b.skipped.add(key, 0, sessionSkips) // so many were saved
 	b.direct = true
 }
 
-// isSkipped reports whether m follows a message whose key OnFailure has skipped.
+// isSkipped reports whether m follows a message whose key OnFailure has skipped. Not if the key function has panicked: then the
+// key is unknown, and the message has a failure of its own.
 func (b *backlog[T]) isSkipped(m *message[T]) bool {
 	return m.crash == nil && b.skipped.covers(m.key, m.seq)
 }
@@ -413,7 +463,10 @@ var (
 	sessionSkips = skipLimit{keys: maxSessionSkipped, bytes: maxSessionSkippedBytes} // in what is saved of a session
 )
 
-// add notes that key is skipped behind the message seq. It reports false, and notes nothing, if that is beyond the limit.
+// add notes that key is skipped behind the message seq. It reports false, and notes nothing, if that is beyond the limit: the
+// stream then ends, since to run the key's later messages would break the promise, and to forget another key too. Of two skips
+// of a key the lower Seq counts: a refusal on receipt may be skipped while an earlier message of the key still runs, and is
+// skipped in its turn.
 func (k *skippedKeys) add(key string, seq uint64, limit skipLimit) bool {
 	if from, ok := k.from[key]; ok {
 		if seq < from {
