@@ -5,7 +5,10 @@ import "runtime"
 // The way of a message through its shard: receive lines it up; dispatch sends it out in a run when it has its turn and
 // there is a slot; runBack takes the run back and settles what has finished, by which others get their turn.
 
-// accept makes a message of what was received.
+// accept makes a message of what was received. It must be called in order of receipt, which is the order of the ledger and
+// of live: the first message of live is what Committed waits for. The entry is cleared, since its chunk is used again and
+// would keep the value alive until then; the home is set each time, since messages come from a pool that all shards of the
+// Receiver share.
 func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 	m := sh.free.get(&sh.r.messages)
 	b := &s.backlog
@@ -20,7 +23,10 @@ func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 }
 
 // receive lines up what was received. open is the run that is being filled, which the message joins if it may; it may be
-// nil.
+// nil. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
+// BackpressureHardReject refuses before the message lines up, whether or not its turn would have come; but not a message of
+// a skipped key, which needs no capacity and is rejected as skipped. Only then does it join its lane, and only a message
+// that has its turn reserves capacity.
 func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 	m := sh.accept(s, e)
 	p := sh.r.gate.pressure
@@ -42,6 +48,8 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 			return
 		}
 		if !first {
+			// A run executes its messages one after the other, so a message may join the run that the one before it in its
+			// lane is in. It stays in the lane all the same: should the run be recalled, its place must be known.
 			if open != nil && sh.isIn(open, m.prev) {
 				open.add(m)
 			}
@@ -68,19 +76,27 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 			sh.ready(m)
 		}
 	case open == nil || sh.pace.isSlow(m.hash):
+		// A slow key runs alone, so as to hold up no other message of the run: fill takes it from the ready queue.
 		sh.ready(m)
 	default:
+		// Straight from the mailbox into the run: it never passes the ready queue.
 		open.add(m)
 	}
 }
 
-// isIn reports whether the message of t is in r.
+// isIn reports whether the message of t is in r. The owner of a turn in a shared lane may be a direct caller instead of a
+// message, or a message of another Receiver's shard, whose run is never r.
 func (sh *shard[T]) isIn(r *run[T], t *turn) bool {
 	m, ok := t.owner.(*message[T])
 	return ok && m.run == r
 }
 
-// lineUpAll lines up everything that s has received.
+// lineUpAll lines up everything that s has received. It is called for streams that are direct. It stops at a refusal, behind
+// which everything waits in the mailbox until settle attends to the stream again. It leaves the mailbox alone while a mail
+// run reads it, which a stream may have whose first key has just been skipped: mailBack attends to it again.
+//
+// The verdict is given when the mailbox is empty: the reader waits for it only after it has put its message there, so
+// everything that it may have asked about is lined up by then.
 func (sh *shard[T]) lineUpAll(s *stream[T]) {
 	b := &s.backlog
 	for !b.refusing && !b.swept && b.mailRun == nil {
@@ -93,8 +109,13 @@ func (sh *shard[T]) lineUpAll(s *stream[T]) {
 	}
 }
 
-// lineUp takes up to most messages out of the mailboxes, of the streams in turn. Those that have their turn and may run
-// join open, unless that is nil, until there are limit in it. It goes on beyond most while open is empty.
+// lineUp takes up to most messages out of the mailboxes, of the streams in turn. Those that have their turn and may run join
+// open, unless that is nil, until there are limit in it. It goes on beyond most while open is empty. The last rule keeps
+// dispatch from giving up while there is mail: what comes first may be messages that wait behind others, or that run alone,
+// and behind them lie some that could run.
+//
+// Each stream gives a share and then goes to the end of the ring, so that one whose client sends fast does not keep the
+// others in their mailboxes.
 func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 	full := func() bool { return open != nil && open.len() >= limit }
 	for (most > 0 || open != nil && open.len() == 0) && !full() && sh.hasMail() {
@@ -124,7 +145,9 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 	}
 }
 
-// hasMail reports whether a stream that goes on may have something in its mailbox.
+// hasMail reports whether a stream that goes on may have something in its mailbox. It takes those out of the front of the
+// ring that must not be read now. None is forgotten by that: whatever ends the reason, be it the end of a refusal or of a
+// mail run, calls attend, which puts the stream into the ring again or lines up all that it has.
 func (sh *shard[T]) hasMail() bool {
 	for s := sh.mail.first(); s != nil; s = sh.mail.first() {
 		if b := &s.backlog; !b.swept && !b.ended && !b.refusing && !b.direct && b.mailRun == nil {
@@ -136,7 +159,9 @@ func (sh *shard[T]) hasMail() bool {
 	return false
 }
 
-// turnCame is told that m, which was waiting, has its turn.
+// turnCame is told that m, which was waiting, has its turn. It is called by whatever gives turns: receive, settle, resume
+// and grant. A message of a skipped key is looked for first, since it must not ask a caller's own resolver, nor lie in a
+// ready queue, where it would wait for capacity that it does not need.
 func (sh *shard[T]) turnCame(m *message[T]) {
 	s := m.stream
 	switch {
@@ -147,6 +172,8 @@ func (sh *shard[T]) turnCame(m *message[T]) {
 		sh.finishOne(m)
 	case s.order.asks(m.hash):
 		m.state = stateAsking
+		// The answer comes on a goroutine of its own, which may wait until the shard has room for the event: m is not
+		// finished before, so its stream is not done, and the shard lives.
 		s.order.external.turn(s.order.resolver.lane(m.key), func(release ReleaseFunc, err error) {
 			sh.events <- event[T]{do: func() { sh.answered(m, release, err) }}
 		})
@@ -155,14 +182,20 @@ func (sh *shard[T]) turnCame(m *message[T]) {
 	}
 }
 
-// grant is told that others have handed their turn to m: but m may have been dropped since, and used again.
+// grant is told that others have handed their turn to m: but m may have been dropped since, and used again. A grant lies in
+// a list until the shard looks, and between leave, which unlocks the lane, and handOver the shard may have swept m's stream.
+// A message used again was once told of a turn that had been meant for its former life: hence all four conditions. If they
+// hold, m is the head of its lane and has its turn, whoever the grant was meant for.
 func (sh *shard[T]) grant(m *message[T]) {
 	if m.stream != nil && m.state == stateWaiting && m.lane != nil && m.stream.order.isHead(&m.turn, m.hash) {
 		sh.turnCame(m)
 	}
 }
 
-// handOver implements turnHome: somebody else, who shares lanes with streams of this shard, has handed his turn to owner.
+// handOver implements turnHome: somebody else, who shares lanes with streams of this shard, has handed his turn to owner. It
+// is called by that other's goroutine, with no lock held: a direct caller of a Gate, or the shard of another Receiver, which
+// must not wait for this one. So the event is only sent if there is room. Nothing is lost by that: the grant is noted first,
+// and a shard whose channel is full is awake and looks at the grants before it sleeps.
 func (sh *shard[T]) handOver(owner turnOwner) {
 	sh.granted.add(owner.(*message[T]))
 	select {
@@ -171,7 +204,9 @@ func (sh *shard[T]) handOver(owner turnOwner) {
 	}
 }
 
-// answered is told what a caller's own resolver has said about m's turn.
+// answered is told what a caller's own resolver has said about m's turn. m was stateAsking all the time, which sweep leaves
+// alone: if its stream has been swept meanwhile, m ends here. Its release is kept in any case, and called by the worker that
+// brings it to its end.
 func (sh *shard[T]) answered(m *message[T], release ReleaseFunc, err error) {
 	s := m.stream
 	m.release = release
@@ -187,13 +222,16 @@ func (sh *shard[T]) answered(m *message[T], release ReleaseFunc, err error) {
 	sh.finishOne(m)
 }
 
-// ready puts m, which has its turn, behind the others of its stream that have.
+// ready puts m, which has its turn, behind the others of its stream that have. A ready message needs nothing but a slot.
+// dispatch takes it from there, in turns with the other streams.
 func (sh *shard[T]) ready(m *message[T]) {
 	m.state, m.run = stateReady, nil
 	m.stream.backlog.ready.push(m)
 	sh.hasTurn(m.stream)
 }
 
+// hasTurn counts one more ready message of s, which its caller has put into the ready queue, and sees to it that s takes
+// turns.
 func (sh *shard[T]) hasTurn(s *stream[T]) {
 	sh.nready++
 	if b := &s.backlog; !b.inTurns {
@@ -202,14 +240,15 @@ func (sh *shard[T]) hasTurn(s *stream[T]) {
 	}
 }
 
-// refuse brings m to its end, which was refused on receipt. What comes behind it waits until that is done, so that
-// refusals slow their client down and come to OnFailure in order of receipt.
+// refuse brings m to its end, which was refused on receipt. What comes behind it waits until that is done, so that refusals
+// slow their client down and come to OnFailure in order of receipt. settle, which counts m, ends that state.
 func (sh *shard[T]) refuse(m *message[T]) {
 	m.refused, m.stream.backlog.refusing = true, true
 	sh.finishOne(m)
 }
 
-// reject brings m, whose key is skipped, to its end, and with it those that wait behind it.
+// reject brings m, whose key is skipped, to its end, and with it those that wait behind it. They go in one run, in the order
+// of the lane: as each is settled, the turn of the next comes, which is in the run already.
 func (sh *shard[T]) reject(m *message[T]) {
 	r := sh.runs.new(runFinish)
 	for ; m != nil && m.stream.backlog.isSkipped(m); m = sh.follower(m) { // which may be another stream's, in a shared lane
@@ -219,7 +258,10 @@ func (sh *shard[T]) reject(m *message[T]) {
 	sh.finish(r)
 }
 
-// follower returns the message that waits behind m in its lane, if it is this shard's and needs nobody else's turn.
+// follower returns the message that waits behind m in its lane, if it is this shard's and needs nobody else's turn. A
+// caller's own resolver gives each message a turn of its own, so there nobody may go together with the one before. In a
+// shared lane the next turn may be a direct caller's, or of another home. It is looked at under the lane's lock, but may be
+// used after that: a turn that stands behind m is taken out of the lane by its own shard alone.
 func (sh *shard[T]) follower(m *message[T]) *message[T] {
 	o := &m.stream.order
 	if m.lane == nil || o.external != nil {
@@ -247,8 +289,10 @@ func (sh *shard[T]) finishOne(m *message[T]) {
 	sh.finish(r)
 }
 
-// finish has a worker bring the messages of r to their end, without a slot. Where there is nobody to tell they are at
-// their end.
+// finish has a worker bring the messages of r to their end, without a slot. Where there is nobody to tell they are at their
+// end. To go through a worker costs two hops, and is needed only because OnFailure, the Observer and a resolver's release
+// are the caller's code, which a shard never calls. A message at stepFailure has come here from message.abort only: its
+// failure is the end of its stream, so that nothing is left to ask and no stream to end.
 func (sh *shard[T]) finish(r *run[T]) {
 	if len(r.list) == 0 {
 		sh.runs.reuse(r)
@@ -268,7 +312,9 @@ func (sh *shard[T]) finish(r *run[T]) {
 	sh.runs.reuse(r)
 }
 
-// give hands r to a worker.
+// give hands r to a worker. From here on r is the worker's but for at, and the fields that are marked as the shard's. It
+// never blocks, since a worker that is idle has room for a run. What it counts decides when the shard lets others run (sent)
+// and when it looks at long runs though it has never been idle (blind).
 func (sh *shard[T]) give(r *run[T]) {
 	r.end = r.len()
 	sh.runs.out++
@@ -277,7 +323,11 @@ func (sh *shard[T]) give(r *run[T]) {
 	sh.crew.give(r)
 }
 
-// dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any.
+// dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any. It is called
+// by the shard's loop once all events have been heeded.
+//
+// A slot is taken before a run is filled: messages of a run that waited for a slot would stay in front of whatever gets its
+// turn meanwhile. Where messages may be refused, each message has a slot of its own; otherwise a run has one.
 func (sh *shard[T]) dispatch() (sent bool) {
 	if sh.batches != nil {
 		return sh.batches.dispatch()
@@ -286,6 +336,8 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	for sh.nready > 0 || sh.hasMail() {
 		length := sh.pace.length
 		direct := length == maxRun && sh.nready == 0 && sh.mayMail(sh.mail.first())
+		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
+		// look, after which this is called again.
 		if length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
 			break
 		}
@@ -295,6 +347,9 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			sh.askForSlot()
 			break
 		}
+		// Messages are as quick as can be, and nothing is ready that should run before: a mail run, if the busy keys are few
+		// enough. The stream leaves the ring, since only its worker may take from the mailbox now; mailBack attends to it
+		// again.
 		if direct {
 			if r := sh.mailRun(sh.mail.first()); r != nil {
 				sh.mail.pop()
@@ -306,6 +361,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 				continue
 			}
 		}
+		// cover has found this many slots for messages that are ready, and none may run without one.
 		if p.refuses() {
 			length = int32(slots)
 		}
@@ -323,11 +379,14 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			}
 			break
 		}
+		// Whether others were waiting tells the pace if a longer run would have been of use.
 		r.first = r.list[0].stream
 		r.more = sh.nready > 0 || sh.mail.len() > 0 || sh.follower(r.tail()) != nil
 		if len(r.list) > 1 {
 			sh.runs.long = append(sh.runs.long, r)
 		}
+		// A soft policy refuses nothing, it only counts executions: runBack counts this one off. There are no mail runs with
+		// it.
 		if p.soft() {
 			pressured := p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
 			for _, m := range r.list {
@@ -342,12 +401,15 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			break
 		}
 	}
+	// What was lined up may have been refused, and have finished, though no run was sent: readers are told of it in any
+	// case.
 	sh.slots.count(sh.nready)
 	sh.flush()
 	return sent
 }
 
-// wantsSlot reports whether there is something that may run if there is a slot.
+// wantsSlot reports whether there is something that may run if there is a slot. A shard that is about to sleep stops asking
+// for a slot if it does not: a slot that it then got would be taken from others for nothing.
 func (sh *shard[T]) wantsSlot() bool {
 	b := sh.batches
 	return sh.nready > 0 || b != nil && (b.forming != nil || len(b.again) > 0)
@@ -369,7 +431,9 @@ func (sh *shard[T]) lineUpIdle() (some bool) {
 	return true
 }
 
-// askForSlot has the shard be told when there is a slot for it.
+// askForSlot has the shard be told when there is a slot for it. The answer comes on the goroutine that has waited in the
+// semaphore. The shard must live until then, even if all its streams end meanwhile: so the asking is a user of it, from keep
+// to leave.
 func (sh *shard[T]) askForSlot() {
 	sh.slots.ask(sh.keep, func(err error) {
 		sh.events <- event[T]{do: func() {
@@ -389,8 +453,11 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 	for r.len() < length && sh.turns.len() > 0 {
 		s := sh.turns.first()
 		b := &s.backlog
+		// The streams that have something ready share what is left of the run, so that one with many ready messages does not
+		// fill it alone.
 		for quota := min(length, r.len()+max(1, (length-r.len())/int32(sh.turns.len()))); r.len() < quota && b.ready.head != nil; {
 			m := b.ready.head
+			// A slow key begins the next run, which it has for itself.
 			if sh.pace.isSlow(m.hash) {
 				if len(r.list) > 0 {
 					return
@@ -401,6 +468,9 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 			b.ready.pop()
 			sh.nready--
 			r.add(m)
+			// Followers come with their head: each by itself would cost a run, and its two hops. A skipped key must be
+			// looked for: followers were once put into a run although their key had just been skipped, since FIFO lanes
+			// hold messages of many keys.
 			for f := sh.follower(m); f != nil && r.len() < quota && !f.stream.backlog.isSkipped(f); f = sh.follower(f) {
 				r.add(f)
 			}
@@ -417,7 +487,9 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 	}
 }
 
-// runBack takes a run back from its worker.
+// runBack takes a run back from its worker. The event has been sent by the worker as its last act with r, so all of r is the
+// shard's again: the messages before r.next have finished, the one at r.next, if it was claimed, waits for its next try, and
+// those behind it were never claimed.
 func (sh *shard[T]) runBack(r *run[T]) {
 	if r.kind == runBatch {
 		sh.batches.back(r)
@@ -432,12 +504,17 @@ func (sh *shard[T]) runBack(r *run[T]) {
 	}
 	k := r.next
 	if r.kind == runExecute {
+		// A run that was recalled is in the list of long ones no more, and how long it took says nothing of quick messages:
+		// that it stood still has been noted by then.
 		if len(r.list) > 1 && !r.recalled {
 			sh.runs.forget(r)
 		}
 		if !r.recalled {
 			sh.pace.observe(r.len(), r.took, r.list[0].hash, r.alone, r.more)
 		}
+		// Before settle, for then what stands behind a finished message is still behind it in its lane and waits: its turn
+		// comes by settle, and turnCame sees whether its key has been skipped just now. The worker has stopped at a message
+		// that is retried or has skipped its key, so that what follows may be of the same lane.
 		if k < r.end && !r.recalled {
 			from := k
 			if r.list[k].step == stepBackoff {
@@ -463,7 +540,9 @@ func (sh *shard[T]) runBack(r *run[T]) {
 	sh.runs.reuse(r)
 }
 
-// retry has m wait for its next try.
+// retry has m wait for its next try. m stays the head of its lane: no later message of its key runs before its last attempt.
+// The slot is not m's any more, so that what waits for its next try costs no capacity. A stream that was swept while m was
+// out gets no more tries.
 func (sh *shard[T]) retry(m *message[T]) {
 	m.run = nil
 	switch s := m.stream; {
@@ -478,7 +557,8 @@ func (sh *shard[T]) retry(m *message[T]) {
 	}
 }
 
-// resume makes m ready for its next try.
+// resume makes m ready for its next try. Without batches it has its turn, since it has kept its place. It goes behind what
+// is ready: a message that is retried at once takes turns with other keys.
 func (sh *shard[T]) resume(m *message[T]) {
 	m.step = stepAttempt
 	switch {
@@ -491,10 +571,13 @@ func (sh *shard[T]) resume(m *message[T]) {
 	}
 }
 
-// settle counts m, which is at its end, and lets the next of its lane go on.
+// settle counts m, which is at its end, and lets the next of its lane go on. It is the only place where a message that was
+// lined up is counted and freed, once, when its worker has given it back or claimed one behind it. After it m may be another
+// message at once.
 func (sh *shard[T]) settle(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
+	// First: by leave, below, the turn of the next one comes, and turnCame must find its key skipped.
 	if m.skipKey {
 		sh.skip(m)
 	}
@@ -513,6 +596,7 @@ func (sh *shard[T]) settle(m *message[T]) {
 			}
 		}
 	}
+	// What came behind the refusal has waited in the mailbox.
 	if m.refused {
 		b.refusing = false
 		sh.attend(s)
@@ -523,7 +607,9 @@ func (sh *shard[T]) settle(m *message[T]) {
 }
 
 // skip sees to it that no message of m's key behind m runs. From now on they are lined up as they come: those of the key
-// need no capacity, and so must not lie where only a run comes by.
+// need no capacity, and so must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream
+// that exceeds it fails. That is not done by stream.fail, which tells the shard by its own channel: if that is full, the
+// shard would wait for itself. attend sweeps the stream instead.
 func (sh *shard[T]) skip(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
@@ -541,7 +627,9 @@ func (sh *shard[T]) skip(m *message[T]) {
 	sh.attend(s)
 }
 
-// takeBack makes messages of r, from from on, what they were before: ready, or waiting behind others of their lane.
+// takeBack makes messages of r, from from on, what they were before: ready, or waiting behind others of their lane. The
+// worker must be unable to claim them: it has given r back, or r has been recalled. Only heads of lanes are ready. They are
+// put in front of what is ready, from the last to the first, so that they stand there in the order that they had in the run.
 func (sh *shard[T]) takeBack(r *run[T], from int32) {
 	for i := r.end - 1; i >= from; i-- {
 		m := r.list[i]
@@ -557,7 +645,10 @@ func (sh *shard[T]) takeBack(r *run[T], from int32) {
 	r.end = from
 }
 
-// recall takes back what r's worker has not claimed, and settles what it has done.
+// recall takes back what r's worker has not claimed, and settles what it has done. It is called for runs that stand still,
+// and for those of a stream that is swept; the caller has taken r out of the long runs. After the swap the worker can claim
+// nothing: it brings the message at hand to its end and gives the run back, where runBack finds that one alone. A run that
+// nobody has claimed is taken back whole, and its worker gives it back without having looked at a message.
 func (sh *shard[T]) recall(r *run[T]) {
 	if r.kind == runMail {
 		sh.recallMail(r)
@@ -565,6 +656,8 @@ func (sh *shard[T]) recall(r *run[T]) {
 	}
 	at := r.at.Swap(recalled)
 	r.recalled = true
+	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
+	// messages were refused for lack of them.
 	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
 		keep := 0
 		if at >= 0 {
@@ -577,7 +670,9 @@ func (sh *shard[T]) recall(r *run[T]) {
 	sh.settleUpTo(r, at)
 }
 
-// settleUpTo settles what r's worker has done: everything before at, which it has claimed.
+// settleUpTo settles what r's worker has done: everything before at, which it has claimed. The worker is done with a message
+// before it claims the next by a CAS, and at was loaded or swapped here after that, so all that it wrote to the messages
+// before at is seen. By this a long run makes room for the reader, and gives turns, while it is out.
 func (sh *shard[T]) settleUpTo(r *run[T], at int32) {
 	if at < r.settled {
 		return
@@ -593,7 +688,8 @@ func (sh *shard[T]) settleUpTo(r *run[T], at int32) {
 	}
 }
 
-// settleLong settles what the workers of long runs have done so far.
+// settleLong settles what the workers of long runs have done so far. Whatever needs an exact view of a stream has it called
+// first: Stats, Snapshot, Progress, a shutdown's count.
 func (sh *shard[T]) settleLong() {
 	for _, r := range sh.runs.long {
 		sh.settleUpTo(r, r.at.Load())
@@ -601,7 +697,12 @@ func (sh *shard[T]) settleLong() {
 }
 
 // recallStuck recalls the runs that have stood still since the last look, or are out for far too long, and settles what the
-// others have done. It reports whether there is something else to do than to wait.
+// others have done. It reports whether there is something else to do than to wait. It is called when the shard is about to
+// sleep, and by catchUp when it has not been for lookRuns runs. Without it a handler that was quick and suddenly blocks
+// would hold up the keys and streams behind it in its run for as long as it blocks.
+//
+// What has been settled may have given turns to messages, which once waited for the next look before they ran: so this
+// counts as something to do.
 func (sh *shard[T]) recallStuck() (some bool) {
 	sh.blind = 0
 	if len(sh.runs.long) == 0 {
@@ -625,7 +726,8 @@ func (sh *shard[T]) recallStuck() (some bool) {
 	return some || sh.nready > before // by what has been settled
 }
 
-// hashAt returns the hash of the lane of the message that the worker of r has claimed.
+// hashAt returns the hash of the lane of the message that the worker of r has claimed. There is one,
+// and what lies before it has been settled: so the next entry of the mailbox is the one that a mail run has claimed.
 func (sh *shard[T]) hashAt(r *run[T], at int32) uint64 {
 	if r.kind != runMail {
 		return r.list[at].hash
@@ -635,7 +737,9 @@ func (sh *shard[T]) hashAt(r *run[T], at int32) uint64 {
 	return b.chunk.list[b.pos].hash
 }
 
-// recallAll recalls the runs that have messages of s.
+// recallAll recalls the runs that have messages of s. It is called by sweep, so that their workers start nothing more of s.
+// A run of one message need not be recalled: there is nothing behind it. Messages of other streams that are in such a run
+// become ready again.
 func (sh *shard[T]) recallAll(s *stream[T]) {
 	for i := 0; i < len(sh.runs.long); {
 		r := sh.runs.long[i]
