@@ -67,9 +67,13 @@ const (
 // It is safe for concurrent use.
 //
 // Under BackpressureQueue and BackpressureHardReject an execution holds a slot of the semaphore, which hands slots out
-// in the order of asking. A stream has at most one goroutine asking there, however many messages wait in it: that, and
-// workers that give their slot back between two messages when another stream asks, make streams share fairly. The soft
-// policies never wait, so they only count.
+// in the order of asking. A shard has at most one goroutine asking there, however many messages wait in its streams, and gives
+// a slot that comes back from a run to the semaphore when others ask: so shards and direct callers share fairly. Among its
+// own streams a shard lets them take turns (see dispatch). The soft policies never wait, so they only count.
+//
+// The semaphore alone says who may run. The counters beside it say what it can't be asked: how many slots are taken, for
+// refusals and Stats, and whether anybody waits. They change one after the other, so that a sum of two of them may be off by
+// what is on its way; that decides nothing but whether a reader waits for a verdict.
 type PressureController struct {
 	opts   BackpressureOptions
 	slots  *semaphore.Weighted // nil: nobody ever waits
@@ -93,17 +97,19 @@ func (p *PressureController) soft() bool {
 	return p.opts.Policy == BackpressureSoftAllow || p.opts.Policy == BackpressureSoftAllowWithSignal
 }
 
-// refuses says whether the controller may refuse anybody: then slots are decided on at receipt, one by one.
+// refuses reports whether the controller may refuse anybody: then slots are decided on at receipt, one by one.
 func (p *PressureController) refuses() bool {
 	return p.opts.Policy == BackpressureHardReject || p.opts.QueueCapacity > 0
 }
 
-// rejects says that a message received now is refused, whether or not its turn has come.
+// rejects reports whether a message received now is refused, whether or not its turn has come. That it returns false promises
+// nothing: others may take the last slot meanwhile, and then the message is refused where it asks for its own.
 func (p *PressureController) rejects() bool {
 	return p.opts.Policy == BackpressureHardReject && p.inUse.Load() >= int64(p.opts.Capacity)
 }
 
-// try takes a slot if one is free and nobody waits for it.
+// try takes a slot if one is free and nobody waits for it: the semaphore lets nobody overtake who has asked before. It does not
+// block, so a shard may call it.
 func (p *PressureController) try() bool {
 	if p.slots == nil {
 		return true
@@ -115,7 +121,8 @@ func (p *PressureController) try() bool {
 	return true
 }
 
-// ask takes a slot, behind those who asked before.
+// ask takes a slot, behind those who asked before. It blocks until there is one or ctx ends, so a shard calls it on a goroutine
+// of its own (see slots.ask).
 func (p *PressureController) ask(ctx context.Context) error {
 	if err := p.slots.Acquire(ctx, 1); err != nil {
 		return err
@@ -124,6 +131,7 @@ func (p *PressureController) ask(ctx context.Context) error {
 	return nil
 }
 
+// giveBack gives a slot back to the semaphore, which hands it to who has asked first.
 func (p *PressureController) giveBack() {
 	if p.slots != nil {
 		p.inUse.Add(-1) // before the release: whoever gets the slot must not see it counted twice
@@ -131,7 +139,8 @@ func (p *PressureController) giveBack() {
 	}
 }
 
-// tryQueue counts one more that has its turn and no slot, unless QueueCapacity of them wait.
+// tryQueue counts one more that has its turn and no slot, unless QueueCapacity of them wait. To look and to count is one step,
+// hence the loop: shards and direct callers count at once, and the bound must hold over all of them.
 func (p *PressureController) tryQueue() bool {
 	limit := int64(p.opts.QueueCapacity)
 	for limit > 0 {
@@ -153,7 +162,8 @@ func (p *PressureController) addQueued(n int) {
 	}
 }
 
-// begin and end count an execution under a soft policy. pressured says that capacity was exhausted without it.
+// begin and end count an execution under a soft policy. pressured says that capacity was exhausted without it. A shard calls
+// them once for each run, which executes one message at a time, and does not make mail runs under these policies.
 func (p *PressureController) begin() (pressured bool) {
 	return p.soft() && p.inUse.Add(1) > int64(p.opts.Capacity)
 }
@@ -165,7 +175,9 @@ func (p *PressureController) end() {
 }
 
 // admit takes a slot for a direct caller whose turn has come. fresh says that it had come when the caller called:
-// only then may it be refused.
+// only then may it be refused. A caller who has waited for its turn was accepted, so it counts as queued without a look at the
+// bound. It blocks on the caller's goroutine; the counters are taken back however the wait ends, or a place in the queue would
+// be lost with each caller whose context ends.
 func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured bool, err error) {
 	if p.soft() {
 		return p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal, nil
@@ -188,6 +200,7 @@ func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured b
 	return false, err
 }
 
+// leave gives back what admit has given: a slot, or the count of an execution. One of the two does nothing.
 func (p *PressureController) leave() {
 	p.end()
 	p.giveBack()
@@ -207,7 +220,7 @@ func (p *PressureController) Acquire(ctx context.Context) (Admission, error) {
 	return Admission{&admission{pressure: p, pressured: pressured}}, nil
 }
 
-// pressureFailure makes a Failure of admit's error.
+// pressureFailure makes a Failure of admit's error, which is one of the controller's own reasons or else that of ctx.
 func pressureFailure(ctx context.Context, err error, key string) *Failure {
 	if why, ok := err.(reason); ok {
 		return &Failure{Kind: FailureBackpressure, Key: key, Err: why}
@@ -222,6 +235,9 @@ func pressureFailure(ctx context.Context, err error, key string) *Failure {
 // Where messages may be refused, a slot belongs to one message from the moment that it is admitted: a run has as many as
 // it has messages, and what is free is free for everybody at once. Everywhere else a run takes one, since it executes one
 // message at a time, and the shard keeps a free one for its next run unless others ask.
+//
+// It is the shard's alone and has no lock; all that it shares with others is in p. What is held is in inUse or in spare, and
+// spare is given back before the shard sleeps and when it ends: otherwise a slot would lie idle where nobody looks for it.
 type slots struct {
 	p      *PressureController
 	spare  int  // held, and in no run
@@ -231,7 +247,9 @@ type slots struct {
 	cancel context.CancelFunc
 }
 
-// take gets up to n slots for a run and returns how many it got: at most one unless messages may be refused.
+// take gets up to n slots for a run and returns how many it got: at most one unless messages may be refused. 0 means that the
+// shard must ask. With unlimited capacity, and under the soft policies, it is 1 and nothing is held. Where messages may be
+// refused it takes only what reserve and cover have got before, so that no run has a slot that was never a message's.
 func (s *slots) take(n int) (got int) {
 	switch {
 	case s.p.slots == nil:
@@ -249,7 +267,9 @@ func (s *slots) take(n int) (got int) {
 	return got
 }
 
-// reserve gets one more slot for a message that is being admitted, where messages may be refused.
+// reserve gets one more slot for a message that is being admitted, where messages may be refused. It is got on receipt and not
+// when the run is made: otherwise one received later, or a direct caller, could take it, and HardReject would have accepted
+// more than there are slots for.
 func (s *slots) reserve() bool {
 	if !s.p.try() {
 		return false
@@ -267,7 +287,8 @@ func (s *slots) queue() bool {
 	return true
 }
 
-// cover tries to get a slot for each of so many ready messages, where each needs one of its own.
+// cover tries to get a slot for each of so many ready messages, where each needs one of its own. Those that were queued on
+// receipt have none yet, and those that come back for their next try have given up theirs.
 func (s *slots) cover(ready int) {
 	if s.p.refuses() {
 		for s.spare < ready && s.reserve() {
@@ -276,7 +297,8 @@ func (s *slots) cover(ready int) {
 }
 
 // count keeps how many of so many ready messages lack a slot, where that bounds what is accepted, and gives back what
-// none of them needs.
+// none of them needs. Each dispatch ends with it, and so corrects what queue has counted on receipt: only the difference is
+// told to p, where other shards and direct callers count too.
 func (s *slots) count(ready int) {
 	if !s.p.refuses() {
 		return
@@ -287,7 +309,9 @@ func (s *slots) count(ready int) {
 	s.short = short
 }
 
-// free takes n back from a run.
+// free takes n back from a run. Whoever else asks gets them at once, as many as ask: a shard that kept a slot for as long as
+// it has something to run would let other shards and direct callers wait for ever. Its own asker is no reason to give one
+// away, since it would only bring it back.
 func (s *slots) free(n int) {
 	if s.p.slots == nil {
 		return
@@ -312,6 +336,9 @@ func (s *slots) trim(keep int) {
 
 // ask waits for a slot on a goroutine of its own, behind those who asked before, and hands it to got. It does nothing if
 // it does so already or if all slots are this shard's anyway: they become free here.
+//
+// enter is called before the goroutine starts: it keeps the shard alive until got has been called, which sends it an event. A
+// slot that came after the shard had ended would be lost.
 func (s *slots) ask(enter func(), got func(error)) {
 	if s.asking || s.inUse+s.spare >= s.p.opts.Capacity {
 		return
@@ -324,7 +351,8 @@ func (s *slots) ask(enter func(), got func(error)) {
 	go func() { got(s.p.ask(ctx)) }()
 }
 
-// answered is told what has become of the asking.
+// answered is told what has become of the asking, as an event on the shard. Without an error there is one more slot, also if
+// stopAsking has come too late to prevent it.
 func (s *slots) answered(err error) {
 	s.p.asking.Add(-1)
 	s.asking = false
@@ -334,7 +362,9 @@ func (s *slots) answered(err error) {
 	}
 }
 
-// stopAsking ends the asking if there is one; its answer still comes.
+// stopAsking ends the asking if there is one; its answer still comes, and until then asking stays set, so that there is
+// never a second one. A shard calls it before it sleeps with nothing that wants a slot: it would take one from others for
+// nothing, and be woken for it.
 func (s *slots) stopAsking() {
 	if s.asking {
 		s.cancel()
