@@ -12,7 +12,8 @@ const defaultMaxPending = 1024
 // only backpressure that gRPC has: HTTP/2 flow control then stops the client.
 //
 // The reader stores waiting before it looks at finished once more, and the shard stores finished before it looks at
-// waiting, so one of the two sees the other.
+// waiting, so one of the two sees the other. Once a finish between the reader's look and its registering went unseen, and the
+// reader waited until the next message was done, which could be stuck.
 type window struct {
 	limit    uint64
 	finished atomic.Uint64 // messages; the shard's to write
@@ -24,7 +25,8 @@ type window struct {
 
 func (w *window) init(limit int64) { w.limit, w.space = uint64(limit), make(chan struct{}, 1) }
 
-// room returns how many messages may be read, of which so many have been received.
+// room returns how many messages may be read, of which so many have been received. The reader takes it as a credit and asks
+// again only when that is used up: finished lies on a cache line that the shard writes.
 func (w *window) room(received uint64) uint64 {
 	if pending := received - w.finished.Load(); pending < w.limit {
 		return w.limit - pending
@@ -36,14 +38,16 @@ func (w *window) room(received uint64) uint64 {
 // window. To wake it for each single place would cost a wake-up, a quarter of a microsecond, for each message.
 func (w *window) batch() uint64 { return max(1, w.limit/8) }
 
-// wake wakes the reader if it waits.
+// wake wakes the reader if it waits. The shard calls it after it has stored finished, when there is room that is worth it, or
+// when nothing else is under way that would soon make more (see makeRoom and wakeOwed).
 func (w *window) wake() {
 	if w.waiting.Load() {
 		w.signal()
 	}
 }
 
-// signal wakes the reader, or has its next wait return at once.
+// signal wakes the reader, or has its next wait return at once. It never blocks, which a shard must not. That a token may be
+// left over does no harm: a reader that is woken looks at everything once more (see awaitRoom).
 func (w *window) signal() {
 	select {
 	case w.space <- struct{}{}:
@@ -80,8 +84,9 @@ type byteWindow struct {
 	first, last *byteShare // of those that wait, the longest waiting first
 }
 
-// byteShare is a member's part of a byteWindow. Its reader calls mayRead, add, wait and stopWaiting, and leave is called
-// when nothing of it is pending; sub may be called from anywhere.
+// byteShare is a member's part of a byteWindow. Its reader calls mayRead, add, wait and stopWaiting, Run calls leave when
+// nothing of it is pending, and its shard calls sub when messages have finished; the reader does so too, for a message that its
+// stream did not take any more.
 type byteShare struct {
 	window  *byteWindow
 	pending atomic.Int64
@@ -109,7 +114,8 @@ func (s *byteShare) leave() {
 	}
 }
 
-// mayRead reports whether one more message may be read.
+// mayRead reports whether one more message may be read. It takes no lock, and the numbers may change while it looks: what it
+// lets through too much is one message a member, and a reader that it holds back registers and then looks again (see wait).
 func (s *byteShare) mayRead() bool {
 	w := s.window
 	total := w.total.Load()
@@ -123,13 +129,15 @@ func (s *byteShare) mayRead() bool {
 // share returns what a member must have less than to read at the bound: bound / members, rounded up.
 func (w *byteWindow) share() int64 { return (w.bound-1)/max(1, w.members.Load()) + 1 }
 
-// add counts n bytes that were read.
+// add counts n bytes that were read. The reader calls it before it puts the message where its shard finds it: a message that is
+// quick would otherwise be counted off before it is counted.
 func (s *byteShare) add(n int64) {
 	s.pending.Add(n)
 	s.window.total.Add(n)
 }
 
-// sub counts n bytes that are not pending any more.
+// sub counts n bytes that are not pending any more. It changes the numbers first and then looks for members that wait, which
+// register first and then look at the numbers.
 func (s *byteShare) sub(n int64) {
 	w := s.window
 	s.pending.Add(-n)
@@ -148,7 +156,8 @@ func (s *byteShare) sub(n int64) {
 	}
 }
 
-// wait registers s and reports whether it must wait: then its reader waits for wake. In any case it calls stopWaiting.
+// wait registers s and reports whether it must wait: then its reader waits for wake. In any case it calls stopWaiting. The look
+// comes after the registration: bytes that come free before it are seen by the look, and those that do later find s.
 func (s *byteShare) wait() (must bool) {
 	w := s.window
 	w.mu.Lock()
