@@ -12,16 +12,21 @@ import (
 
 // Progress says which messages of a stream are settled: succeeded, or skipped by Options.OnFailure. It is what a client
 // needs to resume. It comes from [Summary.Progress], [ProgressFromTrailer] or UnmarshalBinary; the zero value says that
-// nothing is settled. It is not changed but by UnmarshalBinary, and safe for concurrent use without that.
+// nothing is settled. It is not changed but by UnmarshalBinary, and safe for concurrent use without that. It keeps what is
+// unsettled and not what is settled: those are hardly more than a stream may have pending, however long the stream is.
 type Progress struct {
 	received  uint64   // above it nothing counts as settled
 	unsettled []uint64 // of 1..received, strictly ascending; the others are settled
 }
 
-// maxProgress bounds the binary form: it travels in a trailer, and C-core refuses a response of more than about 7 KiB.
+// maxProgress bounds the binary form: it travels in a trailer, and C-core refuses a response of more than about 7 KiB. The
+// details of a status travel in the same response: see maxDetails.
 const maxProgress = 2048
 
 const (
+	// The first is for clients in any language that resume from one number; the second, whose name ends in -bin so that
+	// gRPC carries bytes, is for those that also skip what was settled beyond it. It is left out when it says nothing
+	// more.
 	trailerCommitted = "flow-committed"
 	trailerProgress  = "flow-progress-bin"
 )
@@ -29,7 +34,8 @@ const (
 var errMalformedProgress = errors.New("flow: malformed progress")
 
 // Progress says which messages are settled. A Summary that no Run made, and whose fields disagree, counts up to its
-// Committed.
+// Committed. Summary's fields are open to everybody, so they are checked: to take too little for settled costs a
+// repetition, to take too much loses a message.
 func (s Summary) Progress() Progress {
 	if len(s.Unsettled) == 0 || s.Unsettled[0]-1 != s.Committed {
 		return Progress{received: s.Committed}
@@ -45,7 +51,8 @@ func (s Summary) Progress() Progress {
 	return Progress{received: highest, unsettled: slices.Clone(s.Unsettled)}
 }
 
-// Committed is the highest Seq up to which every message is settled.
+// Committed is the highest Seq up to which every message is settled. A client that keeps nothing but this number sends
+// again from the next: some settled messages too, but none is lost.
 func (p Progress) Committed() uint64 {
 	if len(p.unsettled) > 0 {
 		return p.unsettled[0] - 1
@@ -66,7 +73,7 @@ func (p Progress) Settled(seq uint64) bool {
 const shownUnsettled = 8
 
 // String says what is settled, on one line: "settled up to 9 except 4, 6". Of many exceptions it names the first and
-// counts the others.
+// counts the others. It is for logs, where thousands of exceptions would bury the line.
 func (p Progress) String() string {
 	if p.received == uint64(len(p.unsettled)) { // all that it speaks of is unsettled
 		return "nothing settled"
@@ -94,7 +101,8 @@ func (p Progress) String() string {
 // other way round. The error is always nil.
 func (p Progress) MarshalBinary() ([]byte, error) { return p.marshal(maxProgress), nil }
 
-// marshal is MarshalBinary for so many bytes.
+// marshal is MarshalBinary for so many bytes: a session's header has less room than a trailer. A result that is cut is a
+// Progress like any other, of a stream that had received less.
 func (p Progress) marshal(limit int) []byte {
 	n, top := p.fit(limit)
 	b := binary.AppendUvarint(nil, top)
@@ -106,8 +114,9 @@ func (p Progress) marshal(limit int) []byte {
 	return b
 }
 
-// fit is how many unsettled ones fit into so many bytes and the highest Seq to speak of then. Both grow together, and
-// with them the size, so the first that doesn't fit ends the search.
+// fit is how many unsettled ones fit into so many bytes and the highest Seq to speak of then. Both grow together, and with
+// them the size, so the first that doesn't fit ends the search. After a cut the highest Seq is the one before the first
+// unsettled one that is left out: above it nothing counts as settled, so leaving it out can't make it look settled.
 func (p Progress) fit(limit int) (n int, top uint64) {
 	size, last := 0, uint64(0)
 	topAt := func(n int) uint64 {
@@ -126,13 +135,15 @@ func (p Progress) fit(limit int) (n int, top uint64) {
 	return len(p.unsettled), p.received
 }
 
+// uvarintLen returns how many bytes v takes in its shortest form.
 func uvarintLen(v uint64) int {
 	var b [binary.MaxVarintLen64]byte
 	return binary.PutUvarint(b[:], v)
 }
 
-// UnmarshalBinary reads what MarshalBinary wrote. Anything that MarshalBinary can't have written is an error, and p is
-// not changed then.
+// UnmarshalBinary reads what MarshalBinary wrote. Anything that MarshalBinary can't have written is an error, and p is not
+// changed then. The data come from a network: they are bounded before anything is read, and every distance is at least 1
+// and ends within what the first number covers.
 func (p *Progress) UnmarshalBinary(data []byte) error {
 	if len(data) > maxProgress {
 		return errMalformedProgress
@@ -156,7 +167,8 @@ func (p *Progress) UnmarshalBinary(data []byte) error {
 	return nil
 }
 
-// cutUvarint reads a uvarint in its one shortest form from the start of b.
+// cutUvarint reads a uvarint in its one shortest form from the start of b. A longer form of the same number is refused, so
+// that equal states have equal bytes, and none that is malformed passes for another.
 func cutUvarint(b []byte) (v uint64, rest []byte, ok bool) {
 	v, n := binary.Uvarint(b)
 	if n <= 0 || n != uvarintLen(v) {
@@ -165,10 +177,12 @@ func cutUvarint(b []byte) (v uint64, rest []byte, ok bool) {
 	return v, b[n:], true
 }
 
-// trailer is how far the stream got, for the client.
+// trailer is how far the stream got, for the client. It is set however the stream ends, since a client that has failed
+// needs it most.
 func (s Summary) trailer() metadata.MD { return s.Progress().metadata(maxProgress) }
 
-// metadata is p as a client reads it, with so many bytes of the binary form at most.
+// metadata is p as a client reads it, with so many bytes of the binary form at most. Without unsettled ones the committed
+// number says it all.
 func (p Progress) metadata(limit int) metadata.MD {
 	md := metadata.Pairs(trailerCommitted, strconv.FormatUint(p.Committed(), 10))
 	if len(p.unsettled) > 0 {
@@ -177,8 +191,9 @@ func (p Progress) metadata(limit int) metadata.MD {
 	return md
 }
 
-// ProgressFromTrailer reads how far a stream got from the trailer that its client received. false means that the
-// trailer doesn't say, or contradicts itself: then it is not known that anything is settled.
+// ProgressFromTrailer reads how far a stream got from the trailer that its client received. false means that the trailer
+// doesn't say, or contradicts itself: then it is not known that anything is settled. Both entries must agree: a proxy or
+// an interceptor may have dropped or repeated one.
 func ProgressFromTrailer(md metadata.MD) (Progress, bool) {
 	committed, packed := md.Get(trailerCommitted), md.Get(trailerProgress)
 	if len(committed) != 1 || len(packed) > 1 {
@@ -200,7 +215,8 @@ func ProgressFromTrailer(md metadata.MD) (Progress, bool) {
 
 // Rest yields of what was sent, in order, that which is not settled. The first that sent yields has Seq 1, so it must be
 // the first that the server's Run received: where the service method receives one by itself before, skip that. A stream of
-// the rest counts from 1 again: should that break too, Rest of the rest says what is left then.
+// the rest counts from 1 again: should that break too, Rest of the rest says what is left then. It keeps nothing, and
+// reads sent only as its own results are taken.
 func Rest[T any](p Progress, sent iter.Seq[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		seq := uint64(0)
