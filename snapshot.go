@@ -51,13 +51,15 @@ type RunningMessage struct {
 // that run longest, n of each at most; with n <= 0 it names none. Nothing is kept up to date for it, so that a Flow at
 // which nobody looks pays nothing.
 //
-// Its cost grows with the messages pending and their keys: 1,000 of them take 0.2 ms, 100,000 of 1,024 keys 6 ms. One lock
-// is held at a time, a stream's, while what it has pending is copied; keys are gathered and sorted without it. A busy
-// stream that is looked at ten times a second is no slower for it (BenchmarkRunWatched). Streams are looked at one after
-// the other, so that the numbers of two of them may be a moment apart.
+// Its cost grows with the messages pending and their keys: 1,000 of them take 0.2 ms, 100,000 of 1,024 keys 6 ms. It holds
+// no lock while it looks: what streams have pending is copied by the goroutine that hands their messages out, between two
+// of its steps; keys are gathered and sorted afterwards, on the caller's. A busy stream that is looked at ten times a
+// second is no slower for it (BenchmarkRunWatched). Streams that share such a goroutine are looked at at one moment; with
+// GOMAXPROCS of 8 and more there are several, and their numbers may be a moment apart.
 func (f *Flow[T]) Snapshot(n int) Snapshot { return f.receiver.snapshot(n) }
 
-// snapshotBuilder is a Snapshot in the making.
+// snapshotBuilder is a Snapshot in the making. It belongs to the goroutine that asked for the Snapshot. All keys are in
+// it, since which are the hottest is known only when every stream has been counted: one key may have messages in many.
 type snapshotBuilder[T any] struct {
 	stats   Stats
 	streams topN[streamEntry[T]]
@@ -66,7 +68,8 @@ type snapshotBuilder[T any] struct {
 	index   map[string]int // of a key in keys
 }
 
-// streamView is what a stream has under way, as its shard has copied it.
+// streamView is what a stream has under way, as its shard has copied it. Of waiting messages it has the keys alone: there
+// may be MaxPending of them, and the shard hands nothing out while it copies.
 type streamView struct {
 	state   StreamState
 	counts  Summary  // of finished messages
@@ -74,13 +77,18 @@ type streamView struct {
 	running []RunningMessage
 }
 
-// streamEntry is a stream whose particulars are looked up only if it is to be shown.
+// streamEntry is a stream whose particulars are looked up only if it is to be shown. Peer and Method come from the
+// caller's context and its net.Addr, whose code should run for the few streams that are shown and not for ten thousand.
 type streamEntry[T any] struct {
 	s     *stream[T]
 	state StreamState
 }
 
+// snapshot is Snapshot, and Stats with n = 0. It runs on the caller's goroutine and blocks until each shard has looked,
+// which no code of the caller's can delay: shards run none. So it may be called from a handler or an Observer.
 func (r *Receiver[T]) snapshot(n int) Snapshot {
+	// Each order ends in something that no two of them share, so that what is equal keeps its place from one Snapshot to
+	// the next.
 	c := snapshotBuilder[T]{
 		index: make(map[string]int),
 		streams: topN[streamEntry[T]]{n: n, compare: func(a, b streamEntry[T]) int {
@@ -97,6 +105,8 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	}
 	c.stats.Total = r.total // together with the streams, so that one that ends meanwhile is counted once
 	r.mu.Unlock()
+	// A stream that is about to enter a shard is found without one, and one whose shard has ended meanwhile is done: visit
+	// handles both.
 	byShard := make(map[*shard[T]][]*stream[T])
 	for _, s := range streams {
 		sh := s.sh.Load()
@@ -106,6 +116,8 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 		c.visit(r, sh, group)
 	}
 	c.stats.Streams, c.stats.ActiveKeys = len(streams), len(c.keys)
+	// With single messages each that runs is a call. A batch's messages are in one call, which may be of several streams:
+	// so those are counted where they are made.
 	if c.stats.Calls = c.stats.InFlight; r.batching != nil {
 		c.stats.Calls = int(r.calls.Load())
 	}
@@ -120,6 +132,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	snap := Snapshot{
 		Stats: c.stats, Keys: keys.take(), Running: c.running.take(),
 	}
+	// Both calls may run the caller's code, which may panic: what it has to say is then left out.
 	for _, sc := range c.streams.take() {
 		if p, ok := peer.FromContext(sc.s.parent); ok && p.Addr != nil {
 			guarded(func() { sc.state.Peer = p.Addr.String() })
@@ -131,6 +144,9 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 }
 
 // visit adds what streams of a shard have, all at one moment. sh is nil for those that have yet to enter one.
+//
+// All streams of a shard are copied in one event. When each was looked at by itself, Stats showed more in flight than
+// Capacity: a slot that one stream had left was seen again with the next.
 func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stream[T]) {
 	views := make([]streamView, len(streams))
 	if sh == nil {
@@ -149,7 +165,8 @@ func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stre
 	}
 }
 
-// addView adds what s has.
+// addView adds what s has. The counts of a stream are added to those of the streams that had ended when the list was made,
+// and so each stream is in the total once, whether or not it has ended by now.
 func (c *snapshotBuilder[T]) addView(s *stream[T], v *streamView) {
 	c.stats.InFlight += len(v.running)
 	c.stats.Waiting += len(v.waiting)
@@ -165,7 +182,7 @@ func (c *snapshotBuilder[T]) addView(s *stream[T], v *streamView) {
 	}
 }
 
-// key is the entry of key, to be changed at once.
+// key is the entry of key, to be changed at once. The pointer is into a list that grows: it holds until the next call.
 func (c *snapshotBuilder[T]) key(key string) *KeyState {
 	i, ok := c.index[key]
 	if !ok {
@@ -176,13 +193,16 @@ func (c *snapshotBuilder[T]) key(key string) *KeyState {
 	return &c.keys[i]
 }
 
-// topN keeps the first n of what it is shown, in the order of compare. It sorts now and then instead of each time.
+// topN keeps the first n of what it is shown, in the order of compare. It sorts now and then instead of each time: when as
+// many have come as it keeps, and 64 at least. So n of a million cost little more than one pass, and the list has at most
+// about twice what it keeps.
 type topN[E any] struct {
 	n       int
 	compare func(a, b E) int
 	list    []E
 }
 
+// add shows e to t. With an n of 0 nothing is kept, so that Stats pays for no list.
 func (t *topN[E]) add(e E) {
 	if t.n <= 0 {
 		return
@@ -193,6 +213,7 @@ func (t *topN[E]) add(e E) {
 	}
 }
 
+// cut drops what is behind the first n, and clears it, so that the spare part of the list keeps no stream alive.
 func (t *topN[E]) cut() {
 	slices.SortFunc(t.list, t.compare)
 	if len(t.list) > t.n && t.n > 0 {
@@ -201,6 +222,7 @@ func (t *topN[E]) cut() {
 	}
 }
 
+// take returns the first n, in order. Nothing may be added after it.
 func (t *topN[E]) take() []E {
 	t.cut()
 	return t.list
