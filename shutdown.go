@@ -59,12 +59,14 @@ const reasonShutdown = reason("the flow is shutting down")
 // cutWait is how long Shutdown waits, after it has cancelled handlers, for those that don't heed their context.
 const cutWait = time.Second
 
-// member is what a coordinator brings to an end: a stream, or an Admission from before its wait until its Release.
-// Its methods return at once and may be called more than once, in any order, from many goroutines.
+// member is what a coordinator brings to an end: a stream, or an Admission from before its wait until its Release. Its
+// methods return at once and may be called more than once, in any order, from many goroutines. They are called without the
+// coordinator's lock, since they lead into streams and shards, and may so be called for a member that has left meanwhile.
 type member interface {
 	// stop takes nothing more on. Unless drain, what waits is given up.
 	stop(drain bool)
-	// cut ends what is unfinished and says how much that was, and the first of it.
+	// cut ends what is unfinished and says how much that was, and the first of it. The count comes before the end: what is
+	// cut off must be counted while it is there.
 	cut() (n int, seq uint64, key string)
 	// close ends everything.
 	close()
@@ -72,6 +74,9 @@ type member interface {
 
 // ShutdownCoordinator knows all that is under way and ends it. It is safe for concurrent use and not reusable: what
 // comes after the first Shutdown or Close is refused for good.
+//
+// It goes one way: closing, then maybe cutting, judged and late. idle may come at any time after closing, and ends every
+// Shutdown. mu guards what stands below it; it is held while nothing is waited for, and no member is called under it.
 type ShutdownCoordinator struct {
 	opts  ShutdownOptions
 	began func(context.Context) // nil, or called once, when all members have been told that the end begins
@@ -115,6 +120,8 @@ func (c *ShutdownCoordinator) enter(m member) bool {
 	return true
 }
 
+// leave is the last thing that a member does: but for a recv that is blocked nothing of the caller's runs in it any more,
+// and a Shutdown may return. For one that has left, or never entered, it does nothing.
 func (c *ShutdownCoordinator) leave(m member) {
 	if c == nil {
 		return
@@ -128,14 +135,18 @@ func (c *ShutdownCoordinator) leave(m member) {
 	c.checkIdleLocked()
 }
 
-// checkIdleLocked closes idle once nothing is left that could end. It is called at each change that can be the last.
+// checkIdleLocked closes idle once nothing is left that could end. It is called at each change that can be the last. Those
+// are the begin of the end, the leaving of a member and the return of began. After closing none comes in and began returns
+// once, so exactly one of them finds all three conditions met first: idle is closed once.
 func (c *ShutdownCoordinator) checkIdleLocked() {
 	if c.closing && len(c.members) == 0 && !c.telling {
 		close(c.idle)
 	}
 }
 
-// begin refuses newcomers from here on. It reports whether it is the first to do so.
+// begin refuses newcomers from here on. It reports whether it is the first to do so. The flag telling is set in the same
+// step as closing: set later, a Flow without streams would be idle in between, and Shutdown return while the Observer
+// still runs.
 func (c *ShutdownCoordinator) begin() (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +158,8 @@ func (c *ShutdownCoordinator) begin() (first bool) {
 	return true
 }
 
-// underWay returns the members, oldest first.
+// underWay returns the members, oldest first. It is a copy: some of them may have left by the time that they are told. The
+// oldest come first, for a ShutdownError names the first message of the oldest stream.
 func (c *ShutdownCoordinator) underWay() []member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -156,6 +168,9 @@ func (c *ShutdownCoordinator) underWay() []member {
 
 // end begins the end, does what there is to do to each member, and then, if it is the first, calls began. It does not wait
 // for that: an Observer may hang. Until began returns the coordinator is not idle.
+//
+// Every call does it to the members, and not only the first: a Close after a Shutdown asks for more than that did. began
+// once came before them, on the caller's goroutine: an Observer that hung then held every stream, and Close with them.
 func (c *ShutdownCoordinator) end(ctx context.Context, do func(member)) {
 	first := c.begin()
 	for _, m := range c.underWay() {
@@ -220,7 +235,8 @@ func (c *ShutdownCoordinator) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// timeIsOver blocks until the grace period is over or ctx ends, and returns which it was; nil: all have left.
+// timeIsOver blocks until the grace period is over or ctx ends, and returns which it was; nil: all have left. The first
+// Shutdown starts the grace period for all of them: a later call must not lengthen it.
 func (c *ShutdownCoordinator) timeIsOver(ctx context.Context) (why error) {
 	var grace <-chan time.Time
 	if c.opts.GracePeriod > 0 {
@@ -245,6 +261,10 @@ func (c *ShutdownCoordinator) timeIsOver(ctx context.Context) (why error) {
 }
 
 // cut cancels what is unfinished; the first of several cuts counts.
+//
+// It does not wait for anybody. Other Shutdowns wait for judged: members that are cut may leave, and the coordinator be
+// idle, before the count is complete, and one of two calls once returned nil for it. cutWait begins with the cut itself,
+// so that all Shutdowns stop waiting at the same time.
 func (c *ShutdownCoordinator) cut(why error) {
 	if c.isIdle() { // all had left when the time was over
 		return
@@ -257,6 +277,7 @@ func (c *ShutdownCoordinator) cut(why error) {
 		return
 	}
 	why = newCause(why).err
+	// It is complete before it is shown: every Shutdown returns the same pointer.
 	off := &ShutdownError{Err: why}
 	for _, m := range c.underWay() {
 		n, seq, key := m.cut()
@@ -275,7 +296,8 @@ func (c *ShutdownCoordinator) cut(why error) {
 }
 
 // expire ends the waiting for what does not heed the cut. If that is no message that was cut off, it is something else of
-// the caller's, as an Observer that hangs.
+// the caller's, as an Observer that hangs. It runs on a timer's goroutine, cutWait after the cut, whether or not anybody
+// still waits.
 func (c *ShutdownCoordinator) expire(why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -285,6 +307,7 @@ func (c *ShutdownCoordinator) expire(why error) {
 	close(c.late)
 }
 
+// isIdle reports whether all have left for good. It needs no lock, and may be called with it.
 func (c *ShutdownCoordinator) isIdle() bool {
 	select {
 	case <-c.idle:
