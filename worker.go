@@ -6,6 +6,10 @@ import (
 
 // worker is a goroutine that runs what its shard gives it. All of the caller's code except recv and the key function runs
 // in workers.
+//
+// While it is idle it is its crew's; from give until its run is back, all of it is its own. What it needs to go on after a
+// crash is kept in it and in its run, not on its stack: next says which message is at hand, that one's step what was being
+// done with it.
 type worker[T any] struct {
 	sh      *shard[T]
 	runs    chan *run[T]
@@ -16,7 +20,11 @@ type worker[T any] struct {
 }
 
 // work runs until the shard closes runs. A panic of the caller's code is recovered in serve. runtime.Goexit ends the
-// goroutine, whose last act is to start another that goes on where this one was.
+// goroutine, whose last act is to start another that goes on where this one was. The worker is the same for its shard, which
+// learns of neither.
+//
+// To give the run back may block for as long as the channel is full, since a shard never waits for a worker. After that
+// nothing of the run is touched: the shard may have filled it anew.
 func (w *worker[T]) work() {
 	normal := false
 	defer func() {
@@ -36,9 +44,11 @@ func (w *worker[T]) work() {
 	normal = true
 }
 
-// serve brings the messages of the run at hand to their end, one after the other, until there are none left, the shard
-// has recalled the rest, or the rest must wait for what becomes of one. It returns what the caller's code panicked with;
-// called again, it goes on. There is one deferred function for all messages, since one for each would cost 5 ns.
+// serve brings the messages of the run at hand to their end, one after the other, until there are none left, the shard has
+// recalled the rest, or the rest must wait for what becomes of one. It returns what the caller's code panicked with; called
+// again, it goes on. There is one deferred function for all messages, since one for each would cost 5 ns. After a panic its
+// caller lets crashed move the message at hand on before it calls again. On a Goexit recover returns nil, and what serve
+// returns comes to nobody.
 func (w *worker[T]) serve() (crash error) {
 	normal := false
 	defer func() {
@@ -52,11 +62,14 @@ func (w *worker[T]) serve() (crash error) {
 		normal = true
 		return nil
 	}
+	// After a crash the message at hand is claimed already. A run that is to bring messages to their end is never recalled.
+	// If the claim fails, the shard has taken all of the run back, and none of its messages may be looked at.
 	if !w.claimed {
 		if r.kind != runFinish && !r.at.CompareAndSwap(unclaimed, 0) {
 			normal = true
 			return nil
 		}
+		// The pace counts from here: before, the worker may have waited for a processor, for which no handler is to blame.
 		w.claimed, w.began = true, w.sh.clock()
 	}
 	if r.kind == runMail {
@@ -66,8 +79,14 @@ func (w *worker[T]) serve() (crash error) {
 		normal = true
 		return nil
 	}
+	// A message is claimed, brought to its end, and by the claim of the next one declared done: from then on the shard may
+	// settle it, though the run is still out. So m is not touched after that. The worker stops at a message that waits for
+	// its next try, since those behind it may be of its lane; and at one that has skipped its key, since those may be of
+	// that key.
 	for {
 		m := r.list[r.next]
+		// Without this the second message of a skipped key was once counted as rejected, although OnFailure had let the first
+		// one end the stream.
 		if r.kind == runFinish && r.next > 0 && m.step == stepAsk && m.stream.ctx.Err() != nil {
 			m.abort(m.stream.abortKind()) // the one before, of the same key, has ended its stream
 		}
@@ -89,7 +108,11 @@ func (w *worker[T]) serve() (crash error) {
 }
 
 // serveMail is serve for a mail run. An entry is read only once it is claimed, and a chunk is left before that: the shard
-// takes back what lies before.
+// takes back what lies before. So k is set to the next chunk before the claim by which the shard may settle the last entry
+// of this one, and use it again.
+//
+// It stops at the first entry that does not simply succeed: what else there is to do with that takes an ordinary message,
+// which mailBack makes of it. After a crash serve calls this again, which then finds err set and does nothing.
 func (w *worker[T]) serveMail(r *run[T]) {
 	x := r.mail
 	s := x.s
@@ -116,13 +139,16 @@ func (w *worker[T]) serveMail(r *run[T]) {
 	}
 }
 
-// advance does one step of m. All that it calls of the caller's may panic.
+// advance does one step of m. All that it calls of the caller's may panic. A step is changed only after its call has
+// returned: so crashed sees in which step the caller's code has ended.
 func (w *worker[T]) advance(m *message[T]) {
 	s := m.stream
 	switch m.step {
 	case stepAttempt:
 		w.attempt(m)
 	case stepCause:
+		// Without an attempt it is the key function, or a caller's own resolver, that has failed. Otherwise the attempt was
+		// made in a mail run, from which mailBack has brought its error here.
 		switch {
 		case m.attempts == 0:
 			s.blame(m)
@@ -161,8 +187,11 @@ func (w *worker[T]) advance(m *message[T]) {
 	}
 }
 
-// crashed moves the message at hand on after the caller's code has panicked, or exited the goroutine, in its step.
+// crashed moves the message at hand on after the caller's code has panicked, or exited the goroutine, in its step. It moves
+// on by at least one step, so that no code of the caller's is called again for the same thing, and each message comes to its
+// end however many of its calls crash. A panic ends its stream, as FailureInternal, whatever OnFailure says of it.
 func (w *worker[T]) crashed(err error) {
+	// An entry of a mailbox has no steps yet: the crash is its attempt's error, and mailBack makes a message of it.
 	if x := w.run.mail; w.run.kind == runMail {
 		x.err, x.crashed = err, true
 		return
@@ -178,6 +207,7 @@ func (w *worker[T]) crashed(err error) {
 	s := m.stream
 	switch m.step {
 	case stepAttempt, stepCause, stepRetry:
+		// Nobody has measured the attempt: the handler itself has crashed, and not what was called after it.
 		if m.took == 0 {
 			s.timed(m, w.run)
 		}
@@ -198,7 +228,9 @@ func (w *worker[T]) crashed(err error) {
 	}
 }
 
-// attempt runs the handler once and decides what comes of it.
+// attempt runs the handler once and decides what comes of it. Whether the stream goes on is looked at as late as possible,
+// and after the header has been sent, which may end it too: between its end and the shard's recall of the run, no handler
+// may start.
 func (w *worker[T]) attempt(m *message[T]) {
 	s := m.stream
 	s.sendHeader(nil)
@@ -215,6 +247,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 			s.emit(m, EventPressure)
 		}
 		s.emit(m, EventAttempt)
+		// For Snapshot, whose shard reads it meanwhile: 0 is no attempt.
 		w.run.began.Store(int64(s.clock()) + 1)
 	}
 	m.attempts++
@@ -234,7 +267,8 @@ func (w *worker[T]) attempt(m *message[T]) {
 	}
 }
 
-// failed decides what comes of an attempt that has returned err.
+// failed decides what comes of an attempt that has returned err: it is retried, or asked about, or only counted. An error that comes from the end of the stream, or of its
+// session, is neither retried nor shown to OnFailure.
 func (w *worker[T]) failed(m *message[T], err error) {
 	s := m.stream
 	f := m.failure(FailureHandlerError, err)
@@ -243,16 +277,21 @@ func (w *worker[T]) failed(m *message[T], err error) {
 		m.failWith(f)
 		return
 	}
+	// Before failWith, for it calls Retryable: if that panics, the step is still the attempt's, and crashed does not take it
+	// for a panic of OnFailure.
 	delay, again := s.r.engine.again(f, m.attempts)
 	m.failWith(f)
 	m.retryUnlessOver(again, delay)
 }
 
-// idleTime is how long a worker that has nothing to do stays.
+// idleTime is how long a worker that has nothing to do stays. To end it at once would start a goroutine for each message
+// that comes alone; to keep it for good would leave the stacks of all that a burst of slow messages has taken.
 const idleTime = 100 * time.Millisecond
 
-// crew is the workers of a shard. They are started as they are needed; the one that was last at work is the next to be
-// given some, and those that were not needed for a while end.
+// crew is the workers of a shard. They are started as they are needed; the one that was last at work is the next to be given
+// some, and those that were not needed for a while end. It is the shard's alone. The last one at work comes first since its
+// stack and its memory are still in the processor's caches; thereby those in front of the list are the ones that nobody
+// needs.
 type crew[T any] struct {
 	sh       *shard[T]
 	idle     []*worker[T] // the last is the next to work
@@ -260,7 +299,8 @@ type crew[T any] struct {
 	idleFrom time.Duration
 }
 
-// give hands r to a worker.
+// give hands r to a worker. It never blocks: the channel of a worker has room for one run, and is used only while the worker
+// is in idle, from which it is taken here.
 func (c *crew[T]) give(r *run[T]) {
 	n := len(c.idle)
 	if n == 0 {
@@ -277,10 +317,13 @@ func (c *crew[T]) give(r *run[T]) {
 	w.runs <- r // has room: w is idle
 }
 
-// back takes back a worker that has nothing to do.
+// back takes back a worker that has nothing to do. Its goroutine may still be on its way from the send of the event to the
+// receive of the next run.
 func (c *crew[T]) back(w *worker[T]) { c.idle = append(c.idle, w) }
 
-// next returns when to trim next; ok is false if there is nothing to trim.
+// next returns when to trim next; ok is false if there is nothing to trim. The shard asks whenever it arms its
+// alarm, and the time that a worker may be idle counts from the first time it asks after a trim. From then on give keeps the
+// fewest that were idle, so that a crew that is busy now and then keeps as many workers as it needs.
 func (c *crew[T]) next(now time.Duration) (at time.Duration, ok bool) {
 	if len(c.idle) == 0 {
 		return 0, false
@@ -291,7 +334,8 @@ func (c *crew[T]) next(now time.Duration) (at time.Duration, ok bool) {
 	return c.idleFrom + idleTime, true
 }
 
-// trim ends the workers that were idle all the time since the last trim.
+// trim ends the workers that were idle all the time since the last trim. Their goroutines end when they receive nil from the
+// closed channel, which may be a moment after this.
 func (c *crew[T]) trim() {
 	n := min(c.unneeded, len(c.idle))
 	for _, w := range c.idle[:n] { // those in front have been idle for longest
@@ -303,7 +347,7 @@ func (c *crew[T]) trim() {
 	c.idleFrom = 0
 }
 
-// end ends all workers.
+// end ends all workers. No run may be out: a worker that is not idle is not in the list, and would wait for ever.
 func (c *crew[T]) end() {
 	c.unneeded = len(c.idle)
 	c.trim()
