@@ -13,6 +13,8 @@ import (
 // Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
 // streams may be received at once, and they share what their Gate and Engine share.
 type Receiver[T any] struct {
+	// Up to onFailure and so on all is set by NewReceiver, New and NewBatch, before the first stream, and never changes: readers,
+	// shards and workers read it without a lock.
 	gate   *Gate
 	engine *Engine[T]
 
@@ -30,11 +32,13 @@ type Receiver[T any] struct {
 	ids atomic.Uint64
 
 	// What streams that are idle leave to others, until the garbage collector takes it: it owns neither channel nor
-	// timer, so that streams in different synctest bubbles may share it.
+	// timer, so that streams in different synctest bubbles may share it. That is also why shards, which own both, end with their
+	// last stream instead of waiting here for the next one.
 	chunks   sync.Pool // *chunk[T]
 	messages sync.Pool // *message[T], the heads of lists through their links
 
-	// mu is taken before a stream's runState's, and no other lock is taken while it is held.
+	// mu is taken before the locks of a stream's runState and mailbox: what a stream has that is in no shard yet is looked at
+	// under it (see ask). No other lock is taken while it is held, and nothing of the caller's is called.
 	mu      sync.Mutex
 	streams map[*stream[T]]struct{}
 	total   Summary     // of the streams that have ended
@@ -55,7 +59,8 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 	return r
 }
 
-// boundBytes has r count bytes by sizeOf, up to bound. Without a sizeOf, or with a negative bound, it counts none.
+// boundBytes has r count bytes by sizeOf, up to bound. Without a sizeOf, or with a negative bound, it counts none. It is called
+// before the first stream.
 func (r *Receiver[T]) boundBytes(bound int64, sizeOf func(T) int) {
 	r.bytes, r.sizeOf = nil, nil
 	if sizeOf != nil && bound > 0 {
@@ -64,7 +69,8 @@ func (r *Receiver[T]) boundBytes(bound int64, sizeOf func(T) int) {
 }
 
 // shardCount returns how many shards a Receiver has at most. One keeps up with the handlers of about four processors,
-// and with ScopeFlow all streams share their lanes anyway.
+// and with ScopeFlow all streams share their lanes anyway. One hands out some 10 million quick messages a second; nothing
+// beyond two processors has been measured.
 func shardCount(g *Gate) int {
 	if r, ok := g.ordering.(*laneResolver); ok && r.opts.Scope == ScopeFlow {
 		return 1
@@ -72,7 +78,12 @@ func shardCount(g *Gate) int {
 	return max(1, runtime.GOMAXPROCS(0)/4)
 }
 
-// enter makes s a user of the shard that has the fewest, whose goroutine lives until they have left.
+// enter makes s a user of the shard that has the fewest, whose goroutine lives until they have left. It is called once, by Run,
+// before the reader starts. A shard that is yet to be started is preferred to one that has users: streams are spread over as
+// many processors as may be.
+//
+// To count the user and to publish the shard is one step under mu. ask may otherwise look at the stream in the belief that
+// nobody owns it, while it enters: it once did. And leave may otherwise end the shard in between.
 func (r *Receiver[T]) enter(s *stream[T]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +102,8 @@ func (r *Receiver[T]) enter(s *stream[T]) {
 	s.sh.Store(r.shards[least])
 }
 
-// leave is told that a user of sh has left. It reports whether that was the last one: then the shard must end.
+// leave is told that a user of sh has left. It reports whether that was the last one: then the shard must end. It is called by
+// the shard itself, which notes the answer in over. From then on enter does not find it, and inspect does not wake it.
 func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +115,13 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 	return true
 }
 
-// inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done.
+// inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done. It blocks
+// until it has, which is for as long as sh needs for what it was told before: never for the caller's code, so a handler or an
+// Observer may ask for Stats. All streams of a shard are looked at in one event: one after the other they would be seen at
+// different moments, and the sum of what is in flight could exceed Capacity.
+//
+// The request is a user of sh, so that the shard is still there to answer it. If the last user has left, its streams are done,
+// or will be in a moment, and what is done anybody may look at.
 func (r *Receiver[T]) inspect(sh *shard[T], streams []*stream[T], look func()) {
 	r.mu.Lock()
 	lives := sh.users > 0
@@ -135,6 +153,11 @@ func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key O
 	return s.end(s.beginAndRun(recv))
 }
 
+// newStream returns a stream that nobody else knows yet: begin makes it known to Stats and to a shutdown.
+//
+// It decides how the stream is lined up. It is direct if it matters at once where a message stands: with batches, which look
+// at lanes and not at mailboxes; where a message may be refused on receipt; and where others line up in the same lanes, or a
+// caller's own resolver is to be asked. Where it may be refused, its reader waits for verdicts.
 func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
 	s := &stream[T]{
 		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),
@@ -153,7 +176,8 @@ func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *st
 	return s
 }
 
-// tellShutdown tells of the beginning of the end.
+// tellShutdown tells of the beginning of the end. The coordinator calls it once, on a goroutine of its own, after all streams
+// have been told: an Observer that hangs holds up neither them nor Close. There is no message that its panic could fail.
 func (r *Receiver[T]) tellShutdown(ctx context.Context) {
 	if r.observer == nil {
 		return
@@ -184,8 +208,13 @@ func FromChan[T any](ctx context.Context, ch <-chan T) func() (T, error) {
 	}
 }
 
-// reader is the goroutine that reads a stream's source, since recv may block and can't be interrupted. It names the key
-// of each message and puts it into the stream's mailbox. It numbers nothing: the shard does, in the same order.
+// reader is the goroutine that reads a stream's source, since recv may block and can't be interrupted. It numbers each
+// message, names its key and puts it into the stream's mailbox. The number comes first, since that tells a duplicate of a
+// session, which is not asked for a key and takes neither a place in the window nor a turn.
+//
+// The fields are its goroutine's alone; what it shares with others is in its stream: mailbox, reading and runState. Nobody
+// waits for it: Run returns when its messages are finished, though it may still be blocked in recv, and then it must find out
+// by itself that its stream is over. So after recv has returned it touches nothing but what a stream that is done still has.
 type reader[T any] struct {
 	s      *stream[T]
 	recv   func() (T, error)
@@ -195,17 +224,20 @@ type reader[T any] struct {
 	at     entry[T]
 	in     callersCode
 
+	// Then the reader may have to wait for the verdict on one before it reads the next.
 	refusable bool // messages may be refused on receipt
 }
 
-// reading is what a reader shares with its stream's shard and with Run.
+// reading is what a reader shares with its stream's shard and with Run. It is atomics and channels with room for one, so that
+// neither a shard nor Run ever waits for a reader.
 type reading struct {
 	window   window
 	activity activity
 	verdict  verdict
 }
 
-// callersCode says which of the caller's functions a reader is in: whose panic it is.
+// callersCode says which of the caller's functions a reader is in: whose panic it is. It is set around each call, since the
+// one deferred function that recovers for all of them can't know otherwise.
 type callersCode uint8
 
 const (
@@ -215,6 +247,10 @@ const (
 )
 
 // run reads until the source ends, or the stream does: then what recv still returns is discarded.
+//
+// A runtime.Goexit runs the deferred functions and ends the goroutine: so that the stream ends is said in one of them.
+// It tells the shard last, when state says why there is no more to come and Run's awaitRecv need not wait: the shard ends the
+// stream if nothing is pending, and is told of the end by nobody else if the last message has finished before.
 func (rd *reader[T]) run() {
 	rd.s.activity.inRecv.Store(true)
 	normal := false
@@ -233,6 +269,9 @@ func (rd *reader[T]) run() {
 
 // read is the loop. It returns what the caller's functions panicked with, or nil if nothing more is to be read. There is
 // one deferred function for all messages, since one for each would cost a fifth of the loop.
+//
+// It blocks for room, in recv, and for a verdict. Whether the context has ended is asked again after recv: what arrives later
+// is not received, or it would be counted, and dropped, in a stream whose client is gone.
 func (rd *reader[T]) read() (crash error) {
 	normal := false
 	defer func() {
@@ -280,7 +319,8 @@ func (rd *reader[T]) read() (crash error) {
 	return nil
 }
 
-// duplicate reports whether the message at hand was settled by an earlier stream of the session: it is only counted.
+// duplicate reports whether the message at hand was settled by an earlier stream of the session: it is only counted. The
+// Observer is told of it here, on the reader's goroutine.
 func (rd *reader[T]) duplicate() bool {
 	s := rd.s
 	if !s.session.before.settled(rd.at.seq) {
@@ -296,7 +336,12 @@ func (rd *reader[T]) duplicate() bool {
 	return true
 }
 
-// put receives the message at hand. It reports whether more may be received.
+// put receives the message at hand. It reports whether more may be received. What the shard needs to know of the message is
+// said before the mailbox has it, since it may be finished before put returns: that the reader waits for the verdict, and how
+// many bytes are pending. A mailbox that is shut takes nothing, and the bytes are counted off again.
+//
+// inCallersCode is cleared last: who looks whether the stream is idle sees that, or that the mailbox has got one more than has
+// finished, or the time of the finish.
 func (rd *reader[T]) put() (open bool) {
 	s := rd.s
 	if s.order.resolver != nil && rd.at.crash == nil {
@@ -346,7 +391,8 @@ func (rd *reader[T]) mayBeRefused() bool {
 	return s.order.mayRefuse(undecided, int64(rd.seq+1-s.window.finished.Load()))
 }
 
-// ended handles recv's first error. recv is not called again.
+// ended handles recv's first error. recv is not called again. An io.EOF counts only while the context lives: without it the
+// client has not said that it has sent everything, and the stream must not end well.
 func (rd *reader[T]) ended(err error) {
 	s := rd.s
 	ended := s.parent.Err() != nil
@@ -376,7 +422,9 @@ func (rd *reader[T]) crashed(err error) {
 	}
 }
 
-// awaitRoom blocks while the stream must not be read. It returns false if it must not be read any more.
+// awaitRoom blocks while the stream must not be read. It returns false if it must not be read any more. It looks at everything
+// again after each wait, for a wake-up may have any reason. MaxPending is looked at once for a whole credit, since what the
+// reader alone uses up can't be used by others; bytes are looked at before each message, since all streams share them.
 func (rd *reader[T]) awaitRoom() bool {
 	s := rd.s
 	w := &s.window
@@ -400,7 +448,7 @@ func (rd *reader[T]) awaitRoom() bool {
 	return false
 }
 
-// waitForRoom blocks until MaxPending may allow for more.
+// waitForRoom blocks until MaxPending may allow for more. It says that it waits before it looks once more: see window.
 func (rd *reader[T]) waitForRoom() {
 	w := &rd.s.window
 	w.waiting.Store(true)
@@ -410,7 +458,8 @@ func (rd *reader[T]) waitForRoom() {
 	}
 }
 
-// waitForBytes blocks until MaxPendingBytes may allow for more.
+// waitForBytes blocks until MaxPendingBytes may allow for more. stopWaiting is called however the wait ends, also for the end of
+// the stream: who was woken for bytes wakes the next, and would otherwise take the wake-up with it.
 func (rd *reader[T]) waitForBytes() {
 	share := rd.s.window.share
 	defer share.stopWaiting()
@@ -419,12 +468,15 @@ func (rd *reader[T]) waitForBytes() {
 	}
 }
 
-// waitForSpace blocks until the reader is woken, or its stream ends.
+// waitForSpace blocks until the reader is woken, or its stream ends. Whoever calls it has said before what it waits for.
+// Meanwhile the reader is not in recv: if the context ends there is no recv that could say more, and Run need not wait for one.
+// A batch that lingers is told, since of this stream nothing more will come.
 func (rd *reader[T]) waitForSpace() {
 	s := rd.s
 	s.activity.inRecv.Store(false)
 	defer s.activity.inRecv.Store(true)
 	s.endLinger()
+	// Looked at after inRecv was cleared: Run looks at inRecv after it has seen the context end, so one sees the other.
 	if s.parent.Err() != nil { // Run may have seen it end while recv seemed to be what the reader waits for
 		return
 	}
@@ -434,16 +486,22 @@ func (rd *reader[T]) waitForSpace() {
 // noted keeps when a message has finished, for IdleTimeout.
 func (a *activity) noted(at time.Duration) { a.last.Store(int64(at)) }
 
-// verdict lets a reader wait until what it has received is lined up, and until a refusal has come to its end.
+// verdict lets a reader wait until what it has received is lined up, and until a refusal has come to its end. The reader asks
+// before it puts the message and awaits after it; the shard gives, when it has lined up everything there is and no refusal is
+// under way (see lineUpAll). Both count what the stream has received, without duplicates of a session.
 type verdict struct {
+	// asked is set by the reader and cleared by the shard. Between the two the reader asks nothing else: it is blocked in await,
+	// or has left since the stream is done.
 	asked atomic.Uint64 // the Seq that the reader waits for; 0: it does not wait
 	given chan struct{}
 }
 
-// ask is called before the message seq is put where the shard finds it.
+// ask is called before the message seq is put where the shard finds it: it may be lined up at once, and a shard that did not
+// know of the question would give no answer.
 func (v *verdict) ask(seq uint64) { v.asked.Store(seq) }
 
-// give is told that everything up to seq is lined up.
+// give is told that everything up to seq is lined up. It must not block, since it is called by the shard: it puts one token for
+// each question, and the reader asks the next one only when it has taken that.
 func (v *verdict) give(seq uint64) {
 	if asked := v.asked.Load(); asked > 0 && asked <= seq {
 		v.asked.Store(0)
@@ -451,7 +509,7 @@ func (v *verdict) give(seq uint64) {
 	}
 }
 
-// await blocks until the verdict is given, or over is closed.
+// await blocks until the verdict is given, or over is closed: a stream that ends gives no verdict on what it drops.
 func (v *verdict) await(over <-chan struct{}) {
 	select {
 	case <-v.given:
