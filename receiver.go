@@ -13,7 +13,7 @@ import (
 // Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
 // streams may be received at once, and they share what their Gate and Engine share.
 type Receiver[T any] struct {
-	// Up to onFailure and so on all is set by NewReceiver, New and NewBatch, before the first stream, and never changes: readers,
+	// All up to sessions is set by NewReceiver, New and NewBatch, before the first stream, and does not change then: readers,
 	// shards and workers read it without a lock.
 	gate   *Gate
 	engine *Engine[T]
@@ -32,8 +32,7 @@ type Receiver[T any] struct {
 	ids atomic.Uint64
 
 	// What streams that are idle leave to others, until the garbage collector takes it: it owns neither channel nor
-	// timer, so that streams in different synctest bubbles may share it. That is also why shards, which own both, end with their
-	// last stream instead of waiting here for the next one.
+	// timer, so that streams in different synctest bubbles may share it.
 	chunks   sync.Pool // *chunk[T]
 	messages sync.Pool // *message[T], the heads of lists through their links
 
@@ -82,8 +81,8 @@ func shardCount(g *Gate) int {
 // before the reader starts. A shard that is yet to be started is preferred to one that has users: streams are spread over as
 // many processors as may be.
 //
-// To count the user and to publish the shard is one step under mu. ask may otherwise look at the stream in the belief that
-// nobody owns it, while it enters: it once did. And leave may otherwise end the shard in between.
+// To count the user and to publish the shard is one step under mu, or leave might end the shard in between. ask takes mu too
+// for a stream that has no shard yet: once such a stream was read by ask while it entered.
 func (r *Receiver[T]) enter(s *stream[T]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -214,7 +213,7 @@ func FromChan[T any](ctx context.Context, ch <-chan T) func() (T, error) {
 //
 // The fields are its goroutine's alone; what it shares with others is in its stream: mailbox, reading and runState. Nobody
 // waits for it: Run returns when its messages are finished, though it may still be blocked in recv, and then it must find out
-// by itself that its stream is over. So after recv has returned it touches nothing but what a stream that is done still has.
+// by itself that its stream is over. So it relies on nothing that ends with Run.
 type reader[T any] struct {
 	s      *stream[T]
 	recv   func() (T, error)
@@ -248,9 +247,9 @@ const (
 
 // run reads until the source ends, or the stream does: then what recv still returns is discarded.
 //
-// A runtime.Goexit runs the deferred functions and ends the goroutine: so that the stream ends is said in one of them.
-// It tells the shard last, when state says why there is no more to come and Run's awaitRecv need not wait: the shard ends the
-// stream if nothing is pending, and is told of the end by nobody else if the last message has finished before.
+// A runtime.Goexit runs the deferred functions and ends the goroutine: so one of them fails the stream then. The shard is told
+// last, when state says why no more comes: it ends the stream if nothing is pending, and if the last message has finished
+// before, nobody else tells it.
 func (rd *reader[T]) run() {
 	rd.s.activity.inRecv.Store(true)
 	normal := false
@@ -391,8 +390,8 @@ func (rd *reader[T]) mayBeRefused() bool {
 	return s.order.mayRefuse(undecided, int64(rd.seq+1-s.window.finished.Load()))
 }
 
-// ended handles recv's first error. recv is not called again. An io.EOF counts only while the context lives: without it the
-// client has not said that it has sent everything, and the stream must not end well.
+// ended handles recv's first error. recv is not called again. gRPC cancels a stream's context before the Recv of an oversized
+// message returns, so an end of the context is not yet the reason: recv's status may say more.
 func (rd *reader[T]) ended(err error) {
 	s := rd.s
 	ended := s.parent.Err() != nil
@@ -458,8 +457,8 @@ func (rd *reader[T]) waitForRoom() {
 	}
 }
 
-// waitForBytes blocks until MaxPendingBytes may allow for more. stopWaiting is called however the wait ends, also for the end of
-// the stream: who was woken for bytes wakes the next, and would otherwise take the wake-up with it.
+// waitForBytes blocks until MaxPendingBytes may allow for more. stopWaiting is called however the wait ends, also with the
+// stream: a reader that was woken for bytes wakes the next, who would otherwise wait on though there is room.
 func (rd *reader[T]) waitForBytes() {
 	share := rd.s.window.share
 	defer share.stopWaiting()
@@ -490,9 +489,9 @@ func (a *activity) noted(at time.Duration) { a.last.Store(int64(at)) }
 // before it puts the message and awaits after it; the shard gives, when it has lined up everything there is and no refusal is
 // under way (see lineUpAll). Both count what the stream has received, without duplicates of a session.
 type verdict struct {
-	// asked is set by the reader and cleared by the shard. Between the two the reader asks nothing else: it is blocked in await,
-	// or has left since the stream is done.
-	asked atomic.Uint64 // the Seq that the reader waits for; 0: it does not wait
+	// asked is set by the reader and cleared by the shard. Between the two the reader asks nothing else: it is blocked in
+	// await, or has left since the stream takes nothing more.
+	asked atomic.Uint64 // how many are to be lined up until the reader goes on; 0: it does not wait
 	given chan struct{}
 }
 
