@@ -49,6 +49,8 @@ type RetryBudget struct {
 	TokenRatio float64
 }
 
+// validate refuses what can't mean anything. Floats are compared so that NaN, for which every comparison is false, is
+// refused as well.
 func (o RetryOptions) validate() error {
 	finite := func(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
 	switch {
@@ -80,7 +82,8 @@ func (o RetryOptions) validate() error {
 	return nil
 }
 
-// validateUnused refuses options that have no effect while MaxAttempts is 0. (1 says in so many words: no retry.)
+// validateUnused refuses options that have no effect while MaxAttempts is 0. (1 says in so many words: no retry.) Somebody
+// who sets a Backoff expects retries: without this they would learn only from the first outage that there are none.
 func (o RetryOptions) validateUnused() error {
 	const rule = "needs MaxAttempts: 0 means no retry, and 1 says so explicitly"
 	switch {
@@ -103,6 +106,7 @@ func (o RetryOptions) validateUnused() error {
 // ErrAttemptTimeout is the context's cause in an attempt that took longer than RetryOptions.AttemptTimeout.
 var ErrAttemptTimeout = errors.New("flow: attempt timed out")
 
+// permanentError is the mark of Permanent. It is looked for anywhere in an error, and has no status of its own: see bare.
 type permanentError struct{ err error }
 
 func (e *permanentError) Error() string { return e.err.Error() }
@@ -119,6 +123,9 @@ func Permanent(err error) error {
 // Engine runs the handler: it recovers panics and retries. It is safe for concurrent use. It keeps no order and holds
 // no slot: that is the [Gate]'s.
 type Engine[T any] struct {
+	// An Engine is not changed once it is made, but for the tokens of its budget. Workers call attempt and again, which
+	// don't wait between tries: a message that waits must not hold a worker. Only Execute does, for callers that have
+	// neither workers nor streams.
 	handler Handler[T]
 	retry   RetryOptions
 	budget  *budget // nil: none
@@ -161,7 +168,8 @@ func (e *Engine[T]) Execute(ctx context.Context, m Message[T]) error {
 	return f
 }
 
-// tries is Execute without the guard: its error is nil or a *Failure.
+// tries is Execute without the guard: its error is nil or a *Failure. It runs on the goroutine that Execute starts. A
+// panic ends it and is not tried again.
 func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 	for {
 		if ctx.Err() != nil {
@@ -186,12 +194,15 @@ func (e *Engine[T]) tries(ctx context.Context, m *Message[T]) error {
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
+			// The last error is kept as the cause: the end of ctx says only why there was no further try.
 			return newFailure(FailureContextCancelled, &contextError{contextFailure(ctx).Err, f.Err})
 		}
 	}
 }
 
-// attempt calls the handler once, under a context from slab if attempts have a time limit. It lets panics through.
+// attempt calls the handler once, under a context from slab if attempts have a time limit. It lets panics through. A
+// success is given back to the budget here, where all ways of running a single message pass; whether a failure counts
+// depends on whether it is worth another try, which again decides.
 func (e *Engine[T]) attempt(ctx context.Context, m Message[T], slab *contextSlab) (err error) {
 	if e.retry.AttemptTimeout <= 0 {
 		err = e.handler(ctx, m)
@@ -204,6 +215,9 @@ func (e *Engine[T]) attempt(ctx context.Context, m Message[T], slab *contextSlab
 	return err
 }
 
+// timed ends ctx when the handler returns, panics or exits its goroutine: a context that is derived from it, and its
+// timer, must not stay until the deadline. The handler's result stands, also if the time is over: nil after AttemptTimeout
+// is success.
 func (e *Engine[T]) timed(ctx *attemptContext, m Message[T]) error {
 	defer ctx.end()
 	return e.handler(ctx, m)
@@ -211,6 +225,10 @@ func (e *Engine[T]) timed(ctx *attemptContext, m Message[T]) error {
 
 // again decides whether a message that failed with f in its n-th attempt is tried again, and after what delay. What is
 // worth another try takes a token from the budget, whether or not it gets one: that is how the budget sees trouble.
+//
+// So with a budget the last attempt takes one too, and Retryable is asked even then. What is not worth another try takes
+// none: once every failure did, and a client that sent invalid messages ended the retries of all others. Workers call it,
+// and Retryable is the caller's code: it may panic, which is then the message's failure.
 func (e *Engine[T]) again(f *Failure, n int) (time.Duration, bool) {
 	last := n >= e.retry.MaxAttempts
 	if last && e.budget == nil || !e.retry.worthRetrying(f) {
@@ -222,6 +240,8 @@ func (e *Engine[T]) again(f *Failure, n int) (time.Duration, bool) {
 	return e.retry.delay(f.said().delay, n), true
 }
 
+// worthRetrying reports whether what failed with f may succeed in another try. Permanent comes before Retryable: the
+// handler that marks an error knows more about it than a rule for all errors.
 func (o *RetryOptions) worthRetrying(f *Failure) bool {
 	c := f.said()
 	if c.permanent {
@@ -234,6 +254,7 @@ func (o *RetryOptions) worthRetrying(f *Failure) bool {
 }
 
 // isPermanentCode reports whether an error with this code is not worth another try: the same call will fail again.
+// [RetryAfter] uses the same list on the client.
 func isPermanentCode(code codes.Code) bool {
 	switch code {
 	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated,
@@ -245,6 +266,10 @@ func isPermanentCode(code codes.Code) bool {
 
 // delay is the time before the try after the n-th: exponential, capped, jittered, and not shorter than the error asked
 // for, as far as the cap allows.
+//
+// It is computed in float64, where a product that is too large becomes infinite and is capped, while an int64 would wrap
+// round to a negative delay. What the error asked for is not jittered: it is a least time, given by a server that knows
+// its load.
 func (o *RetryOptions) delay(asked time.Duration, n int) time.Duration {
 	d := float64(o.Backoff)
 	if d > 0 && o.Multiplier > 1 { // the power may be infinite, and zero times infinity is not a number
@@ -265,12 +290,15 @@ func (o *RetryOptions) delay(asked time.Duration, n int) time.Duration {
 	return time.Duration(d)
 }
 
-// budget holds tokens as float64 bits.
+// budget holds tokens as float64 bits, so that workers of all shards can change them without a lock. Tokens are from 0 to
+// MaxTokens. It is one for the Flow, since what is in trouble, mostly something behind the handlers, is what all its
+// streams share.
 type budget struct {
 	opts   RetryBudget
 	tokens atomic.Uint64
 }
 
+// newBudget returns a full budget.
 func newBudget(o RetryBudget) *budget {
 	b := &budget{opts: o}
 	b.tokens.Store(math.Float64bits(o.MaxTokens))
@@ -282,15 +310,19 @@ func (b *budget) give() {
 	b.change(func(t float64) float64 { return min(t+b.opts.TokenRatio, b.opts.MaxTokens) })
 }
 
-// take takes the token of a failed attempt that is worth retrying, and reports whether enough are left to retry it.
+// take takes the token of a failed attempt that is worth retrying, and reports whether enough are left to retry it. The
+// comparison is with what is left after the token, as gRFC A6 has it: at half of MaxTokens nothing is retried any more.
 func (b *budget) take() bool {
 	return b.change(func(t float64) float64 { return max(t-1, 0) }) > b.opts.MaxTokens/2
 }
 
-// enough reports whether enough are left to retry anything.
+// enough reports whether enough are left to retry anything. A call of several messages takes one token, and asks here for
+// the others that have failed in it.
 func (b *budget) enough() bool { return math.Float64frombits(b.tokens.Load()) > b.opts.MaxTokens/2 }
 
-// change replaces the tokens by what f makes of them, and returns that.
+// change replaces the tokens by what f makes of them, and returns that. f may be called more than once. In a Flow in which
+// all goes well the budget is full and each success would write the same value: the store is left out, since it would move
+// the cache line from one processor to the other with each message.
 func (b *budget) change(f func(float64) float64) float64 {
 	for {
 		old := b.tokens.Load()
@@ -302,10 +334,13 @@ func (b *budget) change(f func(float64) float64) float64 {
 	}
 }
 
-// backoff holds the messages of a shard that wait for their next try.
+// backoff holds the messages of a shard that wait for their next try. It is the shard's own and needs no lock. There is no
+// timer for each message: the shard arms one for whatever it waits for (see arm), and pops what is due. A message that
+// waits is in stateBackoff and keeps its lane, so its key waits with it; its slot is given back.
 type backoff[T any] struct{ waits waits[T] }
 
-// wait is a message's wait for its next try.
+// wait is a message's wait for its next try, or that of a batch. It is made for each wait: a failure is rare, and an entry
+// that messages kept for it would be paid for by all of them.
 type wait[T any] struct {
 	due   time.Duration
 	order uint64 // by which equal times keep their order
@@ -314,24 +349,28 @@ type wait[T any] struct {
 	batch *run[T] // instead of m
 }
 
-// add has m wait until due.
+// add has m wait until due. m must not wait already. Of one stream, and by chance of several, messages due at the same
+// time go on in the order of their numbers.
 func (b *backoff[T]) add(m *message[T], due time.Duration) {
 	m.wait = &wait[T]{due: due, order: m.seq, m: m}
 	heap.Push(&b.waits, m.wait)
 }
 
-// remove takes m back.
+// remove takes back m, which waits: its stream has ended, or its key was skipped. It costs the logarithm of what waits,
+// which is why a wait knows its index.
 func (b *backoff[T]) remove(m *message[T]) {
 	heap.Remove(&b.waits, m.wait.index)
 	m.wait = nil
 }
 
-// addBatch has r, all of whose messages are tried again together, wait until due.
+// addBatch has r, all of whose messages are tried again together, wait until due. Its messages have no waits of their own,
+// so that they become due as one call.
 func (b *backoff[T]) addBatch(r *run[T], due time.Duration) {
 	heap.Push(&b.waits, &wait[T]{due: due, order: r.list[0].seq, batch: r})
 }
 
-// removeBatch takes r back.
+// removeBatch takes r back. It looks at all that wait: it is called when the last message of a batch has been taken out,
+// which is rare, and few batches wait.
 func (b *backoff[T]) removeBatch(r *run[T]) {
 	for _, w := range b.waits {
 		if w.batch == r {
@@ -349,7 +388,8 @@ func (b *backoff[T]) next() (due time.Duration, ok bool) {
 	return b.waits[0].due, true
 }
 
-// pop takes out what is due at now, a message or a batch. ok is false if nothing is.
+// pop takes out what is due at now, a message or a batch. ok is false if nothing is. The shard calls it until nothing is
+// due.
 func (b *backoff[T]) pop(now time.Duration) (m *message[T], batch *run[T], ok bool) {
 	if due, some := b.next(); !some || due > now {
 		return nil, nil, false
@@ -393,6 +433,10 @@ func (h *waits[T]) Pop() any {
 // nothing but values, or for nothing at all, so it becomes a real context with a timer only when somebody asks for what only
 // that can give: until then it costs a reading of the clock. context.WithTimeoutCause for each attempt takes 700 ns and
 // four allocations.
+//
+// One is made for an attempt and ended when the handler has returned; the handler, and whatever it has passed the context
+// to, calls the others from any goroutine, also after that. mu guards what stands below it. It is held while the real
+// context is made and cancelled, but never while its methods are called.
 type attemptContext struct {
 	parent   context.Context
 	deadline time.Time
@@ -403,8 +447,9 @@ type attemptContext struct {
 	cancel context.CancelFunc
 }
 
-// contextSlab makes attemptContexts, many at a time. None is used twice: the caller's code may have kept it. It is not safe
-// for concurrent use.
+// contextSlab makes attemptContexts, many at a time. None is used twice: the caller's code may have kept it. It is not
+// safe for concurrent use. Each worker has one for its attempts, so that 64 of them cost one allocation. A context that is
+// kept by the caller's code keeps the 63 beside it alive.
 type contextSlab struct{ free []attemptContext }
 
 const slabLength = 64
@@ -419,7 +464,7 @@ func (s *contextSlab) new(parent context.Context, limit time.Duration) *attemptC
 	return c
 }
 
-// end cancels c: the attempt has returned.
+// end cancels c: the attempt has returned. A context that becomes real later is cancelled at once: see become.
 func (c *attemptContext) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -429,7 +474,8 @@ func (c *attemptContext) end() {
 	}
 }
 
-// become makes c real.
+// become makes c real. Whoever asks first makes it, and all get the same. Its deadline counts from the beginning of the
+// attempt, so it does not matter when that is; if it has passed already, the context is made as one that has ended.
 func (c *attemptContext) become() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -442,7 +488,8 @@ func (c *attemptContext) become() context.Context {
 	return c.real
 }
 
-// whole returns c as a real context if it is one, or if it has ended; nil otherwise.
+// whole returns c as a real context if it is one, or if it has ended; nil otherwise. One whose time is over becomes real
+// here, since only a real one can say by which cause it has ended.
 func (c *attemptContext) whole() context.Context {
 	c.mu.Lock()
 	real, over := c.real, c.over
@@ -464,7 +511,8 @@ func (c *attemptContext) Deadline() (time.Time, bool) {
 // Done implements context.Context.
 func (c *attemptContext) Done() <-chan struct{} { return c.become().Done() }
 
-// Err implements context.Context.
+// Err implements context.Context. The parent is asked as long as c lives: its end is c's end too, and no timer is needed
+// to see it.
 func (c *attemptContext) Err() error {
 	if real := c.whole(); real != nil {
 		return real.Err()
@@ -473,6 +521,8 @@ func (c *attemptContext) Err() error {
 }
 
 // Value implements context.Context. context.Cause, and a context that is derived from c, find here the one that is real.
+// They ask by a key that package context keeps to itself; were the parent to answer, Cause would not say
+// ErrAttemptTimeout, and package context would start a goroutine for each derived context.
 func (c *attemptContext) Value(key any) any {
 	if real := c.whole(); real != nil {
 		return real.Value(key)
