@@ -12,6 +12,8 @@ import (
 // Its three parts don't know each other. Used with a [Receiver] they decide about the messages of its streams; used
 // directly, Admit decides about its callers, and both share order (with ScopeFlow), capacity and shutdown.
 type Gate struct {
+	// A Gate has no state of its own and no goroutine. A shard does not call Admit: it takes the parts one by one, since a
+	// message waits for its turn in a lane and for its slot in a ready queue, and neither may block the shard.
 	ordering OrderingResolver
 	pressure *PressureController
 	shutdown *ShutdownCoordinator
@@ -42,6 +44,10 @@ func (a Admission) Release() {
 }
 
 // admission is a direct caller's way through a Gate. It belongs to a ShutdownCoordinator from before its wait to its end.
+//
+// key, pressured and release are written by the goroutine in Admit before the Admission is handed out, and only read after
+// that. What stands below mu says where it is: it waits, then either runs or is refused, and is over once. stop, cut and
+// close come from the coordinator, at any time; a Release from any goroutine.
 type admission struct {
 	gate      *Gate // nil: from a PressureController alone
 	pressure  *PressureController
@@ -71,9 +77,12 @@ func (g *Gate) Admit(ctx context.Context, key string) (Admission, error) {
 	wait, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &admission{gate: g, pressure: g.pressure, key: key, cancel: cancel}
+	// Registered before the wait begins: a Shutdown must find whoever waits, and one that has begun before must refuse it.
 	if !g.shutdown.enter(a) {
 		return Admission{}, &Failure{Kind: FailureShutdown, Key: key, Err: reasonShutdown}
 	}
+	// By a deferred function, since a caller's own resolver runs on this goroutine and may panic: an admission that stayed
+	// behind would let no Shutdown end.
 	passed := false
 	defer func() {
 		if !passed { // refused, or a caller's own resolver panicked
@@ -93,6 +102,9 @@ func (g *Gate) Admit(ctx context.Context, key string) (Admission, error) {
 
 // run ends a's wait. Here it is decided, in one step with close, whether a runs or was refused by the end that came
 // meanwhile: once Close has returned, nobody who waited gets in.
+//
+// Without this step a caller could get in after Close had returned, when its turn came while its wait was being cancelled:
+// both cases of a select were ready. A checker of linearizability found it.
 func (a *admission) run() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -100,7 +112,9 @@ func (a *admission) run() bool {
 	return a.running
 }
 
-// pass takes a through order, then pressure.
+// pass takes a through order, then pressure. HardReject is asked first, so that a caller which is refused for pressure
+// takes no place in the order. If there is no slot in the end, the turn is given back: otherwise the callers behind would
+// never get it.
 func (g *Gate) pass(ctx context.Context, a *admission) error {
 	if g.pressure.rejects() {
 		return &Failure{Kind: FailureBackpressure, Key: a.key, Err: reasonNoCapacity}
@@ -120,6 +134,10 @@ func (g *Gate) pass(ctx context.Context, a *admission) error {
 }
 
 // order waits for the turn. fresh says that there was nothing to wait for.
+//
+// What waited for its turn was accepted, and may not be refused for pressure any more; it may if it had not to wait. A
+// caller's own resolver can't tell, so its callers count as having waited. If wait fails, it has given the place up
+// itself.
 func (g *Gate) order(ctx context.Context, a *admission) (fresh bool, err error) {
 	if g.ordering == nil {
 		return true, nil
@@ -141,7 +159,9 @@ func (g *Gate) order(ctx context.Context, a *admission) (fresh bool, err error) 
 	return fresh, r.wait(ctx, w, a.key)
 }
 
-// orderFailure makes a Failure of the error of a caller's own resolver.
+// orderFailure makes a Failure of the error of a caller's own resolver. If ctx has ended, that is the reason, whatever the
+// resolver makes of it: most return ctx.Err, some wrap it. For a message of a stream, ctx has not ended: stream.blame has
+// looked at the stream's own before.
 func orderFailure(ctx context.Context, err error, key string) *Failure {
 	if ctx.Err() != nil {
 		f := contextFailure(ctx)
@@ -153,7 +173,8 @@ func orderFailure(ctx context.Context, err error, key string) *Failure {
 	return f
 }
 
-// shutdownCause replaces a failure that the coordinator brought about by cancelling the wait.
+// shutdownCause replaces a failure that the coordinator brought about by cancelling the wait. The wait ends by a context
+// in either case, and only the cause tells a client that has gone from a shutdown.
 func shutdownCause(ctx context.Context, err error) error {
 	if f, ok := context.Cause(ctx).(*Failure); ok && f.failureKind() == FailureShutdown {
 		return f
@@ -161,7 +182,8 @@ func shutdownCause(ctx context.Context, err error) error {
 	return err
 }
 
-// end gives back what the admission holds, once.
+// end gives back what the admission holds, once. leave comes last: until it returns a Shutdown waits, and when that has
+// returned slot and turn are free. One from a PressureController alone is not known to any coordinator.
 func (a *admission) end() {
 	a.mu.Lock()
 	over := a.over
@@ -184,6 +206,8 @@ func (a *admission) giveBack() {
 	}
 }
 
+// stop implements member. An admission whose wait it ends does not count as cut off later: a Shutdown without drain drops
+// what waits, which is no failure of the Shutdown.
 func (a *admission) stop(drain bool) {
 	if drain {
 		return
@@ -194,6 +218,8 @@ func (a *admission) stop(drain bool) {
 	a.mu.Unlock()
 }
 
+// cut implements member. A caller that runs counts, though it can't be ended: the Shutdown does not wait for it any longer
+// than cutWait. So does one that waits in a drain.
 func (a *admission) cut() (n int, seq uint64, key string) {
 	a.close()
 	a.mu.Lock()
@@ -204,7 +230,8 @@ func (a *admission) cut() (n int, seq uint64, key string) {
 	return 1, 0, a.key
 }
 
-// close refuses a caller that still waits. One that runs can't be cancelled: its context is its own.
+// close refuses a caller that still waits. One that runs can't be cancelled: its context is its own. It implements member
+// too. refused is set under the lock under which run looks, and counts even if the wait's end is seen later than the turn.
 func (a *admission) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
