@@ -74,13 +74,14 @@ type member interface {
 
 // ShutdownCoordinator knows all that is under way and ends it. It is safe for concurrent use and not reusable: what
 // comes after the first Shutdown or Close is refused for good.
-//
-// It goes one way: closing, then maybe cutting, judged and late. idle may come at any time after closing, and ends every
-// Shutdown. mu guards what stands below it; it is held while nothing is waited for, and no member is called under it.
 type ShutdownCoordinator struct {
 	opts  ShutdownOptions
 	began func(context.Context) // nil, or called once, when all members have been told that the end begins
 
+	// mu guards what stands below it. It is held while nothing is waited for, and no member is called under it.
+	//
+	// All of it goes one way: closing, then maybe cutting, judged and late. idle may be closed at any time after closing,
+	// and ends every Shutdown.
 	mu       sync.Mutex
 	closing  bool
 	deadline time.Time         // of the grace period; zero before the first Shutdown, and without one
