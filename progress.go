@@ -12,9 +12,9 @@ import (
 
 // Progress says which messages of a stream are settled: succeeded, or skipped by Options.OnFailure. It is what a client
 // needs to resume. It comes from [Summary.Progress], [ProgressFromTrailer] or UnmarshalBinary; the zero value says that
-// nothing is settled. It is not changed but by UnmarshalBinary, and safe for concurrent use without that. It keeps what is
-// unsettled and not what is settled: those are hardly more than a stream may have pending, however long the stream is.
+// nothing is settled. It is not changed but by UnmarshalBinary, and safe for concurrent use without that.
 type Progress struct {
+	// What is unsettled is kept, and not what is settled: hardly more than a stream may have pending, however long it is.
 	received  uint64   // above it nothing counts as settled
 	unsettled []uint64 // of 1..received, strictly ascending; the others are settled
 }
