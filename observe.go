@@ -27,6 +27,8 @@ func Observers(all ...Observer) Observer {
 		return all[0]
 	}
 	return func(ctx context.Context, e Event) {
+		// No panic is recovered between two: it must get to whoever has called the Observer, which makes of it the failure
+		// of the message.
 		for _, o := range all {
 			o(ctx, e)
 		}
@@ -119,7 +121,9 @@ func SlogObserver(l *slog.Logger) Observer {
 	}
 }
 
-// line is the level and the text to log e with; "" is a kind that is not known.
+// line is the level and the text to log e with; "" is a kind that is not known. The level says what an operator has to do,
+// and the events that come once for each message are not above Debug unless something is lost by them: at Info a busy
+// server would write nothing else.
 func (e *Event) line() (slog.Level, string) {
 	switch e.Kind {
 	case EventStreamStart:
@@ -158,7 +162,9 @@ func (e *Event) line() (slog.Level, string) {
 	return 0, ""
 }
 
-// blamesClient reports whether the error, which recv returned, is about what the client has sent.
+// blamesClient reports whether the error, which recv returned, is about what the client has sent. Such a stream ends with
+// FailureInternal, as every broken source does; logged as an Error it would let any client fill an operator's alerts. A
+// panic is the server's own, whatever code its value states.
 func (c *cause) blamesClient() bool {
 	if !c.stated || c.crashed {
 		return false
@@ -176,6 +182,8 @@ const (
 	maxLoggedSession = 8  // bytes: who knows the name of a session may write it
 )
 
+// attrs returns what is known of e. What is zero is left out, but for a stream's counts, so that each line can be searched
+// by them. Clients choose keys, names and their length, so both are cut.
 func (e *Event) attrs() []slog.Attr {
 	attrs := make([]slog.Attr, 0, 16)
 	add := func(a slog.Attr) { attrs = append(attrs, a) }
@@ -238,9 +246,17 @@ func (e *Event) attrs() []slog.Attr {
 
 // emitter tells the Observer, if there is one, what happens in a stream. Its methods are called by workers and by the
 // goroutines of Run and the reader; the stream has them by embedding it.
+//
+// None is called by a shard, and none with a lock held: the Observer is the caller's code, which may be slow, panic, and
+// ask for Stats or Close the Flow. Of one message the events come in order, since it is at any moment in the hands of one
+// worker, and the channels between them hand it on.
 type emitter[T any] struct{ s *stream[T] }
 
 // emit tells the Observer what has happened to m. It costs nothing without one.
+//
+// A worker calls it, and lets a panic through: what it makes of the message is decided by the step at which it came (see
+// worker.crashed). The event is built from what the message has at that moment, for the fields are used again for the next
+// attempt.
 func (t emitter[T]) emit(m *message[T], kind EventKind) {
 	s := t.s
 	if s.r.observer == nil {
@@ -267,7 +283,9 @@ func (t emitter[T]) emit(m *message[T], kind EventKind) {
 	s.r.observer(s.ctx, e)
 }
 
-// timed notes how long the attempt at hand, of r, has taken.
+// timed notes how long the attempt at hand, of r, has taken. The time at which it began is in the run, where a Snapshot
+// reads it while the attempt is under way. Taking it out marks the attempt as over, and an attempt that has crashed and
+// been timed before is not timed again. 0 means that none is under way, so a beginning is kept one higher.
 func (t emitter[T]) timed(m *message[T], r *run[T]) {
 	s := t.s
 	if began := r.began.Swap(0); began > 0 {
@@ -275,7 +293,8 @@ func (t emitter[T]) timed(m *message[T], r *run[T]) {
 	}
 }
 
-// emitStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it.
+// emitStart tells of the stream. A panic fails it. Run's goroutine is the caller's, so a Goexit must not come to it. It
+// comes first in begin, before the stream is refused or not: a refused stream has a start and an end too.
 func (t emitter[T]) emitStart() {
 	s := t.s
 	if s.r.observer == nil {
@@ -290,7 +309,8 @@ func (t emitter[T]) emitStart() {
 	}
 }
 
-// emitSession tells that the session is taken. A panic fails the stream.
+// emitSession tells that the session is taken. A panic fails the stream. It is called by takeSession, on the goroutine of
+// Run, when nothing has been read: no event of a message comes before it.
 func (t emitter[T]) emitSession() {
 	s := t.s
 	if s.r.observer == nil {
@@ -307,7 +327,9 @@ func (t emitter[T]) emitSession() {
 	}
 }
 
-// emitDuplicate tells of a message that was settled before. A panic fails the stream, as the reader sees to.
+// emitDuplicate tells of a message that was settled before. The reader calls it, in place of all other events of the
+// message. It has no goroutine of its own, since a client that resumes may send thousands: a panic comes to the reader,
+// which makes it the stream's failure, as it belongs to no message.
 func (t emitter[T]) emitDuplicate(seq uint64) {
 	s := t.s
 	if s.r.observer != nil {
@@ -315,7 +337,9 @@ func (t emitter[T]) emitDuplicate(seq uint64) {
 	}
 }
 
-// emitSaveFailed tells of a Save that failed, which fails nothing else: neither does a panic.
+// emitSaveFailed tells of a Save that failed, which fails nothing else: neither does a panic. The saver calls it while it
+// has the turn, from a timer's goroutine or from Run's: an Observer that hangs here holds up the end of the stream. The
+// context is Run's own and not the handlers', which may have ended long before the last Save.
 func (t emitter[T]) emitSaveFailed(err error) {
 	s := t.s
 	if s.r.observer == nil {
@@ -330,13 +354,17 @@ func (t emitter[T]) emitSaveFailed(err error) {
 	})
 }
 
-// emitEnd tells of the stream's end. There is nothing left for a panic to fail.
+// emitEnd tells of the stream's end. There is nothing left for a panic to fail. It is called by end, with the Summary that
+// Run will return, when nothing of the stream runs any more; but before the stream leaves the coordinator, so that a
+// Shutdown which has returned nil leaves no Observer running. The context is Run's own, for the handlers' has been
+// cancelled.
 func (t emitter[T]) emitEnd(sum Summary, f *Failure) {
 	s := t.s
 	if s.r.observer == nil {
 		return
 	}
 	e := Event{Kind: EventStreamEnd, Stream: s.id, Took: s.clock(), Failure: f, Summary: sum}
+	// Also one that was refused its session, which then has no Fence.
 	if s.session != nil {
 		e.Session = s.session.session
 	}
