@@ -114,6 +114,9 @@ const (
 // laneResolver is both built-in resolvers. Called directly it orders its callers by arrival. A Receiver that finds one
 // in its Gate does not call it but gives each stream lanes of the same kind, or, with ScopeFlow, lines its messages up
 // in this one's: a message that waits in a lane costs no goroutine, one that waits in Wait does.
+//
+// With ScopeFlow messages and direct callers stand in the same lanes, by arrival: so Gate.Admit keeps the order of a key beside
+// the streams. closed is looked at when a turn is asked for and never later: turns that have come stay.
 type laneResolver struct {
 	opts   OrderingOptions
 	lanes  *sharedLanes
@@ -144,7 +147,8 @@ func newLaneResolver(o OrderingOptions) *laneResolver {
 	return r
 }
 
-// bounds returns those of a stream's own lanes. Without a Capacity there is nothing in them that is the stream's.
+// bounds returns those of a stream's own lanes. Without a Capacity there is nothing in them that is the stream's, so that all
+// streams may have the same ones.
 func (r *laneResolver) bounds() *laneBounds {
 	if r.opts.Capacity == 0 {
 		return r.flow
@@ -154,7 +158,8 @@ func (r *laneResolver) bounds() *laneBounds {
 
 var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
 
-// place returns the hash of key's lane, which is not 0. ordered is false for a key that has no order.
+// place returns the hash of key's lane, which is not 0. ordered is false for a key that has no order, and the hash then 0: the
+// rest of the package knows a message without a lane by that. It is called by readers and direct callers at once.
 func (r *laneResolver) place(key string) (hash uint64, ordered bool) {
 	switch {
 	case r.opts.Mode == OrderingFIFO:
@@ -165,7 +170,7 @@ func (r *laneResolver) place(key string) (hash uint64, ordered bool) {
 	return max(1, maphash.String(hashSeed, key)), true
 }
 
-// lane returns the name of key's lane.
+// lane returns the name of key's lane. It is also the key with which a caller's own resolver is asked.
 func (r *laneResolver) lane(key string) string {
 	if r.opts.Mode == OrderingFIFO {
 		return ""
@@ -173,7 +178,8 @@ func (r *laneResolver) lane(key string) string {
 	return key
 }
 
-// laneWaiter is a direct caller's place in a lane.
+// laneWaiter is a direct caller's place in a lane. It is made by join, on the caller's goroutine, which then waits for came;
+// whoever leaves the lane before it closes came, without a lock. It is used once, since a ReleaseFunc may be called long after.
 type laneWaiter struct {
 	turn
 	shard *laneShard
@@ -183,7 +189,8 @@ type laneWaiter struct {
 
 func (w *laneWaiter) turnCame() { close(w.came) }
 
-// join lines a direct caller up. A nil waiter means that key has no order.
+// join lines a direct caller up. A nil waiter means that key has no order. It does not block. Who is lined up must release: the
+// turn comes also to a caller who does not wait for it any more.
 func (r *laneResolver) join(key string) (w *laneWaiter, err error) {
 	if r.closed.Load() {
 		return nil, &Failure{Kind: FailureShutdown, Key: key, Err: reasonOrderShut}
@@ -204,7 +211,7 @@ func (r *laneResolver) join(key string) (w *laneWaiter, err error) {
 	return w, nil
 }
 
-// first says whether the turn has come already.
+// first reports whether the turn has come already.
 func (w *laneWaiter) first() bool {
 	select {
 	case <-w.came:
@@ -214,7 +221,12 @@ func (w *laneWaiter) first() bool {
 	}
 }
 
-// release ends the turn, or the wait for it. Of a turn that came while its caller gave up, the next in line gets it.
+// release ends the turn, or the wait for it. Of a turn that came while its caller gave up, the next in line gets it: to leave
+// the lane is one step for a waiter and for a head, so it makes no difference which of the two it was.
+//
+// It is the ReleaseFunc of Wait, so any goroutine may call it, any number of times. The lane must be left once only: by then
+// another may have the turn. The next is told after the lane's lock has been given back, and told by its home if it is a
+// message: what a shard owns changes on the shard's goroutine only.
 func (w *laneWaiter) release() {
 	if w.over.Swap(true) {
 		return
@@ -226,7 +238,8 @@ func (w *laneWaiter) release() {
 	}
 }
 
-// wait blocks until the turn has come; else the place is given up.
+// wait blocks until the turn has come; else the place is given up. A turn that has come already counts, whatever has ended: it
+// is not refused after that. An end that comes at the same time as the turn may win.
 func (r *laneResolver) wait(ctx context.Context, w *laneWaiter, key string) error {
 	if w.first() {
 		return nil
@@ -276,6 +289,9 @@ func (r *laneResolver) Close() {
 
 // streamOrder is the order that a stream's messages keep: lanes of its own, the resolver's with ScopeFlow, or lanes of
 // its own and a caller's resolver beside them.
+//
+// What init sets does not change, so anybody may call what looks only at that: the reader place and mayRefuse, workers ordered.
+// What looks into lanes is the shard's to call: own has no lock, and of shared the lane's part is locked.
 type streamOrder struct {
 	resolver *laneResolver  // nil: there is no order
 	own      laneTable      // unless shared
@@ -291,9 +307,12 @@ type resolverOption struct {
 	local *laneResolver
 }
 
-// localOrder is what a stream keeps beside a caller's own resolver.
+// localOrder is what a stream keeps beside a caller's own resolver that was given to NewGate, where no options say more: keyed
+// FIFO without bounds. All such streams share it, since nothing of it but its options is used: each has lanes of its own.
 var localOrder = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
 
+// init is called by newStream. ctx is the stream's, by whose end the waiting for a caller's own resolver ends; id tells the
+// stream from all others of its Receiver.
 func (o *streamOrder) init(ctx context.Context, id uint64, r OrderingResolver) {
 	switch r := r.(type) {
 	case nil:
@@ -309,19 +328,26 @@ func (o *streamOrder) init(ctx context.Context, id uint64, r OrderingResolver) {
 		o.shared = o.resolver.lanes
 	} else {
 		o.own.bounds = o.resolver.bounds()
+		// The one lane of a FIFO has a hash that differs from stream to stream: a shard remembers slow keys by their hashes,
+		// and a slow stream must not make others run alone.
 		if o.resolver.opts.Mode == OrderingFIFO {
 			o.line = id * 0x9e3779b97f4a7c15 // odd, so it is another for every stream, and 0 for none
 		}
 	}
 }
 
-// decidesOnReceipt reports whether it matters at once where a message that is received stands in its lane.
+// decidesOnReceipt reports whether it matters at once where a message that is received stands in its lane: because it may be
+// refused, because others line up in the same lanes and the order of receipt counts, or because a caller's own resolver is to
+// be asked as soon as its turn has come. All other streams leave messages in the mailbox until a run has room for them.
 func (o *streamOrder) decidesOnReceipt() bool {
 	return o.external != nil || o.shared != nil || o.refuses()
 }
 
 // mayRefuse reports whether one of so many messages that are to be lined up may find a bound reached, where so many of the
-// stream are pending.
+// stream are pending. The reader calls it, and waits for a verdict if so. It may say yes in vain but not no, as far as the
+// stream's own messages go: every one that is not lined up yet counts as one that will wait, and of a key as many may wait as
+// are pending. With ScopeFlow other streams' messages of the key count too, whose number the reader can't know: so with a
+// KeyCapacity it always says yes then.
 func (o *streamOrder) mayRefuse(undecided, pending int64) bool {
 	if !o.refuses() {
 		return false
@@ -334,7 +360,8 @@ func (o *streamOrder) mayRefuse(undecided, pending int64) bool {
 	return limit > 0 && bounds.waiting.Load()+undecided > limit || keyLimit > 0 && (o.shared != nil || pending > keyLimit)
 }
 
-// asks reports whether a message of the hash needs the turn of a caller's own resolver.
+// asks reports whether a message of the hash needs the turn of a caller's own resolver. A message without a lane does not: it
+// has no order to keep.
 func (o *streamOrder) asks(hash uint64) bool { return o.external != nil && hash != 0 }
 
 // refuses reports whether a message may be refused since too many wait for their turn.
@@ -360,7 +387,7 @@ func (o *streamOrder) ordered(key string) bool {
 }
 
 // join lines t up in key's lane. first reports whether its turn has come with that. If why is not empty, t was refused
-// and is in no lane.
+// and is in no lane. t keeps its place until leave is called, through all attempts of its message and their backoff.
 func (o *streamOrder) join(key string, hash uint64, t *turn) (first bool, why reason) {
 	name := o.resolver.lane(key)
 	if o.shared != nil {
@@ -369,7 +396,8 @@ func (o *streamOrder) join(key string, hash uint64, t *turn) (first bool, why re
 	return o.own.join(name, hash, t)
 }
 
-// leave takes t out of its lane and returns whose turn has come by that, or nil. Others of home get it from here.
+// leave takes t out of its lane and returns whose turn has come by that, or nil. The caller, a shard, goes on with one that is
+// its own, as home says. One of another shard is handed over to that from here, and a direct caller is woken.
 func (o *streamOrder) leave(t *turn, hash uint64, home turnHome) (next *turn) {
 	if o.shared == nil {
 		return o.own.leave(t)
@@ -405,7 +433,8 @@ func (o *streamOrder) isHead(t *turn, hash uint64) bool {
 	return t.lane.head == t
 }
 
-// before returns the turn in front of t, which is in a lane. It returns nil if t has its turn.
+// before returns the turn in front of t, which is in a lane. It returns nil if t has its turn. The lock is given back before
+// the caller looks at what is returned, so that must be the caller's own: see message.before.
 func (o *streamOrder) before(t *turn, hash uint64) *turn {
 	if o.shared != nil {
 		sh := o.shared.shard(hash)
@@ -415,10 +444,11 @@ func (o *streamOrder) before(t *turn, hash uint64) *turn {
 	return t.prev
 }
 
-// trim gives back the memory of lanes that are gone.
+// trim gives back the memory of lanes that are gone. It is for the stream's own table: a shared one is trimmed as it is left.
 func (o *streamOrder) trim() { o.own.trim() }
 
-// end ends the waiting for a caller's own resolver.
+// end ends the waiting for a caller's own resolver. The shard calls it when it sweeps the stream, since a shutdown without
+// drain drops what waits but does not end the stream's context; and Run calls it at the end, to free the context.
 func (o *streamOrder) end() {
 	if o.external != nil {
 		o.external.end()
@@ -426,7 +456,7 @@ func (o *streamOrder) end() {
 }
 
 // externalOrder is a caller's own resolver, which a stream asks beside its lanes: when a message's local turn has come,
-// and before it takes a slot.
+// and before it takes a slot. It belongs to one stream; the resolver in it may serve many, and is not closed from here.
 type externalOrder struct {
 	OrderingResolver
 	ctx context.Context // of those who ask: a shutdown ends it before the stream's
@@ -441,6 +471,10 @@ func newExternalOrder(ctx context.Context, r OrderingResolver) *externalOrder {
 
 // turn asks for key's turn and hands the answer to answered. It does so on a goroutine of its own, since to ask may block,
 // and the caller's code may panic or exit the goroutine.
+//
+// answered is called exactly once, also after a runtime.Goexit, by a deferred function that finds errGoexit where nothing else
+// was said: without an answer the message would keep its lane for ever and its stream would not end. The shard calls turn, and
+// is told of the answer by an event; if the stream is over by then, a turn that has come after all is released without a run.
 func (o *externalOrder) turn(key string, answered func(ReleaseFunc, error)) {
 	go func() {
 		var release ReleaseFunc

@@ -13,8 +13,8 @@ import (
 // Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
 // streams may be received at once, and they share what their Gate and Engine share.
 type Receiver[T any] struct {
-	// All up to sessions is set by NewReceiver, New and NewBatch, before the first stream, and does not change then: readers,
-	// shards and workers read it without a lock.
+	// All up to sessions, but for calls, is set by NewReceiver, New and NewBatch, before the first stream, and does not change
+	// then: readers, shards and workers read it without a lock.
 	gate   *Gate
 	engine *Engine[T]
 
