@@ -267,8 +267,9 @@ func (w *worker[T]) attempt(m *message[T]) {
 	}
 }
 
-// failed decides what comes of an attempt that has returned err: it is retried, or asked about, or only counted. An error that comes from the end of the stream, or of its
-// session, is neither retried nor shown to OnFailure.
+// failed decides what comes of an attempt that has returned err: it is retried, shown to OnFailure, or only counted. An error
+// that comes from the end of the stream, or of its session, is neither retried nor shown to OnFailure: it says nothing about
+// the message.
 func (w *worker[T]) failed(m *message[T], err error) {
 	s := m.stream
 	f := m.failure(FailureHandlerError, err)
@@ -304,6 +305,7 @@ type crew[T any] struct {
 func (c *crew[T]) give(r *run[T]) {
 	n := len(c.idle)
 	if n == 0 {
+		// There is no limit: how many runs may be out is bounded by the slots, and while messages are quick by the pace.
 		w := &worker[T]{sh: c.sh, runs: make(chan *run[T], 1)}
 		r.worker, w.run = w, r
 		go w.work()
