@@ -14,6 +14,11 @@ import (
 // messages. Whoever ends it says so in state, cancels ctx, and tells the shard, which drops what has not begun. Run waits
 // until the shard says done. It does not wait for the reader, which may be blocked in recv until the service method has
 // returned.
+//
+// What is set up by newStream is never written again. Everything else has one writer, or is safe for concurrent use: sh, and
+// what a session gives, are written by Run's goroutine under Receiver.mu; backlog, committed and the lanes of order are the
+// shard's; state, box and what is in reading are shared, and say themselves how. done is closed by Run itself if the stream
+// ends before it has entered a shard.
 type stream[T any] struct {
 	r      *Receiver[T]
 	sh     atomic.Pointer[shard[T]] // nil until Run begins to read
@@ -42,7 +47,10 @@ type stream[T any] struct {
 
 func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
 
-// begin makes s known. It reports whether it may run.
+// begin makes s known. It reports whether it may run. It runs on Run's goroutine, as all does up to end. The stream is known
+// before anything of the caller's is called, so that Snapshot shows one whose Observer hangs. What its client asks for comes
+// before the shutdown: what is malformed is refused as that. To enter the shutdown is one step with looking whether it has
+// begun, so that none begins without knowing of a stream that runs.
 func (s *stream[T]) begin() (entered bool) {
 	s.r.mu.Lock()
 	s.r.streams[s] = struct{}{}
@@ -63,7 +71,8 @@ func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
 	return entered
 }
 
-// run reads recv and blocks until nothing of the stream runs any more.
+// run reads recv and blocks until nothing of the stream runs any more. It takes a session before anything is read, since the
+// numbers of the messages depend on it; that may block until the stream that has it has ended.
 func (s *stream[T]) run(recv func() (T, error)) {
 	if s.parent.Err() != nil {
 		s.fail(contextFailure(s.parent))
@@ -76,10 +85,12 @@ func (s *stream[T]) run(recv func() (T, error)) {
 		close(s.done)
 		return
 	}
+	// From here on the backlog is the shard's.
 	s.r.enter(s)
 	if s.state.phase() != phaseOpen { // who changed that may have found no shard to tell
 		s.tell()
 	}
+	// The share is left when nothing of the stream is pending any more.
 	if s.r.bytes != nil {
 		s.window.share = s.r.bytes.join(s.window.space)
 		defer s.window.share.leave()
@@ -87,6 +98,7 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	if s.r.batching != nil {
 		defer context.AfterFunc(s.parent, s.tell)() // for a call to end with it, the shard must hear of it at once
 	}
+	// Nobody waits for this goroutine: a recv of gRPC's is blocked until the service method returns, which is after Run has.
 	go (&reader[T]{s: s, recv: recv, number: s.backlog.ledger.highest, refusable: s.verdict.given != nil}).run()
 	var idle <-chan time.Time
 	if s.r.idle > 0 {
@@ -101,12 +113,15 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	s.awaitEnd(nil)
 }
 
-// awaitEnd blocks until the stream is done. It returns true before, when idle fires and the stream goes on.
+// awaitEnd blocks until the stream is done. It returns true before, when idle fires and the stream goes on. Whatever ends
+// the stream, it is the shard that says when nothing of it runs any more: so a handler that does not heed its context keeps
+// Run from returning.
 func (s *stream[T]) awaitEnd(idle <-chan time.Time) (fired bool) {
 	select {
 	case <-s.done:
 		return false
 	case <-idle:
+		// Something has happened since the timer was set, which is not set again for each message.
 		if s.idleFor() > 0 {
 			return true
 		}
@@ -137,7 +152,9 @@ func (s *stream[T]) awaitRecv() {
 	}
 }
 
-// idleFor returns how long the stream may still be idle: 0 if it has been for IdleTimeout.
+// idleFor returns how long the stream may still be idle: 0 if it has been for IdleTimeout. The order of looking matters. The
+// reader says that it is in the caller's code before it puts a message, and takes that back after; the shard notes the time
+// of a finish before it publishes it. So a stream that seems to have nothing under way has had nothing since last.
 func (s *stream[T]) idleFor() time.Duration {
 	if s.activity.inCallersCode.Load() || s.box.total() != s.window.finished.Load() {
 		return s.r.idle // the receipt or the finish from which the timeout runs is still to come
@@ -145,7 +162,10 @@ func (s *stream[T]) idleFor() time.Duration {
 	return max(0, s.r.idle-(s.clock()-time.Duration(s.activity.last.Load())))
 }
 
-// end is the last of s: nothing of it runs any more.
+// end is the last of s: nothing of it runs any more. It runs on Run's goroutine after done, or without it if the stream
+// never entered a shard: in both cases the backlog is nobody else's. What has come of it is saved before anybody is told.
+// The shutdown comes last, since Shutdown returns nil only when nothing of the caller's runs any more, and that includes the
+// Observer.
 func (s *stream[T]) end(entered bool) (Summary, error) {
 	s.cancel(nil)
 	s.order.end()
@@ -160,6 +180,7 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 		f = newFailure(FailureInternal, crash)
 	}
 	s.emitEnd(sum, f)
+	// In one step, so that Stats, which reads both under this lock, counts the stream once.
 	s.r.mu.Lock()
 	delete(s.r.streams, s)
 	s.r.total.add(sum)
@@ -176,7 +197,8 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 	return sum, nil
 }
 
-// failure returns why the stream, which is done, has failed. It returns nil if it ended well.
+// failure returns why the stream, which is done, has failed. It returns nil if it ended well. One that a shutdown has
+// kept from beginning has failed by that, unless something had failed it before.
 func (s *stream[T]) failure(entered bool) *Failure {
 	if failure, _ := s.state.reason(); !entered && failure == nil {
 		return &Failure{Kind: FailureShutdown, Err: reasonShutdown}
@@ -189,7 +211,9 @@ func (s *stream[T]) failure(entered bool) *Failure {
 	})
 }
 
-// fail ends the stream with f unless it has failed before. It may be called from everywhere but the shard.
+// fail ends the stream with f unless it has failed before. It may be called from everywhere but the shard. A shard must not,
+// since to tell itself it would wait for room in its own channel: see shard.skip. It waits for nothing else. The first
+// failure is the reason; all others are lost, since they mostly follow from it.
 func (s *stream[T]) fail(f *Failure) {
 	if s.state.fail(f) {
 		s.box.close()
@@ -198,7 +222,11 @@ func (s *stream[T]) fail(f *Failure) {
 	}
 }
 
-// tell has the shard look at s.
+// tell has the shard look at s. It waits while the channel is full, which ends soon: a shard never waits for anybody else.
+// It is called after what the shard is to see has been stored.
+//
+// Selects of two or three channels, here and where readers waited for room, once took a quarter of what a message costs while
+// the window is small.
 func (s *stream[T]) tell() {
 	sh := s.sh.Load()
 	if sh == nil {
@@ -215,7 +243,9 @@ func (s *stream[T]) tell() {
 	}
 }
 
-// isRead reports whether more may come from s while nothing of it finishes.
+// isRead reports whether more may come from s while nothing of it finishes. A batch that forms asks it, in the shard: it
+// lingers for more only as long as more may come. A reader that waits for room, or for its share of the bytes, gets none
+// before something finishes.
 func (s *stream[T]) isRead() bool {
 	if s.state.phase() != phaseOpen {
 		return false
@@ -227,7 +257,8 @@ func (s *stream[T]) isRead() bool {
 	return pending < s.window.limit || !s.window.waiting.Load()
 }
 
-// endLinger is told that s's reader is about to wait for room. A batch does not linger for what can't come.
+// endLinger is told that s's reader is about to wait for room. A batch does not linger for what can't come. It only wakes
+// the shard, which then asks isRead again. It is called by the reader after it has said that it waits.
 func (s *stream[T]) endLinger() {
 	if b := s.r.batching; b == nil || b.Linger == 0 {
 		return
@@ -238,7 +269,9 @@ func (s *stream[T]) endLinger() {
 	}
 }
 
-// stop implements participant.
+// stop implements participant. The mailbox is shut before the phase changes: a shard that sees the new phase compares what
+// has finished with a count that does not grow any more. Run's goroutine may still be on its way into a shard; then there is
+// nobody to tell, and it looks at the phase itself.
 func (s *stream[T]) stop(drain bool) {
 	s.box.close()
 	if s.state.stop(drain) {
@@ -249,7 +282,7 @@ func (s *stream[T]) stop(drain bool) {
 	}
 }
 
-// close implements participant.
+// close implements participant. Unlike a stop without drain it is a failure, which cancels what runs.
 func (s *stream[T]) close() {
 	s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown})
 	if s.session != nil {
@@ -257,7 +290,10 @@ func (s *stream[T]) close() {
 	}
 }
 
-// cut implements participant.
+// cut implements participant. It is called when a shutdown's grace period is over, and returns how many messages it cuts
+// off, with the first of them. They are counted by the shard before the stream is closed, all at one moment, so that none is
+// missed that ends by the closing. With drain that is all that has not finished, since all of it was to run; without, what
+// had begun, also between two tries or while OnFailure was asked.
 func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	type cutOff struct {
 		n   int
@@ -281,7 +317,13 @@ func (s *stream[T]) cut() (n int, seq uint64, key string) {
 	return c.n, c.seq, c.key
 }
 
-// ask has the shard call f, which may look at all of s, and returns what it returns.
+// ask has the shard call f, which may look at all of s, and returns what it returns. It may be called from anywhere but the
+// shard, and blocks until the shard comes to it, or the stream is done. f must not block. Once the stream is done it may be
+// called here while the shard calls it too, so it then must only read: settleLong, which most of them begin with, does
+// nothing by then. reply has room, so that the shard never waits for a caller that has gone on because of done.
+//
+// While the stream has no shard, Receiver.mu keeps it from entering one, and f is called at once. Without that lock a stream
+// was once looked at while it entered.
 func ask[T, R any](s *stream[T], f func() R) R {
 	sh := s.sh.Load()
 	if sh == nil {
@@ -318,6 +360,7 @@ func (s *stream[T]) view() (v streamView) {
 			v.waiting = append(v.waiting, e.key)
 			return
 		}
+		// tried, and not attempts: that is the worker's while it has the message.
 		run := RunningMessage{Stream: s.id, Seq: seq, Key: e.key, Attempt: 1}
 		if m != nil {
 			run.Attempt = m.tried + 1
@@ -345,7 +388,8 @@ func (s *stream[T]) view() (v streamView) {
 	return v
 }
 
-// settleLong settles what has finished of runs that are out. It is called as view is.
+// settleLong settles what has finished of runs that are out. It is called as view is. When the stream has ended there is
+// nothing left to settle, and its shard belongs to others, or is gone.
 func (s *stream[T]) settleLong() {
 	if sh := s.sh.Load(); sh != nil && !s.backlog.ended {
 		sh.settleLong()
@@ -371,9 +415,12 @@ func (s *stream[T]) unsettled() (highest uint64, open []uint64) {
 
 // isOver reports whether nothing of the stream may start any more. A shutdown without drain does not end the context, and
 // the shard takes a moment to recall what is out: a message must not run that follows one which the shutdown has cut short.
+// Workers ask it before each message.
 func (s *stream[T]) isOver() bool { return s.ctx.Err() != nil || s.state.phase() >= phaseAborting }
 
-// abortKind returns the kind of failure of a message that the stream's end cuts short.
+// abortKind returns the kind of failure of a message that the stream's end cuts short. A handler that a shutdown has
+// cancelled, and messages that it has dropped, have failed by the shutdown, also if the context is what they have seen of
+// it.
 func (s *stream[T]) abortKind() FailureKind {
 	failure, stopping := s.state.reason()
 	if failure == nil && stopping && s.ctx.Err() == nil || failure != nil && failure.Kind == FailureShutdown {
@@ -383,7 +430,8 @@ func (s *stream[T]) abortKind() FailureKind {
 }
 
 // sendHeader sends the response header, once, before the first message executes, so that no client replays what has had
-// effects. That of a session is sent before the first read.
+// effects. That of a session is sent before the first read. Workers call it before each message or run. The first one sends
+// it and others wait until it is sent, so that none of them starts a handler before. It may block in gRPC, as a handler may.
 func (s *stream[T]) sendHeader(md metadata.MD) {
 	if s.rpc.stream == nil || s.ctx.Err() != nil {
 		return
@@ -395,7 +443,9 @@ func (s *stream[T]) sendHeader(md metadata.MD) {
 	})
 }
 
-// blame makes a failure of a key function's panic, or of the error of a caller's own resolver.
+// blame makes a failure of a key function's panic, or of the error of a caller's own resolver. It runs in a worker, at
+// stepCause. A message whose key function panicked has been received without a key; any other has waited for a resolver, and
+// not run: so it is refused, and if it is the stream's end that has ended the wait, not by the resolver's fault.
 func (s *stream[T]) blame(m *message[T]) {
 	switch {
 	case m.crash != nil:
@@ -412,8 +462,10 @@ func (s *stream[T]) blame(m *message[T]) {
 	}
 }
 
-// askOnFailure asks OnFailure what m's failure means. A stream that has failed, and a failure that is only its end, come
-// to nobody.
+// askOnFailure asks OnFailure what m's failure means. A stream that has failed, and a failure that is only its end, come to
+// nobody. It runs in a worker. Before the caller's code is called, the run notes for whom: a shutdown that cuts the stream
+// off meanwhile counts that message. To skip the key means nothing for a message that has none, since the key function
+// panicked, or for one whose key has no order.
 func (s *stream[T]) askOnFailure(m *message[T]) {
 	kind := m.fault.Kind
 	if kind == FailureContextCancelled || kind == FailureShutdown || s.r.onFailure == nil || s.ctx.Err() != nil {
@@ -430,7 +482,8 @@ func (s *stream[T]) askOnFailure(m *message[T]) {
 }
 
 // failUnlessSkipped ends the stream with m's failure unless OnFailure has skipped it. A panic ends it all the same. A
-// message that its stream's end has cut short is not what ended it: that reason is known already.
+// message that its stream's end has cut short is not what ended it: that reason is known already. When Run's own context has
+// ended, Run says why: recv may know more than the context does, see awaitRecv.
 func (s *stream[T]) failUnlessSkipped(m *message[T]) {
 	kind := m.fault.Kind
 	if kind == FailureContextCancelled || kind == FailureShutdown || m.settled && !IsTerminal(kind) {
@@ -441,7 +494,8 @@ func (s *stream[T]) failUnlessSkipped(m *message[T]) {
 	}
 }
 
-// activity is what IdleTimeout and the end of the context need to know of a reader.
+// activity is what IdleTimeout and the end of the context need to know of a reader. The reader writes all of it, and the
+// shard writes last too, when something has finished. Only Run's goroutine looks at it.
 type activity struct {
 	inRecv        atomic.Bool  // recv is blocked, or about to be: the reader does not wait for room
 	inCallersCode atomic.Bool  // the reader has a message and is in the caller's functions
