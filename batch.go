@@ -72,7 +72,8 @@ func (o BatchOptions) validate() error {
 	return nil
 }
 
-// validateBatch refuses what can't be had with batches.
+// validateBatch refuses what can't be had with batches. The other policies, and QueueCapacity, decide on receipt whether there
+// is a slot for one message; here a slot is a whole call's, which is made only when there is one.
 func (o *Options) validateBatch() error {
 	switch p := o.Backpressure; {
 	case p.Policy != BackpressureQueue:
@@ -105,6 +106,7 @@ func NewBatch[T any](handler BatchHandler[T], key OrderingKeyFunc[T], opts Optio
 	if opts.Batch.MaxBytes > 0 && sizeOf == nil {
 		return nil, invalid("Batch.MaxBytes", opts.Batch.MaxBytes, sizelessRule[T]())
 	}
+	// newFlow knows nothing of batches: the handler is in b, and the engine, which has none, only decides about retries.
 	b := &batching[T]{handler: handler, BatchOptions: opts.Batch}
 	if b.MaxMessages == 0 {
 		b.MaxMessages = defaultMaxMessages
@@ -117,6 +119,7 @@ func NewBatch[T any](handler BatchHandler[T], key OrderingKeyFunc[T], opts Optio
 	r := f.receiver
 	r.batching = b
 	r.shards = r.shards[:1] // one batch forms at a time
+	// MaxBytes needs sizes also where MaxPendingBytes, being negative, counts none.
 	if b.MaxBytes > 0 {
 		r.sizeOf = sizeOf
 	}
@@ -129,7 +132,8 @@ func sizelessRule[T any]() string {
 		reflect.TypeFor[T]())
 }
 
-// batching is what a Receiver has to make batches: the handler, and the options with their defaults.
+// batching is what a Receiver has to make batches: the handler, and the options with their defaults. It does not change, so
+// the shard and its workers share it.
 type batching[T any] struct {
 	handler BatchHandler[T]
 	BatchOptions
@@ -139,9 +143,15 @@ type batching[T any] struct {
 // worker, together with a slot; back (batch_run.go) takes it back.
 //
 // A message that is in a batch is in no queue. Its state says where the batch is: it forms, it is out, or it is held
-// between two calls.
+// between two calls. It keeps its place in its lane meanwhile: a key's messages may be in one batch together, but what stands
+// behind the last of them waits, so no other call has the key.
+//
+// A batch holds a slot from when it is given to a worker until its last part is back, and none while it forms or waits for
+// its next call. Streams are direct: what they receive is lined up at once, since fill looks at lanes and not at mailboxes.
 
-// batches is what a shard has under way of them.
+// batches is what a shard has under way of them. It is the shard's alone, like the shard's own fields; with workers it shares
+// what is in out, by the rules that batchCall states. A batch is in one place at a time: forming, again, out, spare, or the
+// shard's backoff.
 type batches[T any] struct {
 	sh *shard[T]
 	*batching[T]
@@ -164,6 +174,7 @@ func newBatches[T any](sh *shard[T], b *batching[T]) *batches[T] {
 }
 
 // new returns an empty batch that forms.
+// It has no place yet: the caller puts it into one, or gives it back to reuse.
 func (b *batches[T]) new() *run[T] {
 	if n := len(b.spare); n > 0 {
 		r := b.spare[n-1]
@@ -177,7 +188,8 @@ func (b *batches[T]) new() *run[T] {
 	return r
 }
 
-// reuse takes a batch that has nothing left in it.
+// reuse takes a batch that has nothing left in it. Its list may by now be a part of the memory that it once had: all is the
+// whole of it, and is cleared, so that a spare batch keeps nothing alive.
 func (b *batches[T]) reuse(r *run[T]) {
 	c := r.batch
 	clear(r.list[:cap(r.list)])
@@ -195,14 +207,16 @@ func (b *batches[T]) reuse(r *run[T]) {
 	}
 }
 
-// lineUp counts m, which is being received.
+// lineUp counts m, which is being received. By its place a message is known as left over from a full batch: what was there when
+// that began has waited for a call already, and does not linger for more.
 func (b *batches[T]) lineUp(m *message[T]) {
 	b.lined++
 	m.place = b.lined
 }
 
 // join has m, which has its turn or stands behind one that is in it, join r. It reports whether there was room: if not, r
-// is full, though a smaller message might still fit: it would overtake.
+// is full, though a smaller message might still fit: it would overtake. A message that is larger than MaxBytes joins an empty
+// batch, which is full with that, so that it goes alone and not never.
 func (b *batches[T]) join(r *run[T], m *message[T]) bool {
 	c := r.batch
 	if n := len(r.list); n > 0 && (n >= b.MaxMessages || b.MaxBytes > 0 && c.bytes+m.size > b.MaxBytes) {
@@ -217,6 +231,8 @@ func (b *batches[T]) join(r *run[T], m *message[T]) bool {
 	return true
 }
 
+// add notes that m is in r, but for r's list, into which the caller puts it. What has been tried before, has come back
+// untouched or is left over makes r one that does not linger.
 func (b *batches[T]) add(r *run[T], m *message[T]) {
 	c := r.batch
 	m.state, m.run = stateForming, r
@@ -224,7 +240,9 @@ func (b *batches[T]) add(r *run[T], m *message[T]) {
 	c.hurried = c.hurried || m.attempts > 0 || m.again || m.place <= b.leftOver
 }
 
-// dispatch begins batches while there are any that may begin. It reports whether any has.
+// dispatch begins batches while there are any that may begin. It reports whether any has. The slot is taken before the batch
+// is made: until there is one, what comes can still be in it. Batches that are called again as a whole come first: they have
+// waited already, and what stands behind them in their lanes with them.
 func (b *batches[T]) dispatch() (sent bool) {
 	sh := b.sh
 	for sh.wantsSlot() {
@@ -249,7 +267,9 @@ func (b *batches[T]) dispatch() (sent bool) {
 }
 
 // form returns the batch that begins now, given that there is a slot for it. It returns nil if there is none, or if the one
-// that forms waits for more: then it is asked again whenever something has changed.
+// that forms waits for more: then it is asked again whenever something has changed. That is the case whenever the shard heeds
+// an event: a message is lined up, a stream ends or is told to drain, its reader is about to wait for room (endLinger), or
+// the alarm, which arm sets for due, has fired.
 func (b *batches[T]) form() *run[T] {
 	sh := b.sh
 	r := b.forming
@@ -287,6 +307,10 @@ func (r *run[T]) isRead() bool {
 
 // fill puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
 // its head and then those behind it.
+//
+// The followers of what is in r stand in their stream's behind queue, from which it gives when it has no more heads: so neither
+// a stream nor a key that has much waiting fills a batch before others have given theirs. They are still waiting in their lanes.
+// If r is full first, the queues are emptied and nothing else needs to be undone; if not, all of them have joined.
 func (b *batches[T]) fill(r *run[T]) {
 	sh := b.sh
 	for !r.batch.full && sh.turns.len() > 0 {
@@ -317,7 +341,8 @@ func (b *batches[T]) fill(r *run[T]) {
 	b.behind = b.behind[:0]
 }
 
-// followIn has the message behind m, which has joined the batch that is being filled, stand in line for that.
+// followIn has the message behind m, which has joined the batch that is being filled, stand in line for that. With ScopeFlow it
+// may be another stream's. One whose key is skipped must not run: it stays behind m, and is rejected when its turn comes.
 func (b *batches[T]) followIn(m *message[T]) {
 	sh := b.sh
 	f := sh.follower(m)
@@ -335,7 +360,8 @@ func (b *batches[T]) followIn(m *message[T]) {
 	}
 }
 
-// follow has m, which was lined up behind another, join the batch that forms, if that other is in it.
+// follow has m, which was lined up behind another, join the batch that forms, if that other is in it. fill would not find it:
+// that looks for followers only as the one before them joins.
 func (b *batches[T]) follow(m *message[T]) {
 	if b.forming == nil || m.stream.backlog.isSkipped(m) {
 		return
@@ -345,7 +371,9 @@ func (b *batches[T]) follow(m *message[T]) {
 	}
 }
 
-// formFirst has messages, which have come back without having been attempted, be the first of the next batch.
+// formFirst has messages, which have come back without having been attempted, be the first of the next batch, as is promised
+// of ErrNotAttempted. If what forms already does not fit behind them, its last messages leave again: from the end, so that no
+// message of a lane stays while one before it goes.
 func (b *batches[T]) formFirst(list []*message[T]) {
 	if len(list) == 0 {
 		return
@@ -365,7 +393,8 @@ func (b *batches[T]) formFirst(list []*message[T]) {
 	r.batch.full = len(r.list) >= b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes >= b.MaxBytes
 }
 
-// leaveForming makes the last message of r what it was before it joined.
+// leaveForming makes the last message of r what it was before it joined: ready, in front of its stream's others, if it has its
+// turn, and waiting in its lane otherwise.
 func (b *batches[T]) leaveForming(r *run[T]) {
 	sh := b.sh
 	last := len(r.list) - 1
@@ -383,12 +412,16 @@ func (b *batches[T]) leaveForming(r *run[T]) {
 	sh.hasTurn(m.stream)
 }
 
-// call gives r to a worker.
+// call gives r to a worker. r has a slot, and the messages in its list are those of this call; they may be a part of a batch
+// whose other parts are in parts. From here until back the messages' delivery is the worker's.
+//
+// The context is of no stream: it has no values and no deadline, as the contract says, and ends by endCalls or with the call.
 func (b *batches[T]) call(r *run[T]) {
 	sh := b.sh
 	for _, m := range r.list {
 		m.state, m.run, m.step, m.tried, m.again = stateOut, r, stepAttempt, m.attempts, false
 	}
+	// The first call has the whole list, and all later ones have parts of its memory.
 	if r.batch.all == nil {
 		r.batch.all = r.list
 	}
@@ -399,7 +432,9 @@ func (b *batches[T]) call(r *run[T]) {
 	sh.give(r)
 }
 
-// endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have.
+// endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have. The shard calls it
+// for each event of a stream, as the end of Run's own context is one (see stream.run), and when messages have been left out
+// of a call, since those that remain may all be of streams that have ended. The cause is the last stream's.
 func (b *batches[T]) endCalls(s *stream[T]) {
 	if s.ctx.Err() == nil {
 		return
@@ -424,7 +459,10 @@ func (r *run[T]) hasEnded(s *stream[T]) bool {
 }
 
 // takeOut takes m, whose stream has ended, out of the batch that it is in, which forms or is held. A batch of none ceases
-// to be.
+// to be. The sweep of the stream calls it, and then brings m to its end: m is in no batch any more, but still in its lane.
+//
+// A batch with a worker is not called off: m waits in one of its other parts, which are the shard's alone, and the worker
+// looks only at the part that is out.
 func (b *batches[T]) takeOut(m *message[T]) {
 	sh := b.sh
 	r := m.run
