@@ -26,7 +26,7 @@ func guarded(fn func()) (returned bool) {
 }
 
 // maxWrapped bounds how many errors are looked at in one: an error may wrap itself. More errors than that are wrapped in
-// no honest one; a walk without an end would hold a worker, and so a slot and a key, for ever.
+// no ordinary one; an endless walk would hold a worker, and so a slot and a key, indefinitely.
 const maxWrapped = 1_000
 
 // walk calls visit with err and all that it wraps, in the order of errors.As, until visit returns true. It reports whether
