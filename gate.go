@@ -77,7 +77,7 @@ func (g *Gate) Admit(ctx context.Context, key string) (Admission, error) {
 	wait, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &admission{gate: g, pressure: g.pressure, key: key, cancel: cancel}
-	// Registered before the wait begins: a Shutdown must find whoever waits, and one that has begun before must refuse it.
+	// Registered before the wait begins: a Shutdown must find each call that waits, and one that has begun before must refuse it.
 	if !g.shutdown.enter(a) {
 		return Admission{}, &Failure{Kind: FailureShutdown, Key: key, Err: reasonShutdown}
 	}
