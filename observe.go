@@ -27,7 +27,7 @@ func Observers(all ...Observer) Observer {
 		return all[0]
 	}
 	return func(ctx context.Context, e Event) {
-		// No panic is recovered between two: it must get to whoever has called the Observer, which makes of it the failure
+		// No panic is recovered between two: it must reach the caller of the Observer, which makes of it the failure
 		// of the message.
 		for _, o := range all {
 			o(ctx, e)
