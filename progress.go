@@ -34,9 +34,10 @@ const (
 var errMalformedProgress = errors.New("flow: malformed progress")
 
 // Progress says which messages are settled. A Summary that no Run made, and whose fields disagree, counts up to its
-// Committed. Summary's fields are open to everybody, so they are checked: to take too little for settled costs a
+// Committed. Summary's fields are exported, so they are checked: to take too little for settled costs a
 // repetition, to take too much loses a message.
 func (s Summary) Progress() Progress {
+	// Whatever else a Summary says, Committed and the first of Unsettled must be neighbours.
 	if len(s.Unsettled) == 0 || s.Unsettled[0]-1 != s.Committed {
 		return Progress{received: s.Committed}
 	}
@@ -200,6 +201,7 @@ func ProgressFromTrailer(md metadata.MD) (Progress, bool) {
 		return Progress{}, false
 	}
 	upTo, err := strconv.ParseUint(committed[0], 10, 64)
+	// Only the form that FormatUint writes is accepted: flow writes no other.
 	if err != nil || committed[0] != strconv.FormatUint(upTo, 10) {
 		return Progress{}, false
 	}
