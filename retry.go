@@ -82,8 +82,8 @@ func (o RetryOptions) validate() error {
 	return nil
 }
 
-// validateUnused refuses options that have no effect while MaxAttempts is 0. (1 says in so many words: no retry.) Somebody
-// who sets a Backoff expects retries: without this they would learn only from the first outage that there are none.
+// validateUnused refuses options that have no effect while MaxAttempts is 0. (1 says in so many words: no retry.) A
+// Backoff is set in the expectation of retries: without this only the first outage would show that there are none.
 func (o RetryOptions) validateUnused() error {
 	const rule = "needs MaxAttempts: 0 means no retry, and 1 says so explicitly"
 	switch {
@@ -474,7 +474,7 @@ func (c *attemptContext) end() {
 	}
 }
 
-// become makes c real. Whoever asks first makes it, and all get the same. Its deadline counts from the beginning of the
+// become makes c real. The first call makes it, and all return the same. Its deadline counts from the beginning of the
 // attempt, so it does not matter when that is; if it has passed already, the context is made as one that has ended.
 func (c *attemptContext) become() context.Context {
 	c.mu.Lock()
