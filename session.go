@@ -215,7 +215,7 @@ func sessionErrorOf(f *Failure) *sessionError {
 
 // movedFailure ends a stream that has, or waits for, epoch own of a session that another one takes in epoch next. A
 // writer's own next stream ends it as one that goes on; a claim ends the writer. The code tells the two apart: Aborted
-// means that the client may go on, FailedPrecondition that somebody else writes and it must stop. So does the epoch in the
+// means that the client may go on, FailedPrecondition that another client writes and it must stop. So does the epoch in the
 // ErrorInfo, which is the writer's own in the first case and a higher one in the second. The failure counts as the end of
 // a context, since the stream ends as if its client had gone: OnFailure is not asked, and no message is to blame.
 func movedFailure(own, next uint64) *Failure {
@@ -235,7 +235,7 @@ func malformedFailure(err error) *Failure {
 }
 
 // ownerFailure refuses a stream whose Owner returned err. Without a status of its own the error becomes PermissionDenied
-// and not Unknown: a client treats Unknown as a broken connection and would try again for ever. A panic stays internal,
+// and not Unknown: a client treats Unknown as a broken connection and would try again endlessly. A panic stays internal,
 // with the constant text that every panic shows.
 func ownerFailure(err error) *Failure {
 	c := newCause(err)
@@ -300,7 +300,7 @@ const (
 	sessionLost  sessionFound = "lost" // the client knows of messages that the server doesn't
 )
 
-// sessionRequest is what a client asks for. It is complete before anybody is disturbed: a malformed request must not end
+// sessionRequest is what a client asks for. It is complete before any other stream is ended: a malformed request must not end
 // the stream that has the session.
 type sessionRequest struct {
 	name  string
