@@ -12,6 +12,7 @@ import (
 )
 
 const (
+	// At 512 bytes for an idle session without holes, some 50 MB.
 	defaultMemorySessions = 100_000
 	defaultMemoryIdle     = 24 * time.Hour
 )
@@ -95,7 +96,7 @@ type sessionOwner struct {
 }
 
 // Load implements SessionStore. It counts as an access: an idle session that is asked for is the last to go. The skipped
-// keys are copied, since GivenUp is open to whoever gets the state; Progress can't be changed from outside.
+// keys are copied, since the caller could change GivenUp; Progress can't be changed from outside.
 func (m *sessionMemory) Load(_ context.Context, id SessionID) (SessionState, uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -206,7 +207,7 @@ func (m *sessionMemory) restLocked(s *rememberedSession, idle bool) {
 }
 
 // placeLocked puts the owner where it belongs in the heap, after any change of its count or of its list. Between that
-// change and this call the heap is out of order, and nobody may look at it.
+// change and this call the heap is out of order, and must not be looked at.
 func (m *sessionMemory) placeLocked(o *sessionOwner) {
 	switch {
 	case o.idle.first == nil && o.at >= 0:
@@ -228,7 +229,7 @@ func (m *sessionMemory) expireLocked() {
 
 // evictLocked forgets until there are no more than most, or none is idle. The first owner of the heap loses its longest
 // idle one. Taking the longest idle of all instead would let a client that invents names displace the sessions of
-// everybody else.
+// all others.
 func (m *sessionMemory) evictLocked() {
 	for len(m.sessions) > m.most && len(m.eldest) > 0 {
 		m.forgetLocked(m.eldest[0].idle.first)
@@ -347,7 +348,7 @@ func (c sessionCalls) load(ctx context.Context, id SessionID) (loaded, error) {
 	})
 }
 
-// save calls Store.Save. After an error other than ErrSessionMoved nobody knows whether the state was saved: the caller
+// save calls Store.Save. After an error other than ErrSessionMoved it is not known whether the state was saved: the caller
 // loads before it saves again.
 func (c sessionCalls) save(ctx context.Context, id SessionID, s SessionState, version uint64) (next uint64, err error) {
 	return callStore(ctx, c.limit, func(ctx context.Context) (uint64, error) { return c.store.Save(ctx, id, s, version) })
@@ -368,7 +369,7 @@ func callStore[R any](ctx context.Context, limit time.Duration, fn func(context.
 		r   R
 		err error
 	}
-	// Room for one: an answer that nobody waits for any more must not keep the goroutine.
+	// Room for one: an answer that is not waited for any more must not keep the goroutine.
 	answers := make(chan answer, 1)
 	go func() {
 		// It stands unless fn returns or panics: after a Goexit, recover is nil and the deferred function runs all the
