@@ -22,7 +22,7 @@ const (
 	maxSessionSkippedBytes = 64 << 10 // of these
 
 	// maxTakes bounds how often a session is taken while others take it between the Load and the Save. Each round means
-	// that somebody has saved in between, so it takes processes that claim one session in a loop to reach it; a client
+	// that another stream has saved in between, so it takes processes that claim one session in a loop to reach it; a client
 	// that is refused for it backs off.
 	maxTakes = 16
 )
@@ -184,7 +184,7 @@ var errTakenByOthers = errors.New("others take the session each time it has been
 // A stored epoch or fence other than before is what deposes a holder in another process: its next Save finds another
 // version, and an effect guarded by the fence fails. So the Save comes before the header and the first read, when nothing
 // of this stream can have run. It is left out if this Flow itself saved last and the epoch stays: then the earlier holder
-// was a stream of this process, which the table has waited for, and there is nobody to depose.
+// was a stream of this process, which the table has waited for, and there is no holder to depose.
 func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure) {
 	stored, err := s.of.calls.load(ctx, s.session.ID)
 	if err != nil {
