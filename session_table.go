@@ -203,7 +203,7 @@ func (t *sessionTable) leave(turn *sessionTurn) {
 // It has neither a goroutine nor a timer while nothing changes: what is received arms it, and it stays armed for as long
 // as something is unsettled. So streams at which nothing happens cost no wake-ups.
 //
-// Three goroutines meet here: that of the timer (tick), workers (check) and Run's (start, finish). Who has the turn saves;
+// Three goroutines meet here: that of the timer (tick), workers (check) and Run's (start, finish). The one with the turn saves;
 // the others wait. The turn is a channel and not a mutex, because it is held during calls of the store, which may sleep,
 // and during an answer of the shard: a contended mutex that is held so long freezes a synctest bubble, and finish could
 // not stop waiting for it. The reader only calls touch, which never waits.
@@ -318,7 +318,7 @@ func (s *sessionSaver) save(ctx context.Context, p Progress, keys []string) {
 }
 
 // reload looks whose the session is. The caller has the turn. If it still is this stream's, what was loaded is what the
-// next Save is compared with; else the stream is ended, and nothing of it is saved any more.
+// next Save is compared with; otherwise the stream is ended, and nothing of it is saved any more.
 func (s *sessionSaver) reload(ctx context.Context) error {
 	found, err := s.calls.load(ctx, s.id)
 	if err != nil {
@@ -359,7 +359,7 @@ func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done(): // a call is under way that hangs
-		// This ends the wait for the store at once, and whoever has the turn gives it back.
+		// This ends the wait for the store at once, and the call that has the turn gives it back.
 		s.cancel(context.Cause(ctx))
 		s.turn <- struct{}{}
 	}
@@ -395,7 +395,7 @@ type settledBefore struct {
 }
 
 // mergeSettled joins what the store has with what the client says. skip ascends and has nothing below first. A hole is
-// closed only by what the client says, never by guessing: a number that nobody calls settled runs again.
+// closed only by what the client says, never by guessing: a number that is not known to be settled runs again.
 func mergeSettled(stored Progress, first uint64, skip []uint64) settledBefore {
 	b := settledBefore{first: first, last: max(stored.received, first-1)}
 	from, _ := slices.BinarySearch(stored.unsettled, first) // what is below first counts as settled
