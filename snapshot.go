@@ -121,8 +121,10 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 	if c.stats.Calls = c.stats.InFlight; r.batching != nil {
 		c.stats.Calls = int(r.calls.Load())
 	}
+	// The option and not the semaphore: without a capacity there is none, and 0 says so.
 	c.stats.Capacity = r.gate.pressure.opts.Capacity
 
+	// Keys come last: how many of a key wait is complete only now.
 	keys := topN[KeyState]{n: n, compare: func(a, b KeyState) int {
 		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(b.Age, a.Age), cmp.Compare(a.Key, b.Key))
 	}}
@@ -149,6 +151,7 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 // Capacity: a slot that one stream had left was seen again with the next.
 func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stream[T]) {
 	views := make([]streamView, len(streams))
+	// ask holds Receiver.mu while it looks at a stream in no shard, so that it enters none meanwhile.
 	if sh == nil {
 		for i, s := range streams {
 			views[i] = ask(s, s.view)
@@ -177,6 +180,7 @@ func (c *snapshotBuilder[T]) addView(s *stream[T], v *streamView) {
 	}
 	for _, m := range v.running {
 		c.running.add(m)
+		// Without order several messages of a key run at once: its age is that of the longest.
 		k := c.key(m.Key)
 		k.Running, k.Age = true, max(k.Age, m.Age)
 	}
