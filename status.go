@@ -33,7 +33,7 @@ const (
 // ErrorInfo names the kind, unless the handler's error brings one of another Domain (one of flow's, of a service behind
 // this one, speaks of another stream and is replaced), and a RetryInfo says that pressure and shutdown pass.
 //
-// gRPC calls it after the service method has returned, where nobody recovers. So, of a Failure that flow has made, it
+// gRPC calls it after the service method has returned, where no panic is recovered. So, of a Failure that flow has made, it
 // calls no method of the cause: all that it says was asked when the Failure was made. The cause's code is believed only
 // for kinds in which it is the caller's choice; that of a panic's value never is.
 func (f *Failure) GRPCStatus() *status.Status {
@@ -51,6 +51,7 @@ func (f *Failure) GRPCStatus() *status.Status {
 		if f.Err != nil {
 			st.Code, st.Message, details = int32(c.code), c.message, c.details
 		}
+	// Canceled, unless the error says that it was a deadline.
 	case FailureContextCancelled:
 		if c.ended != codes.OK {
 			st.Code = int32(c.ended)
@@ -62,6 +63,7 @@ func (f *Failure) GRPCStatus() *status.Status {
 		}
 	}
 	if e := sessionErrorOf(f); e != nil {
+		// Kinds are too few for what a client with a session must tell apart: see sessionError.
 		st.Code = int32(e.code)
 	}
 	if st.Code == int32(codes.OK) { // an error whose status is OK is still an error
