@@ -8,6 +8,16 @@ import (
 // mailbox joins a reader to its shard. What is received lies in chunks; the shard takes all there are at once and gives
 // the empty ones back. A channel of single messages would be a lock on both sides, and often a wake-up, for each of
 // them: 60 ns and more where this takes 18.
+//
+// All fields are guarded by mu, which is held for a few instructions, and under which nobody is told of anything. The reader
+// alone puts, and the shard alone takes; close, total and visit may be called from anywhere.
+//
+// Chunks have one owner: those in the list are the mailbox's, and the reader appends to the last one; those that were taken
+// are the shard's, which lends a claimed entry to the worker of a mail run. received never falls, and is the count with
+// which a stream ends: everything is finished when as many have finished.
+//
+// told spares the reader an event for each message. It is set from a put until take finds nothing; so while it is set the
+// shard is bound to take once more, and whatever is put before that is found.
 type mailbox[T any] struct {
 	mu       sync.Mutex
 	first    *chunk[T] // the oldest that has something
@@ -19,7 +29,8 @@ type mailbox[T any] struct {
 	told     bool      // the shard is bound to look here: the reader need not tell it
 }
 
-// entry is a message as it was received.
+// entry is a message as it was received. It is written by the reader before it is put, and not changed after. The shard
+// clears it when it has made a message of it or has counted it, since its chunk lives on.
 type entry[T any] struct {
 	value    T
 	seq      uint64
@@ -46,7 +57,9 @@ func chunkLength[T any](bytes int) int {
 	return max(1, min(64, bytes/int(unsafe.Sizeof(entry[T]{}))))
 }
 
-// put receives e. ok is false if nothing is received any more; tell says that the shard must be told.
+// put receives e. ok is false if nothing is received any more; tell says that the shard must be told. The reader calls it,
+// and tells the shard after it has returned: to do so under the lock would have the shard, which takes, wait for a reader
+// that waits for room in the shard's channel.
 func (b *mailbox[T]) put(e *entry[T], pool *sync.Pool) (ok, tell bool) {
 	b.mu.Lock()
 	if b.shut {
@@ -65,6 +78,8 @@ func (b *mailbox[T]) put(e *entry[T], pool *sync.Pool) (ok, tell bool) {
 	return true, tell
 }
 
+// growLocked returns a new last chunk. A busy stream has spare ones. One that has little pending gets by with its small one,
+// which is made for its first message and used again whenever nothing else is in the mailbox.
 func (b *mailbox[T]) growLocked(pool *sync.Pool) (k *chunk[T]) {
 	switch {
 	case b.spare != nil:
@@ -89,7 +104,9 @@ func (b *mailbox[T]) growLocked(pool *sync.Pool) (k *chunk[T]) {
 }
 
 // take takes everything out, and gives back a chunk that has been emptied. It returns nil if there is nothing: then the
-// reader will tell the shard of the next.
+// reader will tell the shard of the next. The shard calls it when it has used up what it took before. Only then does it give
+// its last chunk back, so that no lock is taken just for that. A stream that is found to have nothing keeps its small chunk
+// at most: a burst leaves the full ones to the pool, for other streams.
 func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 	b.mu.Lock()
 	all = b.first
@@ -104,6 +121,7 @@ func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 		}
 	}
 	var idle *chunk[T]
+	// Under the same lock as the look at first: a message that is put after this is told of.
 	if all == nil {
 		b.told = false
 		idle, b.spare = b.spare, nil
@@ -121,21 +139,22 @@ func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 	return all
 }
 
-// close receives nothing more.
+// close receives nothing more. What lies here stays, and is taken as before. It may be called more than once: whoever ends a
+// stream calls it, and the shard again, at the latest when the stream is done.
 func (b *mailbox[T]) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.shut = true
 }
 
-// total returns how many messages have been received.
+// total returns how many messages have been received. It is ahead of the ledger's count by what the shard has not lined up.
 func (b *mailbox[T]) total() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.received
 }
 
-// visit calls see for what lies here, in order of receipt.
+// visit calls see for what lies here, in order of receipt. see may not keep the entry, which moves on when the lock is free.
 func (b *mailbox[T]) visit(see func(*entry[T])) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -155,6 +174,12 @@ func (b *mailbox[T]) visit(see func(*entry[T])) {
 // elsewhere: a key that is known to be slow, or has messages in a lane. That one becomes an ordinary message. A mail run
 // that stands still is recalled like any other: the message that runs becomes an ordinary one, in front of its lane, and
 // what lies behind it is lined up.
+//
+// A stream has one at a time, and while it is out nothing else may take from the stream's mailbox or line up its messages:
+// what came later would overtake what is in it. The shard sets it up; then the worker writes err and crashed, and nothing
+// else, until the run is back. The worker begins at chunk and pos and keeps its own place from there: those of the backlog
+// are the shard's, which moves them as it settles. last is what the shard has made of the claimed entry when it recalled the
+// run.
 type mailRun[T any] struct {
 	s       *stream[T]
 	chunk   *chunk[T]
@@ -166,16 +191,21 @@ type mailRun[T any] struct {
 	last    *message[T]
 }
 
-// mailRuns is the part of a shard that has to do with mail runs; the shard embeds it.
+// mailRuns is the part of a shard that has to do with mail runs; the shard embeds it. All its methods run in the shard's
+// goroutine.
 type mailRuns[T any] struct{ sh *shard[T] }
 
 // maxMail is how many messages a mail run takes at most: about 10 µs.
 const maxMail = 2 * maxRun
 
-// leaves reports whether e is no message for a mail run, whose worker then ends it and does not run e.
+// leaves reports whether e is no message for a mail run, whose worker then ends it and does not run e. The worker asks it
+// before it runs an entry, and the shard when it recalls the run, of the same entry: both come to the same answer, since the
+// set of busy keys is not changed while the run is out.
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
-// mailRun makes a mail run of s. It returns nil if there is none to be made.
+// mailRun makes a mail run of s. It returns nil if there is none to be made. dispatch calls it with a slot in hand, and for
+// a stream for which mayMail holds. What is received while the run is out is not in it: n is counted now, since the worker
+// must not look for more in a mailbox that is not its own.
 func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
 	sh := mr.sh
 	b := &s.backlog
@@ -198,7 +228,9 @@ func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
 	return r
 }
 
-// mayMail reports whether s may have a mail run.
+// mayMail reports whether s may have a mail run. It may not where each message needs more than its handler: events for an
+// Observer, a decision on receipt, or to be counted by a soft policy. In a FIFO stream all messages are of one lane, so
+// nothing of it may be under way; with keys those that have a lane are left alone.
 func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
 	sh := mr.sh
 	b := &s.backlog
@@ -206,14 +238,21 @@ func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
 		(s.order.resolver == nil || b.live.first == nil || s.order.line == 0)
 }
 
-// busyKeys collects the keys of s that a mail run must leave alone. It reports whether they are few.
+// busyKeys collects the keys of s that a mail run must leave alone. It reports whether they are few. To look at each lane
+// takes time for each run, so a stream with many lanes has ordinary runs, by which the lanes become empty.
 func (mr mailRuns[T]) busyKeys(s *stream[T], busy *busyKeys) bool {
 	sh := mr.sh
 	busy.clear()
 	return s.order.resolver == nil || sh.pace.slowInto(busy) && s.order.own.hashesInto(busy)
 }
 
-// mailBack takes a mail run back from its worker.
+// mailBack takes a mail run back from its worker. If it was not recalled, everything before next has succeeded, and the
+// entry at next, if there is one, is the next of the mailbox. That one is for an ordinary run: it has failed, or was left
+// alone. Once it was left in the mailbox instead: a mail run whose first entry was not for it came back and was sent out
+// again, for ever.
+//
+// If it was recalled, the claimed entry has become the message last, unless its key was busy, in which case the worker has
+// left it alone and it waits in its lane.
 func (mr mailRuns[T]) mailBack(r *run[T]) {
 	sh := mr.sh
 	x := r.mail
@@ -244,6 +283,7 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 		sh.slots.free(r.slots)
 		sh.ready(m)
 	default:
+		// The attempt has been made: what is left is to decide what comes of it, in the slot in which it was made.
 		m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause
 		next := sh.runs.new(runExecute)
 		next.add(m)
@@ -254,7 +294,8 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	sh.attend(s)
 }
 
-// lift makes a message of an entry that is in front of all others of its lane.
+// lift makes a message of an entry that is in front of all others of its lane. It has its turn by that, since no lane
+// existed for its key when the run was made, and none has come into being since.
 func (mr mailRuns[T]) lift(s *stream[T], e *entry[T]) *message[T] {
 	sh := mr.sh
 	m := sh.accept(s, e)
@@ -266,7 +307,9 @@ func (mr mailRuns[T]) lift(s *stream[T], e *entry[T]) *message[T] {
 	return m
 }
 
-// recallMail takes back what the worker of a mail run has not claimed.
+// recallMail takes back what the worker of a mail run has not claimed. From the swap on the worker claims nothing more, but
+// it may still be running the entry that it has claimed. What is behind that one must wait for it if it is of the same key:
+// so it becomes a message in front of its lane, before anything behind it is lined up.
 func (mr mailRuns[T]) recallMail(r *run[T]) {
 	sh := mr.sh
 	at := r.at.Swap(recalled)
@@ -281,6 +324,8 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 		// goes on in a chunk of its own.
 		b.skipEmpty(&sh.r.chunks)
 		k, rest := b.chunk, b.chunk.list[b.pos:]
+		// An entry of a busy key, which the worker leaves alone, is lined up behind those of its key that came earlier. Once
+		// it was not: it ran out of order, and later, taken for one in front of its lane, it made the shard panic.
 		if e := rest[0]; !x.leaves(&e) {
 			x.last = sh.lift(s, &e)
 			x.last.state, x.last.run = stateOut, r
@@ -295,7 +340,10 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 	sh.attend(s)
 }
 
-// settleMail settles the messages of a mail run up to the one that its worker has claimed.
+// settleMail settles the messages of a mail run up to the one that its worker has claimed. It counts a chunk at a time,
+// without a look at each entry unless bytes are counted, and clears the entries, which keep nothing alive from then on. That
+// is all there is to do for them: they have no lane, and nobody is told of them. The worker has left what is cleared here:
+// it reads the entry at, and none before.
 func (mr mailRuns[T]) settleMail(r *run[T], at int32) {
 	sh := mr.sh
 	s := r.mail.s
@@ -321,7 +369,9 @@ func (mr mailRuns[T]) settleMail(r *run[T], at int32) {
 	sh.touch(s)
 }
 
-// busyKeys is a small set of hashes.
+// busyKeys is a small set of hashes. It is at most half full, so that a search ends soon. Hash 0, which is that of messages
+// without an order, is never in it. A key that only shares its hash with a busy one is left alone too, which costs an
+// ordinary run and breaks no order.
 type busyKeys struct {
 	n    int
 	list [64]uint64 // by their last bits, and then in the next free place
@@ -343,6 +393,7 @@ func (b *busyKeys) add(hash uint64) bool {
 	return true
 }
 
+// has reports whether hash is in the set. The worker of a mail run asks it for each message.
 func (b *busyKeys) has(hash uint64) bool {
 	if b.n == 0 {
 		return false
@@ -355,6 +406,7 @@ func (b *busyKeys) has(hash uint64) bool {
 	return false
 }
 
+// clear empties the set; one that is empty costs nothing.
 func (b *busyKeys) clear() {
 	if b.n > 0 {
 		*b = busyKeys{}
