@@ -102,8 +102,8 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet. It runs on the goroutine of Run, before the stream is registered for a shutdown, and blocks for as long
-// as Owner does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
+// disturbed yet. It is called by begin, before the stream is registered for a shutdown, and blocks for as long as Owner
+// does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
 // client gRPC then leaves without an answer (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
@@ -360,9 +360,9 @@ func (v *savedVersions) set(id SessionID, version uint64) {
 	v.now[id] = version
 }
 
-// streamSession is what a stream has of its session; stream embeds it. The goroutine of Run writes session and asked
-// before the stream is registered for a shutdown, and taken before the reader starts. A stream that has asked and not
-// taken was refused, or ended before.
+// streamSession is what a stream has of its session; stream embeds it. begin writes session and asked, before the stream
+// is registered for a shutdown; run writes taken, before the reader starts. A stream that has asked and not taken was
+// refused, or ended before.
 type streamSession struct {
 	session    *sessionStream // nil: its client asks for none
 	asked      bool           // its client asks for one, and may be refused
@@ -374,7 +374,7 @@ type streamSession struct {
 // messages are duplicates, and its end is saved before it is told.
 
 // askForSession reads what the client asks for. It comes before the shutdown is looked at: what is malformed is refused as
-// that. It is called by begin, on the goroutine of Run.
+// that. It is called by begin, and blocks for as long as Owner does.
 func (s *stream[T]) askForSession() {
 	session, refused := s.r.sessions.ask(s.parent)
 	s.asked = session != nil || refused != nil
