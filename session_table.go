@@ -29,7 +29,8 @@ type sessionTable struct {
 type sessionSlot struct{ holder, waiter *sessionTurn }
 
 // sessionTurn is one stream's turn at a session: it waits, holds and leaves. A turn is used once. A waiter that was
-// displaced is in no slot any more, so its turn never comes: its end ends its wait.
+// displaced is in no slot any more, so its turn never comes: its end ends its wait. take sets end before the turn enters,
+// and any goroutine that displaces the turn, or finds in the store that the session has moved, may call it.
 type sessionTurn struct {
 	id    SessionID
 	epoch uint64         // that of the stream, as far as it is known: a claim's is 0 until it has begun; guarded by mu
