@@ -148,7 +148,8 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 // visit adds what streams of a shard have, all at one moment. sh is nil for those that have yet to enter one.
 //
 // All streams of a shard are copied in one event. When each was looked at by itself, Stats showed more in flight than
-// Capacity: a slot that one stream had left was seen again with the next.
+// Capacity: a slot that one stream had left was seen again with the next. Nothing of the builder is touched in that event:
+// the shard hands out no messages meanwhile.
 func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stream[T]) {
 	views := make([]streamView, len(streams))
 	// ask holds Receiver.mu while it looks at a stream in no shard, so that it enters none meanwhile.
