@@ -79,7 +79,7 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 		// A slow key runs alone, so as to hold up no other message of the run: fill takes it from the ready queue.
 		sh.ready(m)
 	default:
-		// Straight from the mailbox into the run: it never passes the ready queue.
+		// It goes straight from the mailbox into the run, without the ready queue.
 		open.add(m)
 	}
 }
@@ -185,7 +185,7 @@ func (sh *shard[T]) turnCame(m *message[T]) {
 // grant is told that others have handed their turn to m: but m may have been dropped since, and used again. A grant lies in
 // a list until the shard looks, and between leave, which unlocks the lane, and handOver the shard may have swept m's stream.
 // A message used again was once told of a turn that had been meant for its former life: hence all four conditions. If they
-// hold, m is the head of its lane and has its turn, whoever the grant was meant for.
+// hold, m is the head of its lane and has its turn, even if the grant was meant for its former life.
 func (sh *shard[T]) grant(m *message[T]) {
 	if m.stream != nil && m.state == stateWaiting && m.lane != nil && m.stream.order.isHead(&m.turn, m.hash) {
 		sh.turnCame(m)
@@ -259,9 +259,9 @@ func (sh *shard[T]) reject(m *message[T]) {
 }
 
 // follower returns the message that waits behind m in its lane, if it is this shard's and needs nobody else's turn. A
-// caller's own resolver gives each message a turn of its own, so there nobody may go together with the one before. In a
-// shared lane the next turn may be a direct caller's, or of another home. It is looked at under the lane's lock, but may be
-// used after that: a turn that stands behind m is taken out of the lane by its own shard alone.
+// caller's own resolver gives each message a turn of its own, so there no message may go together with the one before it. In
+// a shared lane the next turn may be a direct caller's, or of another home. It is looked at under the lane's lock, but may
+// be used after that: a turn that stands behind m is taken out of the lane by its own shard alone.
 func (sh *shard[T]) follower(m *message[T]) *message[T] {
 	o := &m.stream.order
 	if m.lane == nil || o.external != nil {
@@ -379,7 +379,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			}
 			break
 		}
-		// Whether others were waiting tells the pace if a longer run would have been of use.
+		// Whether other messages were waiting tells the pace if a longer run would have been of use.
 		r.first = r.list[0].stream
 		r.more = sh.nready > 0 || sh.mail.len() > 0 || sh.follower(r.tail()) != nil
 		if len(r.list) > 1 {
@@ -512,9 +512,9 @@ func (sh *shard[T]) runBack(r *run[T]) {
 		if !r.recalled {
 			sh.pace.observe(r.len(), r.took, r.list[0].hash, r.alone, r.more)
 		}
-		// Before settle, for then what stands behind a finished message is still behind it in its lane and waits: its turn
-		// comes by settle, and turnCame sees whether its key has been skipped just now. The worker has stopped at a message
-		// that is retried or has skipped its key, so that what follows may be of the same lane.
+		// This comes before settle, so that what stands behind a finished message is still behind it in its lane, and waits:
+		// its turn comes by settle, and turnCame sees whether its key has been skipped just now. The worker has stopped at a
+		// message that is retried or has skipped its key, so that what follows may be of the same lane.
 		if k < r.end && !r.recalled {
 			from := k
 			if r.list[k].step == stepBackoff {
@@ -577,7 +577,7 @@ func (sh *shard[T]) resume(m *message[T]) {
 func (sh *shard[T]) settle(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
-	// First: by leave, below, the turn of the next one comes, and turnCame must find its key skipped.
+	// This comes first: leave, below, gives the turn to the next message, and turnCame must find its key skipped.
 	if m.skipKey {
 		sh.skip(m)
 	}
@@ -648,7 +648,7 @@ func (sh *shard[T]) takeBack(r *run[T], from int32) {
 // recall takes back what r's worker has not claimed, and settles what it has done. It is called for runs that stand still,
 // and for those of a stream that is swept; the caller has taken r out of the long runs. After the swap the worker can claim
 // nothing: it brings the message at hand to its end and gives the run back, where runBack finds that one alone. A run that
-// nobody has claimed is taken back whole, and its worker gives it back without having looked at a message.
+// has not been claimed is taken back whole, and its worker gives it back without having looked at a message.
 func (sh *shard[T]) recall(r *run[T]) {
 	if r.kind == runMail {
 		sh.recallMail(r)

@@ -9,8 +9,8 @@ import (
 // the empty ones back. A channel of single messages would be a lock on both sides, and often a wake-up, for each of
 // them: 60 ns and more where this takes 18.
 //
-// All fields are guarded by mu, which is held for a few instructions, and under which nobody is told of anything. The reader
-// alone puts, and the shard alone takes; close, total and visit may be called from anywhere.
+// All fields are guarded by mu, which is held for a few instructions, and under which no event is sent. The reader alone
+// puts, and the shard alone takes; close, total and visit may be called from anywhere.
 //
 // Chunks have one owner: those in the list are the mailbox's, and the reader appends to the last one; those that were taken
 // are the shard's, which lends a claimed entry to the worker of a mail run. received never falls, and is the count with
@@ -121,7 +121,7 @@ func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 		}
 	}
 	var idle *chunk[T]
-	// Under the same lock as the look at first: a message that is put after this is told of.
+	// This happens under the same lock as the look at first, so that the shard is told of a message that is put after it.
 	if all == nil {
 		b.told = false
 		idle, b.spare = b.spare, nil
@@ -342,8 +342,8 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 
 // settleMail settles the messages of a mail run up to the one that its worker has claimed. It counts a chunk at a time,
 // without a look at each entry unless bytes are counted, and clears the entries, which keep nothing alive from then on. That
-// is all there is to do for them: they have no lane, and nobody is told of them. The worker has left what is cleared here:
-// it reads the entry at, and none before.
+// is all there is to do for them: they have no lane, and no Observer hears of them. The worker has left what is cleared
+// here: it reads the entry at, and none before.
 func (mr mailRuns[T]) settleMail(r *run[T], at int32) {
 	sh := mr.sh
 	s := r.mail.s

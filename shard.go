@@ -19,9 +19,9 @@ import (
 // look at all of a stream's backlog, none may call the caller's code, and none may send to events, since a shard whose
 // channel is full would wait for itself.
 //
-// It ends with its last user: a stream, or somebody whose answer it still has to give or to get. over is set where that one
-// leaves, and is the shard's alone. No answer is lost by the end: who waits for one is a user, or waits for its stream's done
-// as well.
+// It ends with its last user: a stream, a request that counts as one, or a wait for a slot. over is set where the last user
+// leaves, and is the shard's alone. No request is left without an answer: it is a user itself, or its caller waits for the
+// stream's done as well.
 type shard[T any] struct {
 	r     *Receiver[T]
 	users int // guarded by r.mu: streams, and what else needs the goroutine
@@ -59,9 +59,10 @@ type queues[T any] struct {
 	owedFrom time.Duration // when the first of these was seen; unset if there is none
 }
 
-// event is what a shard is told: one of these. Readers, Run's goroutine, sessions and shutdowns send mail; workers send back;
-// whoever needs an exact view of a stream sends do, and so does a goroutine that has waited for a slot or for a resolver. All
-// of them may wait for room, since the shard never waits for them. Only the timer and whoever hands over a turn do not.
+// event is what a shard is told: one of these. Readers, Run's goroutine, sessions and shutdowns send mail; workers send
+// back; a caller that needs an exact view of a stream sends do, and so does a goroutine that has waited for a slot or for a
+// resolver. All of them may wait for room, since the shard never waits for them. Only the timer and a goroutine that hands
+// over a turn do not.
 type event[T any] struct {
 	mail *stream[T] // it has something in its mailbox, which was empty, or its state has changed
 	back *run[T]    // its worker gives it back
@@ -145,7 +146,7 @@ func (sh *shard[T]) heed(e event[T]) {
 // poll heeds what has come, without waiting. It reports whether there was anything, so that the shard polls until nothing
 // more has come before it fills runs. flush comes after all of it, so that a reader is woken once for many messages.
 //
-// Grants are looked at each time, and after the events: whoever found no room for the event that announces one relies on it.
+// Grants are looked at each time, and after the events: a handOver that has found no room for its event relies on it.
 func (sh *shard[T]) poll() (some bool) {
 	for {
 		select {
@@ -166,7 +167,7 @@ func (sh *shard[T]) poll() (some bool) {
 
 // wait blocks until something comes. Before that it looks at the runs that are out, since what stands still now may do so
 // for long, and it gives back what it holds for itself: slots that are in no run, which others may wait for, and its place
-// among those who ask for one, if it has nothing to run.
+// in the semaphore's queue for one more, if it has nothing to run.
 //
 // The alarm is armed last. If it fires from here on, its event either finds room and ends the wait, or finds the channel
 // full, in which case there is no wait.
@@ -183,8 +184,8 @@ func (sh *shard[T]) wait() {
 	sh.heed(<-sh.events)
 }
 
-// catchUp does what a shard otherwise does before it sleeps, or when its alarm wakes it: it has been busy for long.
-// Before that was so, a busy shard armed no alarm for next tries, and woke no reader that was owed little room.
+// catchUp does what a shard otherwise does before it sleeps, or when its alarm wakes it: it has been busy for long. Without
+// it a busy shard once armed no alarm for next tries, and woke no reader that was owed little room.
 func (sh *shard[T]) catchUp() {
 	sh.recallStuck()
 	sh.wakeOwed()
@@ -217,8 +218,8 @@ func (sh *shard[T]) wakeOwed() {
 }
 
 // arm sets the alarm for what is due first. It may leave the alarm at an earlier time than that: what then is not due costs
-// one more round of the loop. The time to look is kept while long runs are out, lest a shard that wakes up more often than
-// that put the look off each time.
+// one more round of the loop. The time to look is kept while long runs are out, so that a shard that wakes up more often
+// than that does not put the look off each time.
 func (sh *shard[T]) arm() {
 	now := sh.clock()
 	first, any := time.Duration(0), false
@@ -326,13 +327,13 @@ func (sh *shard[T]) flush() {
 		b := &s.backlog
 		b.touched = false
 		finished := b.ledger.finished()
-		// Before finished: Run looks at the time of the last finish if it sees that everything has finished, and would
-		// otherwise take a stream for idle that has just become so.
+		// This comes before finished is stored: Run looks at the time of the last finish if it sees that everything has
+		// finished, and would otherwise take a stream that has just become idle for one that has been idle for long.
 		if sh.r.idle > 0 && finished != s.window.finished.Load() {
 			s.activity.noted(s.clock())
 		}
-		// Before makeRoom looks whether the reader waits. The reader says that it waits before it looks at finished once
-		// more, so that one of the two sees the other.
+		// finished is stored before makeRoom looks whether the reader waits. The reader says that it waits before it looks
+		// at finished once more, so that one of the two sees the other.
 		s.window.finished.Store(finished)
 		s.window.linedUp.Store(b.ledger.received)
 		if b.bytes > 0 && s.window.share != nil {
@@ -419,8 +420,8 @@ func (sh *shard[T]) sweep(s *stream[T]) {
 			sh.backoff.remove(m)
 		case stateWaiting:
 			// To see that it waits, and to take it out, must be one step. It was two once: in a lane shared with others the
-			// turn came in between, and both the sweep and whoever passed the turn on brought the message to its end. If
-			// cancelWait finds that it has its turn by now, settle passes that on.
+			// turn came in between, and both the sweep and the goroutine that passed the turn on brought the message to its
+			// end. If cancelWait finds that it has its turn by now, settle passes that on.
 			s.order.cancelWait(&m.turn, m.hash)
 		case stateForming, stateHeld:
 			sh.batches.takeOut(m)
@@ -488,8 +489,8 @@ func (a *alarm) stop() {
 	}
 }
 
-// ring holds streams that take turns. It is a FIFO: who has had a turn is pushed again if there is more. Whether a stream is
-// in it is kept in its backlog (inMail, inTurns), since it must not be in it twice: it would have two turns.
+// ring holds streams that take turns. It is a FIFO: a stream that has had its turn is pushed again if it has more. Whether a
+// stream is in it is kept in its backlog (inMail, inTurns), since it must not be in it twice: it would have two turns.
 type ring[T any] struct {
 	list []*stream[T]
 	from int // of the first

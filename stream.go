@@ -98,7 +98,8 @@ func (s *stream[T]) run(recv func() (T, error)) {
 	if s.r.batching != nil {
 		defer context.AfterFunc(s.parent, s.tell)() // for a call to end with it, the shard must hear of it at once
 	}
-	// Nobody waits for this goroutine: a recv of gRPC's is blocked until the service method returns, which is after Run has.
+	// Run does not wait for this goroutine: a recv of gRPC's is blocked until the service method returns, which is after Run
+	// has.
 	go (&reader[T]{s: s, recv: recv, number: s.backlog.ledger.highest, refusable: s.verdict.given != nil}).run()
 	var idle <-chan time.Time
 	if s.r.idle > 0 {
@@ -163,9 +164,9 @@ func (s *stream[T]) idleFor() time.Duration {
 }
 
 // end is the last of s: nothing of it runs any more. It runs on Run's goroutine after done, or without it if the stream
-// never entered a shard: in both cases the backlog is nobody else's. What has come of it is saved before anybody is told.
-// The shutdown comes last, since Shutdown returns nil only when nothing of the caller's runs any more, and that includes the
-// Observer.
+// never entered a shard: in both cases no other goroutine changes the backlog. What has come of a session is saved before
+// the client and the Observer are told. The shutdown comes last, since Shutdown returns nil only when nothing of the
+// caller's runs any more, and that includes the Observer.
 func (s *stream[T]) end(entered bool) (Summary, error) {
 	s.cancel(nil)
 	s.order.end()
@@ -180,7 +181,7 @@ func (s *stream[T]) end(entered bool) (Summary, error) {
 		f = newFailure(FailureInternal, crash)
 	}
 	s.emitEnd(sum, f)
-	// In one step, so that Stats, which reads both under this lock, counts the stream once.
+	// The stream leaves the list and enters the total in one step: Stats reads both under this lock, and so counts it once.
 	s.r.mu.Lock()
 	delete(s.r.streams, s)
 	s.r.total.add(sum)
@@ -271,7 +272,7 @@ func (s *stream[T]) endLinger() {
 
 // stop implements participant. The mailbox is shut before the phase changes: a shard that sees the new phase compares what
 // has finished with a count that does not grow any more. Run's goroutine may still be on its way into a shard; then there is
-// nobody to tell, and it looks at the phase itself.
+// no shard to tell, and Run looks at the phase itself.
 func (s *stream[T]) stop(drain bool) {
 	s.box.close()
 	if s.state.stop(drain) {
@@ -463,9 +464,9 @@ func (s *stream[T]) blame(m *message[T]) {
 }
 
 // askOnFailure asks OnFailure what m's failure means. A stream that has failed, and a failure that is only its end, come to
-// nobody. It runs in a worker. Before the caller's code is called, the run notes for whom: a shutdown that cuts the stream
-// off meanwhile counts that message. To skip the key means nothing for a message that has none, since the key function
-// panicked, or for one whose key has no order.
+// nobody. It runs in a worker. Before the caller's code is called, the run notes for which message: a shutdown that cuts the
+// stream off meanwhile counts that message. To skip the key means nothing for a message that has none, since the key
+// function panicked, or for one whose key has no order.
 func (s *stream[T]) askOnFailure(m *message[T]) {
 	kind := m.fault.Kind
 	if kind == FailureContextCancelled || kind == FailureShutdown || s.r.onFailure == nil || s.ctx.Err() != nil {

@@ -8,8 +8,8 @@ import (
 // in workers.
 //
 // While it is idle it is its crew's; from give until its run is back, all of it is its own. What it needs to go on after a
-// crash is kept in it and in its run, not on its stack: next says which message is at hand, that one's step what was being
-// done with it.
+// crash is kept in it and in its run, not on its stack: the run's next says which message is at hand, and that message's
+// step what was being done with it.
 type worker[T any] struct {
 	sh      *shard[T]
 	runs    chan *run[T]
@@ -48,7 +48,7 @@ func (w *worker[T]) work() {
 // recalled the rest, or the rest must wait for what becomes of one. It returns what the caller's code panicked with; called
 // again, it goes on. There is one deferred function for all messages, since one for each would cost 5 ns. After a panic its
 // caller lets crashed move the message at hand on before it calls again. On a Goexit recover returns nil, and what serve
-// returns comes to nobody.
+// returns is not used.
 func (w *worker[T]) serve() (crash error) {
 	normal := false
 	defer func() {
@@ -79,7 +79,7 @@ func (w *worker[T]) serve() (crash error) {
 		normal = true
 		return nil
 	}
-	// A message is claimed, brought to its end, and by the claim of the next one declared done: from then on the shard may
+	// A message is claimed, brought to its end, and declared done by the claim of the next one: from then on the shard may
 	// settle it, though the run is still out. So m is not touched after that. The worker stops at a message that waits for
 	// its next try, since those behind it may be of its lane; and at one that has skipped its key, since those may be of
 	// that key.
@@ -167,6 +167,7 @@ func (w *worker[T]) advance(m *message[T]) {
 		s.askOnFailure(m)
 		m.step = stepFailure
 	case stepFailure:
+		// An Observer that has crashed while it was told of the success is not told of the failure that this has become.
 		if !m.told {
 			if m.outcome == outcomeRejected {
 				s.emit(m, EventReject)
@@ -207,7 +208,7 @@ func (w *worker[T]) crashed(err error) {
 	s := m.stream
 	switch m.step {
 	case stepAttempt, stepCause, stepRetry:
-		// Nobody has measured the attempt: the handler itself has crashed, and not what was called after it.
+		// The attempt has not been measured yet: it is the handler that has crashed, and not what was called after it.
 		if m.took == 0 {
 			s.timed(m, w.run)
 		}
@@ -247,9 +248,10 @@ func (w *worker[T]) attempt(m *message[T]) {
 			s.emit(m, EventPressure)
 		}
 		s.emit(m, EventAttempt)
-		// For Snapshot, whose shard reads it meanwhile: 0 is no attempt.
+		// Snapshot reads it meanwhile, in the shard; 0 means that no attempt is under way.
 		w.run.began.Store(int64(s.clock()) + 1)
 	}
+	// Before the call: a handler that crashes has made its attempt, and its message is not one that never ran.
 	m.attempts++
 	err := s.r.engine.attempt(s.ctx, Message[T]{
 		Seq: m.seq, Key: m.key, Value: m.value, Attempt: m.attempts, Pressured: m.pressured, origin: &s.origin,
@@ -278,8 +280,8 @@ func (w *worker[T]) failed(m *message[T], err error) {
 		m.failWith(f)
 		return
 	}
-	// Before failWith, for it calls Retryable: if that panics, the step is still the attempt's, and crashed does not take it
-	// for a panic of OnFailure.
+	// This comes before failWith, since it calls Retryable: if that panics, the step is still the attempt's, and crashed
+	// does not take it for a panic of OnFailure.
 	delay, again := s.r.engine.again(f, m.attempts)
 	m.failWith(f)
 	m.retryUnlessOver(again, delay)
@@ -291,8 +293,8 @@ const idleTime = 100 * time.Millisecond
 
 // crew is the workers of a shard. They are started as they are needed; the one that was last at work is the next to be given
 // some, and those that were not needed for a while end. It is the shard's alone. The last one at work comes first since its
-// stack and its memory are still in the processor's caches; thereby those in front of the list are the ones that nobody
-// needs.
+// stack and its memory are still in the processor's caches; and so the workers at the front of the list are those that are
+// not needed.
 type crew[T any] struct {
 	sh       *shard[T]
 	idle     []*worker[T] // the last is the next to work
