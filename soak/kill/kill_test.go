@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +118,26 @@ func TestPartsShareTheTime(t *testing.T) {
 	one, err := options{length: time.Minute, messages: 600, keys: 7, sessions: 2}.parts("memory", nil)
 	if err != nil || len(one) != 1 || one[0].length != time.Minute || one[0].messages != 300 || one[0].kind != inMemory {
 		t.Errorf("%+v, %v", one, err)
+	}
+}
+
+// A server that is started just when all are to end is killed, and must not be started once more: it would be for ever.
+func TestServersThatAreToEndAreNotStartedAgain(t *testing.T) {
+	r := &run{part: seconds(withOnce), database: filepath.Join(t.TempDir(), "kill.db")}
+	r.ctx, r.cancel = context.WithCancel(t.Context())
+	defer r.cancel()
+	r.servers = &servers{run: r, all: make([]serverPlace, 1)}
+	r.servers.end()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.servers.keep(0)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("a server is started again and again")
+		r.cancel()
+		<-ended
 	}
 }

@@ -42,7 +42,7 @@ func (s *servers) keep(place int) {
 		code := c.listen(func(what statement) { s.hear(place, c, what) })
 		s.set(place, serverPlace{})
 		switch {
-		case c.wasKilled() && s.run.ctx.Err() == nil:
+		case c.wasKilled() && s.goesOn():
 			s.run.count(func(n *counts) { n.serversKilled++ })
 			if p.kind != withOnce { // there is one server, and it is gone: what is stored does not change
 				if err := s.run.audit.addUnsaved(); err != nil {
@@ -56,6 +56,13 @@ func (s *servers) keep(place int) {
 			return
 		}
 	}
+}
+
+// goesOn reports whether a server that is gone is started again.
+func (s *servers) goesOn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.ending && s.run.ctx.Err() == nil
 }
 
 func (s *servers) set(place int, p serverPlace) {
