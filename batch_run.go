@@ -8,9 +8,13 @@ import (
 )
 
 // batchCall is what a run has that is a batch: one call of the handler with all its messages, which are of any streams. A
-// batch is never recalled: its worker has all of it until it gives it back.
+// batch is never recalled: its worker has all of it until it gives it back, but for what leaveOut gives back before the call.
+//
+// It lives for one batch: through the calls that follow a failure as a whole, and those of its halves. What is wanted again
+// from one call to the next is copied where the rest is reset (see look and holdTogether).
 type batchCall[T any] struct {
-	// The shard's, also while the batch is out: but for ctx, which it then leaves alone.
+	// The shard's, also while the batch is out: but for ctx, which it then leaves alone, and the worker reads. parts are so,
+	// too: a stream that ends while one part is out takes its messages out of the others (see takeOut).
 	bytes   int64 // of what is in it; this and the next two are kept while it forms
 	full    bool
 	hurried bool // it does not linger
@@ -22,7 +26,8 @@ type batchCall[T any] struct {
 	batchWork[T]
 }
 
-// batchWork is the worker's part of a batchCall.
+// batchWork is the worker's part of a batchCall. The shard reads and resets it when the batch is back. Its lists are used
+// again for the next call, so that in steady state a call allocates nothing for a message: the handler may not keep them.
 type batchWork[T any] struct {
 	stage    batchStage
 	at       int           // of the message that the Observer is being told of, in called
@@ -44,12 +49,15 @@ type batchWork[T any] struct {
 	limit     int  // of those, at which it is an outage
 }
 
-// memory returns one that has nothing but the memory of c.
+// memory returns one that has nothing but the memory of c. told is not in it, since it is no list of its own: it is called,
+// or the run's list.
 func (c *batchWork[T]) memory() batchWork[T] {
 	return batchWork[T]{called: c.called[:0], messages: c.messages[:0], errs: c.errs[:0]}
 }
 
-// batchStage says what a worker does next with a batch.
+// batchStage says what a worker does next with a batch. Like the step of a message it is set before, or as, the caller's
+// code is called: after a panic or a Goexit serveBatch is called again and goes on where batchCrashed has moved it. The
+// order is that in which a call goes through them; from stageLook on again for the next part, which another worker may have.
 type batchStage uint8
 
 const (
@@ -61,7 +69,8 @@ const (
 	stageOver
 )
 
-// batchVerdict says what becomes of those messages of a call that are not finished.
+// batchVerdict says what becomes of those messages of a call that are not finished. It is the worker's to find, in decide,
+// and the shard acts on it, in back: all that follows from it changes lanes, other batches and slots.
 type batchVerdict uint8
 
 const (
@@ -71,12 +80,18 @@ const (
 	verdictOutage                       // there are none, and what the batch still has of parts fails too
 )
 
-// serveBatch is serve for a batch.
+// serveBatch is serve for a batch. It blocks in the caller's code, and in leaveOut while the shard's channel is full. It
+// returns when the call is over and every message in it is at a step from stepBackoff on; a panic leaves it in the middle.
+//
+// Everything that is told after the call, OnFailure included, is told here, one message after the other in the order of the
+// batch, before the run goes back: only then are the slot and the keys given up, and a key's later message that is still to
+// run waits for what OnFailure says of the one before.
 func (w *worker[T]) serveBatch(r *run[T]) {
 	c := r.batch
 	for {
 		switch c.stage {
 		case stageLook:
+			// What is counted here is under way for Stats, and at says so of each message (see message.runs).
 			w.sh.r.calls.Add(1)
 			r.at.Store(0)
 			w.look(r)
@@ -93,6 +108,7 @@ func (w *worker[T]) serveBatch(r *run[T]) {
 		case stageTell:
 			for ; int(r.next) < len(c.told); r.next++ {
 				m := c.told[r.next]
+				// Only once: after a panic of what is told of m, its step is one behind the judgement.
 				if m.step == stepAttempt {
 					w.judge(c, m)
 				}
@@ -100,9 +116,11 @@ func (w *worker[T]) serveBatch(r *run[T]) {
 					w.advance(m)
 				}
 			}
+			// All have been judged: an error would be kept alive until the next call.
 			clear(c.errs)
 			c.stage = stageOver
 		case stageOver:
+			// Before the run is back: its next call, of the next part, counts for itself.
 			w.sh.r.calls.Add(-1)
 			c.stage = stageLook
 			return
@@ -111,7 +129,12 @@ func (w *worker[T]) serveBatch(r *run[T]) {
 }
 
 // batchCrashed moves a batch on after the caller's code has panicked, or exited the goroutine. It reports whether that was
-// not about one message that is being told of its outcome.
+// not about one message that is being told of its outcome; if it was, worker.crashed does with that message as with any
+// other.
+//
+// A panic of the handler is a failure of the call as a whole: no message has succeeded. One of the Observer before the call,
+// which has done nothing yet, concerns the message that it was told of alone. After a panic of Retryable decide is called
+// once more, now with a crash, about which it asks nobody.
 func (w *worker[T]) batchCrashed(c *batchCall[T], err error) bool {
 	switch c.stage {
 	case stageAnnounce: // the Observer: it takes that message out of the call
@@ -128,7 +151,12 @@ func (w *worker[T]) batchCrashed(c *batchCall[T], err error) bool {
 	return true
 }
 
-// look drops those whose streams have ended: the last moment to do so is when the call begins.
+// look drops those whose streams have ended: the last moment to do so is when the call begins. A batch may have waited for
+// long, lingering, in a backoff or for a worker, and no handler may start for a stream whose context has ended. From the
+// list that the shard has made it makes the list of those that are called, and resets what the last call has left, but for
+// the count of failures in a row, which goes through all parts of a batch.
+//
+// It also sends the response headers, before anything of these streams can have an effect.
 func (w *worker[T]) look(r *run[T]) {
 	c := r.batch
 	isolating, failures, limit := c.isolating, c.failures, c.limit
@@ -148,7 +176,9 @@ func (w *worker[T]) look(r *run[T]) {
 	}
 }
 
-// announce tells the Observer of the attempts. It goes on where it was when the Observer has panicked.
+// announce tells the Observer of the attempts. It goes on where it was when the Observer has panicked. That message, and
+// those whose streams end meanwhile, leave the call, so places and the size are counted once more: what an event says of
+// them before may be more than are called in the end.
 func (w *worker[T]) announce(r *run[T]) {
 	c := r.batch
 	if w.sh.r.observer == nil {
@@ -166,6 +196,7 @@ func (w *worker[T]) announce(r *run[T]) {
 		}
 		s.emit(m, EventAttempt)
 	}
+	// Any other step means that m has failed or is aborted: it stays in the run's list, by which leaveOut finds it.
 	kept := c.called[:0]
 	for _, m := range c.called {
 		if m.step == stepAttempt {
@@ -184,6 +215,10 @@ func (w *worker[T]) announce(r *run[T]) {
 
 // leaveOut begins the call, if anything is in it. What is not does not wait for its end: the shard takes it back at once. The
 // shard then changes the run's list, which from here on is not the worker's to look at.
+//
+// That is why told is called in this case, and a list of its own. The event is sent before the run comes back, through the
+// same channel, so the shard never finds in back what it is still to be told of here. If nothing is left to call, the worker
+// brings all to its end by itself, and no handler is called with an empty batch.
 func (w *worker[T]) leaveOut(r *run[T]) {
 	c := r.batch
 	if len(c.called) == 0 {
@@ -203,7 +238,10 @@ func (w *worker[T]) leaveOut(r *run[T]) {
 	w.sh.events <- event[T]{do: func() { w.sh.batches.leftOut(r, out) }}
 }
 
-// callHandler calls the handler once. It lets panics through.
+// callHandler calls the handler once. It lets panics through. The attempts are counted before, so that a call that does not
+// return has been one. The slices have no room behind their ends: a handler that appends to them gets others.
+//
+// began is stored for Snapshot, which may look at any time, and only with an Observer, since it costs a reading of the clock.
 func (w *worker[T]) callHandler(r *run[T]) error {
 	c := r.batch
 	for _, m := range c.called {
@@ -218,6 +256,8 @@ func (w *worker[T]) callHandler(r *run[T]) error {
 		r.began.Store(int64(c.began) + 1)
 	}
 	n := len(c.called)
+	// AttemptTimeout is the call's, and not any message's. A real context is made, unlike for an attempt of one message: its
+	// price is shared by the batch.
 	ctx, handler := c.ctx, w.sh.r.batching.handler
 	if limit := w.sh.r.engine.retry.AttemptTimeout; limit > 0 {
 		var cancel context.CancelFunc
@@ -227,7 +267,8 @@ func (w *worker[T]) callHandler(r *run[T]) error {
 	return handler(ctx, c.messages[:n:n], c.errs[:n:n])
 }
 
-// callEnded is told that the handler has ended, somehow.
+// callEnded is told that the handler has ended, somehow. It is called exactly once for each call, by serveBatch or
+// batchCrashed.
 func (w *worker[T]) callEnded(r *run[T]) {
 	c := r.batch
 	if w.sh.r.observer != nil {
@@ -238,7 +279,19 @@ func (w *worker[T]) callEnded(r *run[T]) {
 	c.stage = stageDecide
 }
 
-// decide says what becomes of the call as a whole.
+// decide says what becomes of the call as a whole. It calls Retryable, by againAfterCall, which may panic; the methods of
+// errors it calls guarded.
+//
+// If the handler has returned nil, each message has its own outcome and the verdict is each. But if nothing was attempted,
+// that is a failure as a whole: called again at once, first in line, it would go round for ever without any progress.
+//
+// If it has failed as a whole, it is called again together while its oldest member, of the streams that live, has attempts
+// left and the rules of RetryOptions allow for it; then in halves. A batch that is being isolated is past that: a part of
+// more than one is halved at once, takes no token and no backoff, since a call that failed as a whole had no effect and
+// nothing runs twice. A message that stands alone is decided about by the usual rules again.
+//
+// An outage is told from a poison by failures in a row: one poison among n fails once for each halving, and each success in
+// between sets the count to 0. The limit, 4 times the logarithm, is twice as many calls as one poison may cost.
 func (w *worker[T]) decide(c *batchCall[T]) {
 	e := w.sh.r.engine
 	untouched, failed := 0, 0
@@ -268,6 +321,7 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 		kind = FailureInternal
 	}
 	c.fault = newFailure(kind, c.err)
+	// attempts are those of the oldest member whose stream goes on: 0 if none does, and then there is nothing to try again.
 	n, attempts := len(c.called), 0
 	for _, m := range c.called {
 		if !m.stream.isOver() {
@@ -290,14 +344,16 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 			return
 		}
 	}
+	// It has failed for the last time. With NoIsolation, or alone, its messages fail by the zero verdict, each for itself.
 	if n > 1 && !w.sh.r.batching.NoIsolation {
 		c.verdict = verdictHalve
 		c.isolating, c.failures, c.limit = true, 0, 4*bits.Len(uint(n-1))
 	}
 }
 
-// charge reports whether a failure must still take a token from the retry budget, which counts calls: the first one that
-// is worth retrying does, unless the call is one more of a batch that has failed before.
+// charge returns where it is kept whether the call has taken its token from the retry budget, which counts calls: the first
+// failure in it that is worth retrying takes one, and sets it. A call that isolates takes none: its batch has paid for the
+// call that failed first.
 func (c *batchCall[T]) charge() *bool {
 	if c.isolating {
 		c.charged = true
@@ -305,7 +361,8 @@ func (c *batchCall[T]) charge() *bool {
 	return &c.charged
 }
 
-// againAfterCall is again for a call of several messages, which takes one token at most: charged says whether it has.
+// againAfterCall is again for a call of several messages, which takes one token at most: charged says whether it has. A
+// failure that finds it taken is retried only if the budget, as it stands now, allows for retries at all.
 func (e *Engine[T]) againAfterCall(f *Failure, n int, charged *bool) (time.Duration, bool) {
 	last := n >= e.retry.MaxAttempts
 	if last && (e.budget == nil || *charged) || !e.retry.worthRetrying(f) {
@@ -323,7 +380,11 @@ func (e *Engine[T]) againAfterCall(f *Failure, n int, charged *bool) (time.Durat
 	return e.retry.delay(f.said().delay, n), !last
 }
 
-// judge says what becomes of m, which was in the call.
+// judge says what becomes of m, which was in the call. Retryable may panic in it, which is then the failure of m alone.
+//
+// What the handler says of m counts, also if its stream has ended meanwhile: nil is success and settled, since what it has
+// done is done. An error is then put down to the end of the stream and not asked about. ErrNotAttempted takes the attempt
+// back that callHandler has counted: of a stream that has ended m is dropped if there were no others before.
 func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 	s := m.stream
 	m.took = c.took
@@ -342,6 +403,7 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 		}
 	default:
 		f := m.failure(FailureHandlerError, err)
+		// A session that is somebody else's by now is no failure of the message: the stream ends with that.
 		if s.sessionMoved(err) || s.ctx.Err() != nil {
 			f.Kind = s.abortKind()
 			m.failWith(f)
@@ -353,7 +415,9 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 	}
 }
 
-// judgeWhole is judge for a call that has failed as a whole.
+// judgeWhole is judge for a call that has failed as a whole. First m is made one that has failed for good, then one that is
+// tried again if the verdict says so: the failure stays in m, as the cause that is told if its stream ends before the next
+// call.
 func (w *worker[T]) judgeWhole(c *batchCall[T], m *message[T]) {
 	s := m.stream
 	f := c.failureOf(m)
@@ -366,7 +430,9 @@ func (w *worker[T]) judgeWhole(c *batchCall[T], m *message[T]) {
 	m.retryUnlessOver(c.verdict == verdictTogether || c.verdict == verdictHalve, c.delay)
 }
 
-// failureOf makes a Failure of m out of the one of the call.
+// failureOf makes a Failure of m out of the one of the call. The error has been asked once for all of them: to ask it for
+// each would call its methods, which are the caller's code, as often as there are messages, and failRest calls this on the
+// shard.
 func (c *batchCall[T]) failureOf(m *message[T]) *Failure {
 	f := c.fault.as(c.fault.Kind)
 	f.Seq, f.Key, f.Attempts, f.Value = m.seq, m.key, m.attempts, m.value
@@ -375,9 +441,16 @@ func (c *batchCall[T]) failureOf(m *message[T]) *Failure {
 
 // back takes a batch back from its worker: what has finished is settled, and the others are retried, come first next,
 // or are called again, together or in parts.
+//
+// What has finished comes first, in a loop of its own. To settle one that has skipped its key, or to settle the last of many,
+// may change what is to become of the rest: a key is skipped, a stream is swept. The sweep leaves what is out alone, since it
+// comes back; here it has, so what a swept stream still has in the batch is brought to its end in the second loop.
+//
+// The lists are filtered in place: rest, held and the parts are parts of the memory that batchCall.all has.
 func (b *batches[T]) back(r *run[T]) {
 	sh, c := b.sh, r.batch
 	sh.runs.out--
+	// The context has a parent that never ends, so only this frees what the handler may have derived from it.
 	c.cancel(nil)
 	for i, other := range b.out {
 		if other == r {
@@ -387,6 +460,7 @@ func (b *batches[T]) back(r *run[T]) {
 			break
 		}
 	}
+	// Before a part is called again: the worker that has just been at work is given it.
 	sh.crew.back(r.worker)
 
 	rest := r.list[:0]
@@ -413,6 +487,8 @@ func (b *batches[T]) back(r *run[T]) {
 			held = append(held, m)
 		}
 	}
+	// Before the next part is screened: what came back untouched is then in another batch, and what stands behind it is no
+	// part.
 	b.formFirst(first)
 	r.list = held
 	switch {
@@ -423,6 +499,8 @@ func (b *batches[T]) back(r *run[T]) {
 		b.holdTogether(r)
 		return
 	case c.verdict == verdictHalve:
+		// parts is a stack: the first half is on top, and is halved, if it fails, before the second is called. So the lanes'
+		// order is kept. Its capacity ends with it, so that nothing that is done to its list reaches the other half.
 		half := (len(held) + 1) / 2
 		if half < len(held) {
 			c.parts = append(c.parts, held[half:])
@@ -432,7 +510,9 @@ func (b *batches[T]) back(r *run[T]) {
 	b.callNext(r)
 }
 
-// leftOut takes back what was not in the call that r is in now.
+// leftOut takes back what was not in the call that r is in now. It is an event that leaveOut sends; the call goes on
+// meanwhile. Those that were left out are finished by another worker, and only what is called still decides whether the
+// call's context ends: if all those streams have ended, nobody else would notice.
 func (b *batches[T]) leftOut(r *run[T], out []*message[T]) {
 	sh := b.sh
 	r.list = slices.DeleteFunc(r.list, func(m *message[T]) bool { return slices.Contains(out, m) })
@@ -445,7 +525,8 @@ func (b *batches[T]) leftOut(r *run[T], out []*message[T]) {
 }
 
 // comesFirst reports whether m, which has come back untouched, is to be one of the first of the next batch. If it is not,
-// it waits for its turn behind one that is retried, or is rejected.
+// it waits for its turn behind one that is retried, or is rejected. The messages of the call come here in their order: one
+// before m in its lane that comes first too has its state by now, and m may follow it.
 func (b *batches[T]) comesFirst(m *message[T]) bool {
 	sh := b.sh
 	m.run, m.step, m.again, m.state = nil, stepAttempt, true, stateWaiting
@@ -463,14 +544,19 @@ func (b *batches[T]) comesFirst(m *message[T]) bool {
 	return true
 }
 
-// abort brings m, whose stream has ended, to its end.
+// abort brings m, whose stream has ended, to its end. m has just come back, so that it is in no queue from which it would
+// have to be taken.
 func (b *batches[T]) abort(m *message[T]) {
 	m.abort(m.stream.abortKind())
 	b.sh.finishOne(m)
 }
 
 // holdTogether has what r holds, which has failed as a whole, wait and then be called again as it is. The parts that r may
-// still have go on without it.
+// still have go on without it: then what waits is a part that stands alone, is retried by the usual rules, and becomes a
+// batch of its own, without r's slot and without its count of failures.
+//
+// Otherwise r itself waits, without its slot. Its messages keep their lanes, so that nothing overtakes them. worker is unset:
+// by that takeOut knows that the list is the shard's again.
 func (b *batches[T]) holdTogether(r *run[T]) {
 	sh := b.sh
 	group, delay := r, r.batch.delay
@@ -486,6 +572,7 @@ func (b *batches[T]) holdTogether(r *run[T]) {
 		sh.slots.free(r.slots)
 		r.slots, r.worker = 0, nil
 	}
+	// What it learned of the last call is void for the next; the messages have their failures themselves.
 	c := group.batch
 	*c = batchCall[T]{all: c.all, parts: c.parts[:0], batchWork: c.memory()}
 	if delay > 0 {
@@ -495,7 +582,8 @@ func (b *batches[T]) holdTogether(r *run[T]) {
 	}
 }
 
-// callNext calls the next part of r, if it has any left. Otherwise r gives up its slot.
+// callNext calls the next part of r, if it has any left. Otherwise r gives up its slot. Between two parts it keeps that: they
+// follow at once. A part of which nothing may run any more is passed over.
 func (b *batches[T]) callNext(r *run[T]) {
 	sh := b.sh
 	c := r.batch
@@ -514,7 +602,11 @@ func (b *batches[T]) callNext(r *run[T]) {
 }
 
 // screen returns those of part, which r has held, that may still run. A key that was skipped meanwhile is out, and so is
-// what stands behind a message that is retried by itself.
+// what stands behind a message that is retried by itself. That is decided just before the part is called, since the parts
+// before it decide it: OnFailure has been asked about a poison before what stands behind it may run.
+//
+// Once a message behind one that was leaving was out too: it went into an ordinary batch, among others that had nothing to
+// do with the poison. So what is leaving is looked past.
 func (b *batches[T]) screen(r *run[T], part []*message[T]) []*message[T] {
 	sh := b.sh
 	kept := part[:0]
@@ -524,6 +616,7 @@ func (b *batches[T]) screen(r *run[T], part []*message[T]) []*message[T] {
 			before = before.before()
 		}
 		switch {
+		// It is no part any more, and goes on when its turn comes, as one that is tried again.
 		case before != nil && before.run != r:
 			m.run, m.step, m.state = nil, stepAttempt, stateWaiting
 		case m.stream.backlog.isSkipped(m):
@@ -544,7 +637,10 @@ func (m *message[T]) isLeaving() bool {
 	return m.stream.backlog.swept && m.state == stateOut && m.run.kind == runFinish
 }
 
-// failRest fails all that r still holds, with the error of its last call.
+// failRest fails all that r still holds, with the error of its last call. It is an outage: these parts have not been called
+// by themselves, but each would cost as much as those that were, and the contract bounds that. Their failures come to
+// OnFailure, on a worker and without a slot, in the order of the batch: the part that would have been called next comes
+// first.
 func (b *batches[T]) failRest(r *run[T]) {
 	sh := b.sh
 	c := r.batch
