@@ -72,8 +72,8 @@ func (o BatchOptions) validate() error {
 	return nil
 }
 
-// validateBatch refuses what can't be had with batches. The other policies, and QueueCapacity, decide on receipt whether there
-// is a slot for one message; here a slot is a whole call's, which is made only when there is one.
+// validateBatch refuses what can't be had with batches. The other policies, and QueueCapacity, decide on receipt whether
+// there is a slot for one message; here a slot is a whole call's, which is made only when there is one.
 func (o *Options) validateBatch() error {
 	switch p := o.Backpressure; {
 	case p.Policy != BackpressureQueue:
@@ -207,8 +207,8 @@ func (b *batches[T]) reuse(r *run[T]) {
 	}
 }
 
-// lineUp counts m, which is being received. By its place a message is known as left over from a full batch: what was there when
-// that began has waited for a call already, and does not linger for more.
+// lineUp counts m, which is being received. By its place a message is known as left over from a full batch: what was there
+// when that began has waited for a call already, and does not linger for more.
 func (b *batches[T]) lineUp(m *message[T]) {
 	b.lined++
 	m.place = b.lined
@@ -308,9 +308,10 @@ func (r *run[T]) isRead() bool {
 // fill puts into r what has its turn: streams give one message each in turns, and within a stream lanes do, each with
 // its head and then those behind it.
 //
-// The followers of what is in r stand in their stream's behind queue, from which it gives when it has no more heads: so neither
-// a stream nor a key that has much waiting fills a batch before others have given theirs. They are still waiting in their lanes.
-// If r is full first, the queues are emptied and nothing else needs to be undone; if not, all of them have joined.
+// The followers of what is in r stand in their stream's behind queue, from which it gives when it has no more heads: so
+// neither a stream nor a key that has much waiting fills a batch before others have given theirs. They are still waiting in
+// their lanes. If r is full first, the queues are emptied and nothing else needs to be undone; if not, all of them have
+// joined.
 func (b *batches[T]) fill(r *run[T]) {
 	sh := b.sh
 	for !r.batch.full && sh.turns.len() > 0 {
@@ -341,8 +342,8 @@ func (b *batches[T]) fill(r *run[T]) {
 	b.behind = b.behind[:0]
 }
 
-// followIn has the message behind m, which has joined the batch that is being filled, stand in line for that. With ScopeFlow it
-// may be another stream's. One whose key is skipped must not run: it stays behind m, and is rejected when its turn comes.
+// followIn has the message behind m, which has joined the batch that is being filled, stand in line for that. With ScopeFlow
+// it may be another stream's. One whose key is skipped must not run: it stays behind m, and is rejected when its turn comes.
 func (b *batches[T]) followIn(m *message[T]) {
 	sh := b.sh
 	f := sh.follower(m)
@@ -393,8 +394,8 @@ func (b *batches[T]) formFirst(list []*message[T]) {
 	r.batch.full = len(r.list) >= b.MaxMessages || b.MaxBytes > 0 && r.batch.bytes >= b.MaxBytes
 }
 
-// leaveForming makes the last message of r what it was before it joined: ready, in front of its stream's others, if it has its
-// turn, and waiting in its lane otherwise.
+// leaveForming makes the last message of r what it was before it joined: ready, in front of its stream's others, if it has
+// its turn, and waiting in its lane otherwise.
 func (b *batches[T]) leaveForming(r *run[T]) {
 	sh := b.sh
 	last := len(r.list) - 1
@@ -432,9 +433,9 @@ func (b *batches[T]) call(r *run[T]) {
 	sh.give(r)
 }
 
-// endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have. The shard calls it
-// for each event of a stream, as the end of Run's own context is one (see stream.run), and when messages have been left out
-// of a call, since those that remain may all be of streams that have ended. The cause is the last stream's.
+// endCalls is told that s may have ended early: then so do the contexts of the calls whose streams all have. The shard calls
+// it for each event of a stream, as the end of Run's own context is one (see stream.run), and when messages have been left
+// out of a call, since those that remain may all be of streams that have ended. The cause is the last stream's.
 func (b *batches[T]) endCalls(s *stream[T]) {
 	if s.ctx.Err() == nil {
 		return

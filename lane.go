@@ -35,8 +35,8 @@ type turn struct {
 // told: a direct caller of a resolver or a Gate, who waits on a goroutine of his own.
 type turnOwner interface{ turnCame() }
 
-// turnHome is told, with no lock held, that the turn of an owner of its own has come. It is a shard: what its messages do next
-// is decided on its goroutine alone, so whoever ends the turn before theirs, on whatever goroutine, only hands it over.
+// turnHome is told, with no lock held, that the turn of an owner of its own has come. It is a shard: what its messages do
+// next is decided on its goroutine alone, so whoever ends the turn before theirs, on whatever goroutine, only hands it over.
 type turnHome interface{ handOver(turnOwner) }
 
 // lane is the queue of one key. It is in its table exactly as long as it has a head, and the head has the turn: so who finds
@@ -102,9 +102,9 @@ const (
 // join appends t to the lane called name. first says that its turn has come with that; if not, it comes when leave
 // returns it. A reason that is not "" says why t was refused: it then is in no lane.
 //
-// // The bounds count what waits behind a head, as the contract does: KeyCapacity looks at this lane, Capacity at all lanes of
-// // the scope. A turn that is first never counts, so neither bound can refuse a key that is idle. They are looked at here and
-// // never again: a message that was accepted is not refused later.
+// The bounds count what waits behind a head, as the contract does: KeyCapacity looks at this lane, Capacity at all lanes of
+// the scope. A turn that is first never counts, so neither bound can refuse a key that is idle. They are looked at here and
+// never again: a message that was accepted is not refused later.
 func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why reason) {
 	if tb.bounds.closed.Load() {
 		return false, reasonOrderShut
@@ -127,8 +127,8 @@ func (tb *laneTable) join(name string, hash uint64, t *turn) (first bool, why re
 	return false, ""
 }
 
-// open makes a lane for t, whose turn it is with that. The lane's memory is t's spare, which t does not have for as long as it
-// is the head.
+// open makes a lane for t, whose turn it is with that. The lane's memory is t's spare, which t does not have for as long as
+// it is the head.
 func (tb *laneTable) open(name string, hash uint64, t *turn) {
 	l := t.spare
 	t.spare = nil
@@ -141,8 +141,8 @@ func (tb *laneTable) open(name string, hash uint64, t *turn) {
 // one is returned, and the caller must see to it. The lane of a last turn ceases to exist.
 //
 // It is called once for each turn that has joined, and for a head only when nothing of its message runs any more, a caller's
-// own release included: the one behind may start as soon as this returns. A head leaves the lane's memory to its successor and
-// takes the successor's spare, so that there are always as many lanes' memories as turns.
+// own release included: the one behind may start as soon as this returns. A head leaves the lane's memory to its successor
+// and takes the successor's spare, so that there are always as many lanes' memories as turns.
 func (tb *laneTable) leave(t *turn) (next *turn) {
 	l := t.lane
 	l.n--
@@ -196,9 +196,9 @@ func (tb *laneTable) find(name string, hash uint64) *lane {
 	return l
 }
 
-// hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them. It is called for each mail run,
-// which must leave these keys alone. busy holds 32, so a large table is not looked through at all: it has more lanes than
-// that, or it is mostly empty, and its stream has no mail runs until the last lane is gone and the table is trimmed.
+// hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them. It is called for each mail
+// run, which must leave these keys alone. busy holds 32, so a large table is not looked through at all: it has more lanes
+// than that, or it is mostly empty, and its stream has no mail runs until the last lane is gone and the table is trimmed.
 func (tb *laneTable) hashesInto(busy *busyKeys) bool {
 	if tb.lanes == 0 {
 		return true
@@ -251,9 +251,9 @@ func (tb *laneTable) resize(n int) {
 	}
 }
 
-// trim gives memory back while there are no lanes: a table that was full once must not stay large for ever. A shared table is
-// trimmed as soon as it is empty. A stream's own is trimmed by its shard when nothing of the stream is pending (see flush): the
-// table of a busy stream is empty for a moment again and again, and would have to grow anew each time.
+// trim gives memory back while there are no lanes: a table that was full once must not stay large for ever. A shared table
+// is trimmed as soon as it is empty. A stream's own is trimmed by its shard when nothing of the stream is pending (see
+// flush): the table of a busy stream is empty for a moment again and again, and would have to grow anew each time.
 func (tb *laneTable) trim() {
 	if tb.lanes == 0 && len(tb.buckets) > idleBuckets {
 		tb.buckets = nil
@@ -324,8 +324,8 @@ func (sl *sharedLanes) follower(t *turn, hash uint64) *turn {
 // backlog is what a stream's shard knows of it: which of its messages are not finished, and where they are. It is the
 // shard's alone; once the stream is done anybody may read it.
 //
-// An unfinished message is in exactly one place: in the mailbox, in chunk (taken out of it), or a message[T], in live,
-// whose state says where it is. What visits the backlog in this order, live, chunk, mailbox, sees it in order of receipt, which
+// An unfinished message is in exactly one place: in the mailbox, in chunk (taken out of it), or a message[T], in live, whose
+// state says where it is. What visits the backlog in this order, live, chunk, mailbox, sees it in order of receipt, which
 // Progress and Summary rely on.
 //
 // The flags say in which of its shard's lists the stream is, so that it is in each at most once and nothing needs to be
@@ -376,8 +376,8 @@ func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
 }
 
 // skipEmpty gives the chunks back that are used up and have another behind them. The last one stays, as the one that fetch
-// gives back to the mailbox. Nobody reads a chunk that is behind pos: its entries are lined up, or settled, and the worker of a
-// mail run leaves a chunk before it claims an entry of the next (see serveMail).
+// gives back to the mailbox. Nobody reads a chunk that is behind pos: its entries are lined up, or settled, and the worker
+// of a mail run leaves a chunk before it claims an entry of the next (see serveMail).
 func (b *backlog[T]) skipEmpty(pool *sync.Pool) {
 	for b.chunk != nil && b.pos == len(b.chunk.list) && b.chunk.next != nil {
 		empty := b.chunk
@@ -431,16 +431,17 @@ func (b *backlog[T]) firstPending() uint64 {
 	return b.live.first.seq
 }
 
-// skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped. It is called
-// by Run before the stream enters a shard, while the backlog is still Run's. The stream is direct from then on, as after a skip
-// of its own: a message of a skipped key needs no capacity, and must not wait in the mailbox for a run that has room.
+// skipFromTheStart sees to it that no message of a key runs, which an earlier stream of the session has skipped. It is
+// called by Run before the stream enters a shard, while the backlog is still Run's. The stream is direct from then on, as
+// after a skip of its own: a message of a skipped key needs no capacity, and must not wait in the mailbox for a run that has
+// room.
 func (b *backlog[T]) skipFromTheStart(key string) {
 	b.skipped.add(key, 0, sessionSkips) // so many were saved
 	b.direct = true
 }
 
-// isSkipped reports whether m follows a message whose key OnFailure has skipped. Not if the key function has panicked: then the
-// key is unknown, and the message has a failure of its own.
+// isSkipped reports whether m follows a message whose key OnFailure has skipped. Not if the key function has panicked: then
+// the key is unknown, and the message has a failure of its own.
 func (b *backlog[T]) isSkipped(m *message[T]) bool {
 	return m.crash == nil && b.skipped.covers(m.key, m.seq)
 }
@@ -463,10 +464,10 @@ var (
 	sessionSkips = skipLimit{keys: maxSessionSkipped, bytes: maxSessionSkippedBytes} // in what is saved of a session
 )
 
-// add notes that key is skipped behind the message seq. It reports false, and notes nothing, if that is beyond the limit: the
-// stream then ends, since to run the key's later messages would break the promise, and to forget another key too. Of two skips
-// of a key the lower Seq counts: a refusal on receipt may be skipped while an earlier message of the key still runs, and is
-// skipped in its turn.
+// add notes that key is skipped behind the message seq. It reports false, and notes nothing, if that is beyond the limit:
+// the stream then ends, since to run the key's later messages would break the promise, and to forget another key too. Of two
+// skips of a key the lower Seq counts: a refusal on receipt may be skipped while an earlier message of the key still runs,
+// and is skipped in its turn.
 func (k *skippedKeys) add(key string, seq uint64, limit skipLimit) bool {
 	if from, ok := k.from[key]; ok {
 		if seq < from {

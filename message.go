@@ -79,8 +79,8 @@ type batchPlace struct {
 // message that has succeeded at once that is half of it, and lies on cache lines of its own. Whoever writes to trouble,
 // observed or batchPlace must see to it that the condition here finds it, or the next message inherits it.
 //
-// The shard calls it when m has left its lane and the live list: turn is empty by then, but for what belongs to the memory and
-// not to the message, its owner and its spare lane.
+// The shard calls it when m has left its lane and the live list: turn is empty by then, but for what belongs to the memory
+// and not to the message, its owner and its spare lane.
 func (m *message[T]) clear() {
 	m.stream, m.entry = nil, entry[T]{}
 	if m.outcome != outcomeSucceeded || m.attempts != 1 {
@@ -97,7 +97,8 @@ func (m *message[T]) clear() {
 }
 
 // state says where a message is. It is its shard's, and changes only there: a worker says by the step at which it gives the
-// message back what the next state is to be. The zero value is also that of a message that is in no lane yet, or is not in use.
+// message back what the next state is to be. The zero value is also that of a message that is in no lane yet, or is not in
+// use.
 type state uint8
 
 const (
@@ -114,7 +115,8 @@ const (
 // call runtime.Goexit: see worker.crashed. So it is known whose the panic was, and the message goes on with the next step
 // instead of calling the same function again.
 //
-// The order counts: steps before stepBackoff are the worker's to do, at those from stepBackoff on it is done with the message.
+// The order counts: steps before stepBackoff are the worker's to do, at those from stepBackoff on it is done with the
+// message.
 type step uint8
 
 const (
@@ -139,8 +141,8 @@ func (m *message[T]) failure(kind FailureKind, err error) *Failure {
 	return f
 }
 
-// fail makes m one whose last attempt has failed for good. OnFailure is asked next, while m still has its place in the lane: so
-// that SkipKey comes before the next message of the key can start.
+// fail makes m one whose last attempt has failed for good. OnFailure is asked next, while m still has its place in the lane:
+// so that SkipKey comes before the next message of the key can start.
 func (m *message[T]) fail(kind FailureKind, err error) { m.failWith(m.failure(kind, err)) }
 
 func (m *message[T]) failWith(f *Failure) { m.fault, m.outcome, m.step = f, outcomeFailed, stepAsk }
@@ -360,8 +362,8 @@ const (
 // Its invariants: received = finished + pending; finished = Succeeded + Failed + Rejected + Dropped; a message is
 // unsettled if it has finished without success and nobody has skipped it.
 //
-// received is a count and highest a Seq. They differ in a session, where the first Seq need not be 1 and duplicates, which the
-// reader leaves out, have a Seq of their own.
+// received is a count and highest a Seq. They differ in a session, where the first Seq need not be 1 and duplicates, which
+// the reader leaves out, have a Seq of their own.
 type ledger struct {
 	received  uint64  // accepted so far
 	highest   uint64  // the Seq of the last that was accepted; below the first if none was
@@ -378,8 +380,9 @@ func (l *ledger) accept(seq uint64) {
 	l.highest = seq
 }
 
-// finish counts the message seq, which was tried so many times, as finished. Messages finish in any order: so Unsettled is kept
-// as it comes and sorted when somebody asks, and the lowest of them beside it, since committed is wanted after every flush.
+// finish counts the message seq, which was tried so many times, as finished. Messages finish in any order: so Unsettled is
+// kept as it comes and sorted when somebody asks, and the lowest of them beside it, since committed is wanted after every
+// flush.
 func (l *ledger) finish(seq uint64, attempts int, as outcome, settled bool) {
 	switch as {
 	case outcomeSucceeded:
@@ -439,8 +442,8 @@ func (l *ledger) summary() Summary {
 	return sum
 }
 
-// unsettled returns the highest Seq received, and what is not settled of what was received, while some are pending. pending is
-// ascending.
+// unsettled returns the highest Seq received, and what is not settled of what was received, while some are pending. pending
+// is ascending.
 func (l *ledger) unsettled(pending []uint64) (highest uint64, open []uint64) {
 	open = slices.Concat(l.counts.Unsettled, pending)
 	slices.Sort(open)

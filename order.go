@@ -115,8 +115,8 @@ const (
 // in its Gate does not call it but gives each stream lanes of the same kind, or, with ScopeFlow, lines its messages up
 // in this one's: a message that waits in a lane costs no goroutine, one that waits in Wait does.
 //
-// With ScopeFlow messages and direct callers stand in the same lanes, by arrival: so Gate.Admit keeps the order of a key beside
-// the streams. closed is looked at when a turn is asked for and never later: turns that have come stay.
+// With ScopeFlow messages and direct callers stand in the same lanes, by arrival: so Gate.Admit keeps the order of a key
+// beside the streams. closed is looked at when a turn is asked for and never later: turns that have come stay.
 type laneResolver struct {
 	opts   OrderingOptions
 	lanes  *sharedLanes
@@ -158,8 +158,8 @@ func (r *laneResolver) bounds() *laneBounds {
 
 var hashSeed = maphash.MakeSeed() // per process: keys are chosen by clients, who must not be able to choose collisions
 
-// place returns the hash of key's lane, which is not 0. ordered is false for a key that has no order, and the hash then 0: the
-// rest of the package knows a message without a lane by that. It is called by readers and direct callers at once.
+// place returns the hash of key's lane, which is not 0. ordered is false for a key that has no order, and the hash then 0:
+// the rest of the package knows a message without a lane by that. It is called by readers and direct callers at once.
 func (r *laneResolver) place(key string) (hash uint64, ordered bool) {
 	switch {
 	case r.opts.Mode == OrderingFIFO:
@@ -179,7 +179,8 @@ func (r *laneResolver) lane(key string) string {
 }
 
 // laneWaiter is a direct caller's place in a lane. It is made by join, on the caller's goroutine, which then waits for came;
-// whoever leaves the lane before it closes came, without a lock. It is used once, since a ReleaseFunc may be called long after.
+// whoever leaves the lane before it closes came, without a lock. It is used once, since a ReleaseFunc may be called long
+// after.
 type laneWaiter struct {
 	turn
 	shard *laneShard
@@ -189,8 +190,8 @@ type laneWaiter struct {
 
 func (w *laneWaiter) turnCame() { close(w.came) }
 
-// join lines a direct caller up. A nil waiter means that key has no order. It does not block. Who is lined up must release: the
-// turn comes also to a caller who does not wait for it any more.
+// join lines a direct caller up. A nil waiter means that key has no order. It does not block. Who is lined up must release:
+// the turn comes also to a caller who does not wait for it any more.
 func (r *laneResolver) join(key string) (w *laneWaiter, err error) {
 	if r.closed.Load() {
 		return nil, &Failure{Kind: FailureShutdown, Key: key, Err: reasonOrderShut}
@@ -238,8 +239,8 @@ func (w *laneWaiter) release() {
 	}
 }
 
-// wait blocks until the turn has come; else the place is given up. A turn that has come already counts, whatever has ended: it
-// is not refused after that. An end that comes at the same time as the turn may win.
+// wait blocks until the turn has come; else the place is given up. A turn that has come already counts, whatever has ended:
+// it is not refused after that. An end that comes at the same time as the turn may win.
 func (r *laneResolver) wait(ctx context.Context, w *laneWaiter, key string) error {
 	if w.first() {
 		return nil
@@ -290,8 +291,8 @@ func (r *laneResolver) Close() {
 // streamOrder is the order that a stream's messages keep: lanes of its own, the resolver's with ScopeFlow, or lanes of
 // its own and a caller's resolver beside them.
 //
-// What init sets does not change, so anybody may call what looks only at that: the reader place and mayRefuse, workers ordered.
-// What looks into lanes is the shard's to call: own has no lock, and of shared the lane's part is locked.
+// What init sets does not change, so anybody may call what looks only at that: the reader place and mayRefuse, workers
+// ordered. What looks into lanes is the shard's to call: own has no lock, and of shared the lane's part is locked.
 type streamOrder struct {
 	resolver *laneResolver  // nil: there is no order
 	own      laneTable      // unless shared
@@ -307,8 +308,9 @@ type resolverOption struct {
 	local *laneResolver
 }
 
-// localOrder is what a stream keeps beside a caller's own resolver that was given to NewGate, where no options say more: keyed
-// FIFO without bounds. All such streams share it, since nothing of it but its options is used: each has lanes of its own.
+// localOrder is what a stream keeps beside a caller's own resolver that was given to NewGate, where no options say more:
+// keyed FIFO without bounds. All such streams share it, since nothing of it but its options is used: each has lanes of its
+// own.
 var localOrder = newLaneResolver(OrderingOptions{Mode: OrderingKeyedFIFO})
 
 // init is called by newStream. ctx is the stream's, by whose end the waiting for a caller's own resolver ends; id tells the
@@ -396,8 +398,8 @@ func (o *streamOrder) join(key string, hash uint64, t *turn) (first bool, why re
 	return o.own.join(name, hash, t)
 }
 
-// leave takes t out of its lane and returns whose turn has come by that, or nil. The caller, a shard, goes on with one that is
-// its own, as home says. One of another shard is handed over to that from here, and a direct caller is woken.
+// leave takes t out of its lane and returns whose turn has come by that, or nil. The caller, a shard, goes on with one that
+// is its own, as home says. One of another shard is handed over to that from here, and a direct caller is woken.
 func (o *streamOrder) leave(t *turn, hash uint64, home turnHome) (next *turn) {
 	if o.shared == nil {
 		return o.own.leave(t)
@@ -472,9 +474,10 @@ func newExternalOrder(ctx context.Context, r OrderingResolver) *externalOrder {
 // turn asks for key's turn and hands the answer to answered. It does so on a goroutine of its own, since to ask may block,
 // and the caller's code may panic or exit the goroutine.
 //
-// answered is called exactly once, also after a runtime.Goexit, by a deferred function that finds errGoexit where nothing else
-// was said: without an answer the message would keep its lane for ever and its stream would not end. The shard calls turn, and
-// is told of the answer by an event; if the stream is over by then, a turn that has come after all is released without a run.
+// answered is called exactly once, also after a runtime.Goexit, by a deferred function that finds errGoexit where nothing
+// else was said: without an answer the message would keep its lane for ever and its stream would not end. The shard calls
+// turn, and is told of the answer by an event; if the stream is over by then, a turn that has come after all is released
+// without a run.
 func (o *externalOrder) turn(key string, answered func(ReleaseFunc, error)) {
 	go func() {
 		var release ReleaseFunc

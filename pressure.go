@@ -66,8 +66,8 @@ const (
 // PressureController owns the capacity: it counts executions and decides about those that find it exhausted.
 // It is safe for concurrent use.
 //
-// Under BackpressureQueue and BackpressureHardReject an execution holds a slot of the semaphore, which hands slots out
-// in the order of asking. A shard has at most one goroutine asking there, however many messages wait in its streams, and gives
+// Under BackpressureQueue and BackpressureHardReject an execution holds a slot of the semaphore, which hands slots out in
+// the order of asking. A shard has at most one goroutine asking there, however many messages wait in its streams, and gives
 // a slot that comes back from a run to the semaphore when others ask: so shards and direct callers share fairly. Among its
 // own streams a shard lets them take turns (see dispatch). The soft policies never wait, so they only count.
 //
@@ -108,8 +108,8 @@ func (p *PressureController) rejects() bool {
 	return p.opts.Policy == BackpressureHardReject && p.inUse.Load() >= int64(p.opts.Capacity)
 }
 
-// try takes a slot if one is free and nobody waits for it: the semaphore lets nobody overtake who has asked before. It does not
-// block, so a shard may call it.
+// try takes a slot if one is free and nobody waits for it: the semaphore lets nobody overtake who has asked before. It does
+// not block, so a shard may call it.
 func (p *PressureController) try() bool {
 	if p.slots == nil {
 		return true
@@ -121,8 +121,8 @@ func (p *PressureController) try() bool {
 	return true
 }
 
-// ask takes a slot, behind those who asked before. It blocks until there is one or ctx ends, so a shard calls it on a goroutine
-// of its own (see slots.ask).
+// ask takes a slot, behind those who asked before. It blocks until there is one or ctx ends, so a shard calls it on a
+// goroutine of its own (see slots.ask).
 func (p *PressureController) ask(ctx context.Context) error {
 	if err := p.slots.Acquire(ctx, 1); err != nil {
 		return err
@@ -139,8 +139,8 @@ func (p *PressureController) giveBack() {
 	}
 }
 
-// tryQueue counts one more that has its turn and no slot, unless QueueCapacity of them wait. To look and to count is one step,
-// hence the loop: shards and direct callers count at once, and the bound must hold over all of them.
+// tryQueue counts one more that has its turn and no slot, unless QueueCapacity of them wait. To look and to count is one
+// step, hence the loop: shards and direct callers count at once, and the bound must hold over all of them.
 func (p *PressureController) tryQueue() bool {
 	limit := int64(p.opts.QueueCapacity)
 	for limit > 0 {
@@ -174,10 +174,10 @@ func (p *PressureController) end() {
 	}
 }
 
-// admit takes a slot for a direct caller whose turn has come. fresh says that it had come when the caller called:
-// only then may it be refused. A caller who has waited for its turn was accepted, so it counts as queued without a look at the
-// bound. It blocks on the caller's goroutine; the counters are taken back however the wait ends, or a place in the queue would
-// be lost with each caller whose context ends.
+// admit takes a slot for a direct caller whose turn has come. fresh says that it had come when the caller called: only then
+// may it be refused. A caller who has waited for its turn was accepted, so it counts as queued without a look at the bound.
+// It blocks on the caller's goroutine; the counters are taken back however the wait ends, or a place in the queue would be
+// lost with each caller whose context ends.
 func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured bool, err error) {
 	if p.soft() {
 		return p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal, nil
@@ -267,9 +267,9 @@ func (s *slots) take(n int) (got int) {
 	return got
 }
 
-// reserve gets one more slot for a message that is being admitted, where messages may be refused. It is got on receipt and not
-// when the run is made: otherwise one received later, or a direct caller, could take it, and HardReject would have accepted
-// more than there are slots for.
+// reserve gets one more slot for a message that is being admitted, where messages may be refused. It is got on receipt and
+// not when the run is made: otherwise one received later, or a direct caller, could take it, and HardReject would have
+// accepted more than there are slots for.
 func (s *slots) reserve() bool {
 	if !s.p.try() {
 		return false

@@ -13,8 +13,8 @@ import (
 // Receiver reads streams and brings each message through a Gate to an Engine. It is safe for concurrent use: many
 // streams may be received at once, and they share what their Gate and Engine share.
 type Receiver[T any] struct {
-	// All up to sessions, but for calls, is set by NewReceiver, New and NewBatch, before the first stream, and does not change
-	// then: readers, shards and workers read it without a lock.
+	// All up to sessions, but for calls, is set by NewReceiver, New and NewBatch, before the first stream, and does not
+	// change then: readers, shards and workers read it without a lock.
 	gate   *Gate
 	engine *Engine[T]
 
@@ -58,8 +58,8 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 	return r
 }
 
-// boundBytes has r count bytes by sizeOf, up to bound. Without a sizeOf, or with a negative bound, it counts none. It is called
-// before the first stream.
+// boundBytes has r count bytes by sizeOf, up to bound. Without a sizeOf, or with a negative bound, it counts none. It is
+// called before the first stream.
 func (r *Receiver[T]) boundBytes(bound int64, sizeOf func(T) int) {
 	r.bytes, r.sizeOf = nil, nil
 	if sizeOf != nil && bound > 0 {
@@ -77,9 +77,9 @@ func shardCount(g *Gate) int {
 	return max(1, runtime.GOMAXPROCS(0)/4)
 }
 
-// enter makes s a user of the shard that has the fewest, whose goroutine lives until they have left. It is called once, by Run,
-// before the reader starts. A shard that is yet to be started is preferred to one that has users: streams are spread over as
-// many processors as may be.
+// enter makes s a user of the shard that has the fewest, whose goroutine lives until they have left. It is called once, by
+// Run, before the reader starts. A shard that is yet to be started is preferred to one that has users: streams are spread
+// over as many processors as may be.
 //
 // To count the user and to publish the shard is one step under mu, or leave might end the shard in between. ask takes mu too
 // for a stream that has no shard yet: once such a stream was read by ask while it entered.
@@ -101,8 +101,8 @@ func (r *Receiver[T]) enter(s *stream[T]) {
 	s.sh.Store(r.shards[least])
 }
 
-// leave is told that a user of sh has left. It reports whether that was the last one: then the shard must end. It is called by
-// the shard itself, which notes the answer in over. From then on enter does not find it, and inspect does not wake it.
+// leave is told that a user of sh has left. It reports whether that was the last one: then the shard must end. It is called
+// by the shard itself, which notes the answer in over. From then on enter does not find it, and inspect does not wake it.
 func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,13 +114,13 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 	return true
 }
 
-// inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done. It blocks
-// until it has, which is for as long as sh needs for what it was told before: never for the caller's code, so a handler or an
-// Observer may ask for Stats. All streams of a shard are looked at in one event: one after the other they would be seen at
-// different moments, and the sum of what is in flight could exceed Capacity.
+// inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done. It
+// blocks until it has, which is for as long as sh needs for what it was told before: never for the caller's code, so a
+// handler or an Observer may ask for Stats. All streams of a shard are looked at in one event: one after the other they
+// would be seen at different moments, and the sum of what is in flight could exceed Capacity.
 //
-// The request is a user of sh, so that the shard is still there to answer it. If the last user has left, its streams are done,
-// or will be in a moment, and what is done anybody may look at.
+// The request is a user of sh, so that the shard is still there to answer it. If the last user has left, its streams are
+// done, or will be in a moment, and what is done anybody may look at.
 func (r *Receiver[T]) inspect(sh *shard[T], streams []*stream[T], look func()) {
 	r.mu.Lock()
 	lives := sh.users > 0
@@ -247,9 +247,9 @@ const (
 
 // run reads until the source ends, or the stream does: then what recv still returns is discarded.
 //
-// A runtime.Goexit runs the deferred functions and ends the goroutine: so one of them fails the stream then. The shard is told
-// last, when state says why no more comes: it ends the stream if nothing is pending, and if the last message has finished
-// before, nobody else tells it.
+// A runtime.Goexit runs the deferred functions and ends the goroutine: so one of them fails the stream then. The shard is
+// told last, when state says why no more comes: it ends the stream if nothing is pending, and if the last message has
+// finished before, nobody else tells it.
 func (rd *reader[T]) run() {
 	rd.s.activity.inRecv.Store(true)
 	normal := false
@@ -339,8 +339,8 @@ func (rd *reader[T]) duplicate() bool {
 // said before the mailbox has it, since it may be finished before put returns: that the reader waits for the verdict, and how
 // many bytes are pending. A mailbox that is shut takes nothing, and the bytes are counted off again.
 //
-// inCallersCode is cleared last: who looks whether the stream is idle sees that, or that the mailbox has got one more than has
-// finished, or the time of the finish.
+// inCallersCode is cleared last: who looks whether the stream is idle sees that, or that the mailbox has got one more than
+// has finished, or the time of the finish.
 func (rd *reader[T]) put() (open bool) {
 	s := rd.s
 	if s.order.resolver != nil && rd.at.crash == nil {
@@ -421,9 +421,10 @@ func (rd *reader[T]) crashed(err error) {
 	}
 }
 
-// awaitRoom blocks while the stream must not be read. It returns false if it must not be read any more. It looks at everything
-// again after each wait, for a wake-up may have any reason. MaxPending is looked at once for a whole credit, since what the
-// reader alone uses up can't be used by others; bytes are looked at before each message, since all streams share them.
+// awaitRoom blocks while the stream must not be read. It returns false if it must not be read any more. It looks at
+// everything again after each wait, for a wake-up may have any reason. MaxPending is looked at once for a whole credit,
+// since what the reader alone uses up can't be used by others; bytes are looked at before each message, since all streams
+// share them.
 func (rd *reader[T]) awaitRoom() bool {
 	s := rd.s
 	w := &s.window
@@ -468,8 +469,8 @@ func (rd *reader[T]) waitForBytes() {
 }
 
 // waitForSpace blocks until the reader is woken, or its stream ends. Whoever calls it has said before what it waits for.
-// Meanwhile the reader is not in recv: if the context ends there is no recv that could say more, and Run need not wait for one.
-// A batch that lingers is told, since of this stream nothing more will come.
+// Meanwhile the reader is not in recv: if the context ends there is no recv that could say more, and Run need not wait for
+// one. A batch that lingers is told, since of this stream nothing more will come.
 func (rd *reader[T]) waitForSpace() {
 	s := rd.s
 	s.activity.inRecv.Store(false)
@@ -499,8 +500,8 @@ type verdict struct {
 // know of the question would give no answer.
 func (v *verdict) ask(seq uint64) { v.asked.Store(seq) }
 
-// give is told that everything up to seq is lined up. It must not block, since it is called by the shard: it puts one token for
-// each question, and the reader asks the next one only when it has taken that.
+// give is told that everything up to seq is lined up. It must not block, since it is called by the shard: it puts one token
+// for each question, and the reader asks the next one only when it has taken that.
 func (v *verdict) give(seq uint64) {
 	if asked := v.asked.Load(); asked > 0 && asked <= seq {
 		v.asked.Store(0)

@@ -85,8 +85,8 @@ type byteWindow struct {
 }
 
 // byteShare is a member's part of a byteWindow. Its reader calls mayRead, add, wait and stopWaiting, Run calls leave when
-// nothing of it is pending, and its shard calls sub when messages have finished; the reader does so too, for a message that its
-// stream did not take any more.
+// nothing of it is pending, and its shard calls sub when messages have finished; the reader does so too, for a message that
+// its stream did not take any more.
 type byteShare struct {
 	window  *byteWindow
 	pending atomic.Int64
@@ -129,8 +129,8 @@ func (s *byteShare) mayRead() bool {
 // share returns what a member must have less than to read at the bound: bound / members, rounded up.
 func (w *byteWindow) share() int64 { return (w.bound-1)/max(1, w.members.Load()) + 1 }
 
-// add counts n bytes that were read. The reader calls it before it puts the message where its shard finds it: a message that is
-// quick would otherwise be counted off before it is counted.
+// add counts n bytes that were read. The reader calls it before it puts the message where its shard finds it: a message that
+// is quick would otherwise be counted off before it is counted.
 func (s *byteShare) add(n int64) {
 	s.pending.Add(n)
 	s.window.total.Add(n)
@@ -156,8 +156,8 @@ func (s *byteShare) sub(n int64) {
 	}
 }
 
-// wait registers s and reports whether it must wait: then its reader waits for wake. In any case it calls stopWaiting. The look
-// comes after the registration: bytes that come free before it are seen by the look, and those that do later find s.
+// wait registers s and reports whether it must wait: then its reader waits for wake. In any case it calls stopWaiting. The
+// look comes after the registration: bytes that come free before it are seen by the look, and those that do later find s.
 func (s *byteShare) wait() (must bool) {
 	w := s.window
 	w.mu.Lock()
