@@ -283,7 +283,7 @@ func (w *worker[T]) callEnded(r *run[T]) {
 // errors it calls guarded.
 //
 // If the handler has returned nil, each message has its own outcome and the verdict is each. But if nothing was attempted,
-// that is a failure as a whole: called again at once, first in line, it would go round for ever without any progress.
+// that is a failure as a whole: called again at once, first in line, it would be called again and again without any progress.
 //
 // If it has failed as a whole, it is called again together while its oldest member, of the streams that live, has attempts
 // left and the rules of RetryOptions allow for it; then in halves. A batch that is being isolated is past that: a part of
@@ -352,8 +352,8 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 }
 
 // charge returns where it is kept whether the call has taken its token from the retry budget, which counts calls: the first
-// failure in it that is worth retrying takes one, and sets it. A call that isolates takes none: its batch has paid for the
-// call that failed first.
+// failure in it that is worth retrying takes one, and sets it. A call that isolates takes none: the call of its batch that
+// failed first has taken one.
 func (c *batchCall[T]) charge() *bool {
 	if c.isolating {
 		c.charged = true
@@ -572,7 +572,7 @@ func (b *batches[T]) holdTogether(r *run[T]) {
 		sh.slots.free(r.slots)
 		r.slots, r.worker = 0, nil
 	}
-	// What it learned of the last call is void for the next; the messages have their failures themselves.
+	// What is kept of the last call is nothing to the next; the messages have their failures themselves.
 	c := group.batch
 	*c = batchCall[T]{all: c.all, parts: c.parts[:0], batchWork: c.memory()}
 	if delay > 0 {
@@ -606,7 +606,7 @@ func (b *batches[T]) callNext(r *run[T]) {
 // before it decide it: OnFailure has been asked about a poison before what stands behind it may run.
 //
 // Once a message behind one that was leaving was out too: it went into an ordinary batch, among others that had nothing to
-// do with the poison. So what is leaving is looked past.
+// do with the poison. So what is leaving does not count as standing before it.
 func (b *batches[T]) screen(r *run[T], part []*message[T]) []*message[T] {
 	sh := b.sh
 	kept := part[:0]

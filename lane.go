@@ -170,8 +170,8 @@ func (tb *laneTable) leave(t *turn) (next *turn) {
 
 // cancelWait takes t out of its lane if it stands there behind the head, and reports whether it did: nobody's turn comes
 // by it. To look and to leave is one step, under the lock where there is one: in a lane that streams share the turn of a
-// message that is dropped may come meanwhile. When these were two steps, both the sweep of the stream and the one who passed
-// the turn on carried the message, and the next in the lane was forgotten. A head is left alone: it is in its lane until it
+// message that is dropped may come meanwhile. When these were two steps, both the sweep of the stream and whoever passed
+// the turn on took the message on, and the next in the lane was forgotten. A head is left alone: it is in its lane until it
 // has been brought to its end like any other message, by which the next gets its turn.
 func (tb *laneTable) cancelWait(t *turn) bool {
 	if t.lane == nil || t.lane.head == t {

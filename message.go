@@ -157,7 +157,7 @@ func (m *message[T]) refuse(kind FailureKind, err error) {
 // of its last try as the cause. Neither comes to OnFailure, and neither is what has ended the stream.
 //
 // The shard calls it for what has not begun, a worker for the message at hand. It may be called for a message whose outcome
-// another failure has set already: what counts is the last word before the message is settled.
+// another failure has set already: what was set last before the message is settled counts.
 func (m *message[T]) abort(kind FailureKind) {
 	if m.attempts == 0 {
 		m.outcome, m.step = outcomeDropped, stepDrop
