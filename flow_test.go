@@ -1187,6 +1187,33 @@ func TestLongRunThatStandsStillKeepsNoSlotOfTheMessagesBehind(t *testing.T) {
 	})
 }
 
+// What recv returns after the stream has ended is discarded: none of the caller's functions is called for it, since Run, and
+// Shutdown too, may have returned.
+func TestNothingOfTheCallersIsCalledForWhatComesAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := 0
+		f, err := flow.New(func(context.Context, flow.Message[string]) error { return errors.New("no") },
+			func(s string) string { keys++; return s }, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := make(chan string)
+		s := f.Start(t.Context(), flow.FromChan(t.Context(), source))
+		source <- "a"
+		if _, err := s.Wait(); err == nil {
+			t.Error("the stream has not failed")
+		}
+		if err := f.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		source <- "late"
+		synctest.Wait()
+		if keys != 1 {
+			t.Errorf("the key function was called %d times", keys)
+		}
+	})
+}
+
 // The shard settles what a long run has done before it sleeps, and what gets its turn by that need not wait for the next look.
 func TestMessageThatGetsItsTurnByALongRunStartsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

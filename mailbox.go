@@ -147,6 +147,17 @@ func (b *mailbox[T]) close() {
 	b.shut = true
 }
 
+// closeAt is close if n messages have been received so far. It reports whether that is so.
+func (b *mailbox[T]) closeAt(n uint64) (closed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.received != n {
+		return false
+	}
+	b.shut = true
+	return true
+}
+
 // total returns how many messages have been received. It is ahead of the ledger's count by what the shard has not lined up.
 func (b *mailbox[T]) total() uint64 {
 	b.mu.Lock()

@@ -291,3 +291,37 @@ func TestCallerWhoseWaitIsOverAsksNoMore(t *testing.T) {
 		want("when the other has had its slot", 0, 0, 0)
 	})
 }
+
+// A stream that had failed, and of which everything had finished, was ended before its mailbox was closed: what recv returned
+// just then was put where nobody looked any more.
+func TestMessageThatComesAsItsFailedStreamEndsIsNotLost(t *testing.T) {
+	for range 20 {
+		source := make(chan string)
+		f := mustNewInside(t, func(context.Context, Message[string]) error { return nil }, nil, Options{})
+		s := f.receiver.newStream(t.Context(), nil)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = s.end(s.beginAndRun(FromChan(t.Context(), source)))
+		}()
+		for s.sh.Load() == nil {
+			runtime.Gosched()
+		}
+		var put bool
+		inTurn(&s.box.mu, func() {
+			ask(s, func() bool {
+				s.state.fail(&Failure{Kind: FailureInternal}) // who fails it has yet to close the mailbox
+				s.sh.Load().touch(s)
+				s.sh.Load().flush()
+				return true
+			})
+		}, func() { put, _ = s.box.put(&entry[string]{seq: 1}, &f.receiver.chunks) })
+		s.box.close()
+		s.tell()
+		<-ended
+		close(source) // for the reader
+		if put && s.backlog.ledger.finished() != 1 {
+			t.Fatal("a message was received and has not come to its end")
+		}
+	}
+}

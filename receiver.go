@@ -292,6 +292,11 @@ func (rd *reader[T]) read() (crash error) {
 			s.fail(contextFailure(s.parent))
 			break
 		}
+		// Nor is it received once the stream has ended otherwise: Run and Shutdown may have returned, after which none of
+		// the caller's functions is called for it.
+		if s.state.phase() >= phaseDraining {
+			break
+		}
 		rd.number++
 		rd.at = entry[T]{value: v, seq: rd.number}
 		if timed {
@@ -313,6 +318,9 @@ func (rd *reader[T]) read() (crash error) {
 		if !rd.put() {
 			break
 		}
+		if s.session != nil { // after it is received: what the saver then looks at counts it
+			s.session.saver.touch()
+		}
 	}
 	normal = true
 	return nil
@@ -323,7 +331,6 @@ func (rd *reader[T]) read() (crash error) {
 func (rd *reader[T]) duplicate() bool {
 	s := rd.s
 	if !s.session.before.settled(rd.at.seq) {
-		s.session.saver.touch()
 		return false
 	}
 	s.duplicates.Add(1)

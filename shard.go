@@ -343,10 +343,10 @@ func (sh *shard[T]) flush() {
 		s.committed.Store(s.through(b.ledger.committed(b.firstPending())))
 		switch {
 		case b.ended:
-		case s.state.phase() != phaseOpen && s.box.total() == finished:
-			// The phase is looked at first: once the source has ended nothing is put any more, and total is what it will
-			// stay. It is the mailbox's count, since the ledger does not know yet of what still lies there, and that runs
-			// too unless the stream aborts.
+		case s.state.phase() != phaseOpen && s.box.closeAt(finished):
+			// It is the mailbox's count that matters, since the ledger does not know yet of what still lies there, and that
+			// runs too unless the stream aborts. To count and to close is one step: who fails a stream changes its phase
+			// first, and recv may return a message before the mailbox is closed.
 			sh.end(s)
 		default:
 			sh.makeRoom(s)

@@ -41,6 +41,33 @@ func TestSaveEveryBoundsWhatAKillLoses(t *testing.T) {
 	})
 }
 
+// What arms the saver comes after the message is received: a tick that came between saw no change, and what the message had
+// done was saved with the next one only.
+func TestSaveEveryCountsFromTheReceiptOfAMessageWhoseKeyIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, store := testkit.NewManualHandler(), testkit.NewHookedStore()
+		f, err := flow.New(s.Handle, func(v string) string {
+			time.Sleep(3 * time.Second)
+			return v[:1]
+		}, flow.Options{
+			Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO},
+			Sessions: &flow.SessionOptions{Store: store, SaveEvery: time.Second},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := resume(t, f, "", "a1")
+		testkit.Advance(3 * time.Second)
+		s.Finish(t, "a1")
+		testkit.Advance(time.Second)
+		if got := stored(t, store); got != "epoch 1 fence 1 committed 1" {
+			t.Errorf("after SaveEvery the store has %s", got)
+		}
+		r.End()
+		r.wantEnd(t, "OK", "epoch 1 committed 1")
+	})
+}
+
 func TestSaveMovedEndsStream(t *testing.T) {
 	for _, c := range []struct{ headers, end string }{
 		{"epoch=1", "Aborted SESSION_MOVED 1"},

@@ -64,7 +64,9 @@ var endBugs = []mutant{
 		"stream.go", `	s.box.close()
 	if s.state.stop(drain) {`, "	if s.state.stop(drain) {"),
 	bug("a stream ends with mail unread", "RunReturnsWhenAll|OrderingAccounts|KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
-		"shard.go", "s.state.phase() != phaseOpen && s.box.total() == finished", "s.state.phase() != phaseOpen && b.live.first == nil"),
+		"shard.go", "s.state.phase() != phaseOpen && s.box.closeAt(finished)", "s.state.phase() != phaseOpen && b.live.first == nil"),
+	bug("a stream that has failed is ended before its mailbox is closed", "ComesAsItsFailedStreamEnds",
+		"mailbox.go", "	b.shut = true\n	return true", "	return true"),
 	bug("what lies in the mailbox is forgotten at the end", "Dropped|Drops|Model",
 		"shard.go", "e != nil; e = b.next(&s.box, &sh.r.chunks) {", "e != nil && kind < 0; e = b.next(&s.box, &sh.r.chunks) {"),
 	bug("a try that waits is forgotten at the end", "WaitForTheNextTryIsCutShort|CutsATrysWait",
