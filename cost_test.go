@@ -3,10 +3,12 @@ package flow_test
 import (
 	"context"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -187,6 +189,58 @@ func TestIdleKeysCostNothing(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// The lane of a key outlives the message that opened it, in the memory of which it lay: so a message that stayed kept others
+// alive that had finished long ago, and these kept others.
+func TestBurstsLeaveNothingBehindBesideAMessageThatStays(t *testing.T) {
+	testkit.SkipIfShort(t)
+	const bursts, burst, keys = 10, 5000, 40
+	release := make(chan struct{})
+	var gate sync.RWMutex // held while a burst is received, so that all of it is pending
+	f, err := flow.New(func(_ context.Context, m flow.Message[int]) error {
+		if m.Value == 0 {
+			<-release
+			return nil
+		}
+		gate.RLock()
+		defer gate.RUnlock()
+		return nil
+	}, func(n int) string { return strconv.Itoa(n) }, flow.Options{
+		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Capacity: 1 << 20}, // everything is lined up on receipt
+		Backpressure: flow.BackpressureOptions{Capacity: 2}, MaxPending: -1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := make(chan int)
+	s := f.Start(context.Background(), flow.FromChan(context.Background(), source))
+	source <- 0
+	random := rand.New(rand.NewPCG(1, 2))
+	grown := func() int64 {
+		gate.Lock()
+		for range burst {
+			source <- 1 + random.IntN(keys)
+		}
+		gate.Unlock()
+		for f.Stats().InFlight+f.Stats().Waiting > 1 {
+			time.Sleep(time.Millisecond)
+		}
+		return heap()
+	}
+	first := grown()
+	last := first
+	for range bursts {
+		last = grown()
+	}
+	if n := last - first; n > 100<<10 {
+		t.Errorf("after %d bursts of %d messages the heap has grown by %d bytes", bursts, burst, n)
+	}
+	close(release)
+	close(source)
+	if _, err := s.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

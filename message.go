@@ -31,8 +31,7 @@ type message[T any] struct {
 
 	prevLive, nextLive *message[T] // the stream's unfinished messages, in order of receipt
 
-	turn         // its place in a lane
-	laneMem lane // what that place's first spare lane is made of
+	turn // its place in a lane
 	trouble[T]
 	observed
 	place uint64 // among all that its shard has lined up; kept with batches
@@ -290,7 +289,7 @@ func (c *messageCache[T]) get(pool *sync.Pool) *message[T] {
 		return m
 	}
 	m := new(message[T])
-	m.owner, m.spare = m, &m.laneMem
+	m.owner, m.spare = m, new(lane) // not a part of m: a lane is handed on, and would keep m alive
 	return m
 }
 
