@@ -241,8 +241,10 @@ type sessionSaver struct {
 func (s *sessionSaver) start(state SessionState, version uint64) {
 	s.turn = make(chan struct{}, 1)
 	s.saved, s.version = state, version
-	s.armed.Store(true) // what the client has said may be more than the store has
+	s.armed.Store(true)  // what the client has said may be more than the store has
+	s.turn <- struct{}{} // the first tick, which uses the timer too, comes after this
 	s.timer = time.AfterFunc(s.every, s.tick)
+	<-s.turn
 }
 
 // touch says that something will have changed. The reader calls it for each message that is not a duplicate, and tick
