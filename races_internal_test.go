@@ -308,13 +308,15 @@ func TestMessageThatComesAsItsFailedStreamEndsIsNotLost(t *testing.T) {
 			runtime.Gosched()
 		}
 		var put bool
+		sh, flushed := s.sh.Load(), make(chan struct{})
 		inTurn(&s.box.mu, func() {
-			ask(s, func() bool {
+			sh.events <- event[string]{do: func() {
 				s.state.fail(&Failure{Kind: FailureInternal}) // who fails it has yet to close the mailbox
-				s.sh.Load().touch(s)
-				s.sh.Load().flush()
-				return true
-			})
+				sh.touch(s)
+				sh.flush()
+				close(flushed)
+			}}
+			<-flushed
 		}, func() { put, _ = s.box.put(&entry[string]{seq: 1}, &f.receiver.chunks) })
 		s.box.close()
 		s.tell()
