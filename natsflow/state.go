@@ -73,21 +73,9 @@ func (w *Worker[T]) state(ctx context.Context, b bucket, stream jetstream.Stream
 	if err != nil {
 		return s, err
 	}
-	var settled partition.Progress
-	if value != nil {
-		r, err := parseRecord(value)
-		if err != nil { // nobody claims it; the others are shown all the same
-			s.Stopped = err.Error()
-			return s, nil
-		}
-		if settled, err = r.progress(); err != nil {
-			return s, err
-		}
-		s.Holder, s.Epoch, s.Stopped, s.Missing = r.Holder, r.Epoch, r.Stopped, r.Missing
-		s.Deaths, s.Suspect = r.Deaths.Count, r.Deaths.Suspect
-		if s.Epoch == 0 {
-			s.Epoch = revision // it is the claim
-		}
+	settled, readable := s.take(value, revision)
+	if !readable { // nobody claims it; the others are shown all the same
+		return s, nil
 	}
 	s.Frontier, s.Top, s.Unsettled = settled.Frontier, settled.Top, len(settled.Unsettled)
 	last, err := stream.GetLastMsgForSubject(ctx, w.topic.subject(p))
@@ -111,4 +99,26 @@ func (w *Worker[T]) state(ctx context.Context, b bucket, stream jetstream.Stream
 	}
 	s.Age = max(0, time.Since(oldest.Time))
 	return s, nil
+}
+
+// take fills in what the record says, which the bucket has in this revision; value is nil if there is none. A record that
+// can't be read is told in Stopped.
+func (s *PartitionState) take(value []byte, revision uint64) (settled partition.Progress, readable bool) {
+	if value == nil {
+		return settled, true
+	}
+	r, err := parseRecord(value)
+	if err == nil {
+		settled, err = r.progress()
+	}
+	if err != nil {
+		s.Stopped = err.Error()
+		return settled, false
+	}
+	s.Holder, s.Epoch, s.Stopped, s.Missing = r.Holder, r.Epoch, r.Stopped, r.Missing
+	s.Deaths, s.Suspect = r.Deaths.Count, r.Deaths.Suspect
+	if s.Epoch == 0 {
+		s.Epoch = revision // it is the claim
+	}
+	return settled, true
 }
