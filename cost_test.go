@@ -207,7 +207,7 @@ func TestBurstsLeaveNothingBehindBesideAMessageThatStays(t *testing.T) {
 		gate.RLock()
 		defer gate.RUnlock()
 		return nil
-	}, func(n int) string { return strconv.Itoa(n) }, flow.Options{
+	}, strconv.Itoa, flow.Options{
 		Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, Capacity: 1 << 20}, // everything is lined up on receipt
 		Backpressure: flow.BackpressureOptions{Capacity: 2}, MaxPending: -1,
 	})
