@@ -54,19 +54,30 @@ const (
 	headerKey = "Flow-Key"
 )
 
-// message makes what is stored of v: id is what its session and its number make of it.
-func (c Codec[T]) message(t Topic, id messageID, v T) (*nats.Msg, error) {
+// outgoing is a message on its way into the stream. It is used again for the next one: its map and its headers are most of
+// what a message would allocate, and the client library copies what it publishes.
+type outgoing struct {
+	nats.Msg
+	headers [2]string // the values of headerID and headerKey
+}
+
+func newOutgoing() *outgoing {
+	o := &outgoing{}
+	o.Header = nats.Header{headerID: o.headers[:1:1], headerKey: o.headers[1:]}
+	return o
+}
+
+// message makes o what is stored of v: id is what its session and its number make of it.
+func (c Codec[T]) message(o *outgoing, t Topic, id messageID, v T) error {
 	data, err := c.Marshal(v)
 	if err != nil {
-		return nil, fmt.Errorf("natsflow: marshal: %w", err)
+		return fmt.Errorf("natsflow: marshal: %w", err)
 	}
 	key := c.Key(v)
-	values := [...]string{id.String(), url.PathEscape(key)}
-	return &nats.Msg{
-		Subject: t.subject(partitionOf(key, t.Partitions)),
-		Header:  nats.Header{headerID: values[:1:1], headerKey: values[1:]},
-		Data:    data,
-	}, nil
+	o.Subject = t.subject(partitionOf(key, t.Partitions))
+	o.headers = [...]string{id.String(), url.PathEscape(key)}
+	o.Data = data
+	return nil
 }
 
 // storedKey is the key that a stored message says it has. ok is false if it says none.
@@ -87,7 +98,12 @@ type messageID struct {
 	number  uint64
 }
 
-func (id messageID) String() string { return id.session + "/" + strconv.FormatUint(id.number, 10) }
+func (id messageID) String() string {
+	b := make([]byte, 0, 64)
+	b = append(b, id.session...)
+	b = append(b, '/')
+	return string(strconv.AppendUint(b, id.number, 10))
+}
 
 // isSession reports whether the message is of a session.
 func (id messageID) isSession() bool { return strings.Contains(id.session, "/") }

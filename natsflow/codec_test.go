@@ -49,7 +49,8 @@ func TestStoredMessageSaysWhatItWasMadeOf(t *testing.T) {
 		id := messageID{session: session.String(), number: rapid.Uint64().Draw(t, "number")}
 		c := Codec[*wrapperspb.BytesValue]{Key: func(*wrapperspb.BytesValue) string { return key }, Marshal: Proto((*wrapperspb.BytesValue).String).Marshal,
 			Unmarshal: Proto((*wrapperspb.BytesValue).String).Unmarshal}
-		m, err := c.message(topic, id, wrapperspb.Bytes(value))
+		m := newOutgoing()
+		err := c.message(m, topic, id, wrapperspb.Bytes(value))
 		if err != nil {
 			t.Fatal(err)
 		}

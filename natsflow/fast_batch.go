@@ -51,22 +51,25 @@ var (
 	errCut = errors.New("the stream's leader has ended the batch early")
 )
 
-// store stores messages in order, and returns how many of them the server says are stored: always a prefix. err is nil if
-// and only if all are. Those that it doesn't say are stored may be all the same. It returns early when ctx ends.
+// store stores the messages that next returns until it returns nil, in their order, and returns how many of them the server
+// says are stored: always a prefix. err is nil if and only if all are. Those that it doesn't say are stored may be all the
+// same. It returns early when ctx ends or next returns an error: then it sends nothing more. It calls next as the server takes
+// messages, one ahead of what it sends: the last message says that it is the last. So a message must stay as it is until the
+// next but one is asked for.
 //
 // Of a message that was sent before, the server says that it is stored although it may be on its way only: see probe.
-func (p *publisher) store(ctx context.Context, list []*nats.Msg) (stored int, err error) {
+func (p *publisher) store(ctx context.Context, next func() (*nats.Msg, error)) (stored int, err error) {
+	m, err := next()
+	if m == nil || err != nil {
+		return 0, err
+	}
 	b := &fastBatch{}
 	e, err := p.begin(b.take)
 	if err != nil {
 		return 0, err
 	}
 	defer p.end(e)
-	first := list[0].Subject // where pings go too
-	ask := func(m *nats.Msg, number int, operation string) error {
-		// flow, what happens at a gap, the number in the batch, the operation
-		return p.ask(e, strconv.Itoa(fastFlow)+".fail."+strconv.Itoa(number)+"."+operation+".$FI", m)
-	}
+	first := m.Subject // where pings go too
 	patience := time.NewTimer(p.patience)
 	defer patience.Stop()
 	ping := time.NewTicker(p.patience / 4)
@@ -76,26 +79,35 @@ func (p *publisher) store(ctx context.Context, list []*nats.Msg) (stored int, er
 		state, share := *b, fastWindow/len(p.exchanges)
 		p.mu.Unlock()
 		if state.acked > stored {
-			stored = min(state.acked, len(list))
+			stored = min(state.acked, sent)
 			patience.Reset(p.patience)
 		}
 		switch {
-		case stored == len(list):
+		case m == nil && stored == sent:
 			return stored, nil
 		case state.over && state.failure == nil:
 			return stored, errCut
 		case state.over:
 			return stored, state.failure
 		}
-		for ; sent < len(list) && sent-stored < max(2*state.flow, share); sent++ {
-			if err := ask(list[sent], sent+1, operationOf(sent, len(list))); err != nil {
+		before := sent
+		for window := max(2*state.flow, share, 1); m != nil && sent-stored < window; sent++ {
+			following, err := next()
+			if err != nil {
 				return stored, err
 			}
+			if err := p.ask(e, fastQuestion(sent+1, operationOf(sent, following == nil)), m); err != nil {
+				return stored, err
+			}
+			m = following
+		}
+		if sent > before { // what next took is not the servers' time
+			patience.Reset(p.patience)
 		}
 		select {
 		case <-e.changed:
 		case <-ping.C: // answers are lost with a connection
-			if err := ask(nats.NewMsg(first), sent, fastPing); err != nil {
+			if err := p.ask(e, fastQuestion(sent, fastPing), nats.NewMsg(first)); err != nil {
 				return stored, err
 			}
 		case <-patience.C:
@@ -109,12 +121,24 @@ func (p *publisher) store(ctx context.Context, list []*nats.Msg) (stored int, er
 	}
 }
 
-// operationOf is that of the i-th message of n.
-func operationOf(i, n int) string {
-	switch i {
-	case n - 1:
+// fastQuestion is what a message of a batch adds to the subject of its answers: the flow, what happens at a gap, the number
+// in the batch, the operation.
+func fastQuestion(number int, operation string) string {
+	b := make([]byte, 0, 32)
+	b = strconv.AppendInt(b, fastFlow, 10)
+	b = append(b, ".fail."...)
+	b = strconv.AppendInt(b, int64(number), 10)
+	b = append(b, '.')
+	b = append(b, operation...)
+	return string(append(b, ".$FI"...))
+}
+
+// operationOf is that of the i-th message of a batch.
+func operationOf(i int, last bool) string {
+	switch {
+	case last:
 		return fastCommit
-	case 0:
+	case i == 0:
 		return fastStart
 	}
 	return fastAppend

@@ -44,6 +44,18 @@ func messages(first, last int) (list []*nats.Msg) {
 	return list
 }
 
+// eachOf returns the messages of a list one by one, and then nil.
+func eachOf(list []*nats.Msg) (next func() (*nats.Msg, error)) {
+	return func() (*nats.Msg, error) {
+		if len(list) == 0 {
+			return nil, nil
+		}
+		m := list[0]
+		list = list[1:]
+		return m, nil
+	}
+}
+
 // storedNumbers reads the whole stream.
 func storedNumbers(t *testing.T, js jetstream.JetStream, stream string) (numbers []int) {
 	t.Helper()
@@ -123,14 +135,14 @@ func TestBatchIsStoredOnceInOrder(t *testing.T) {
 	p, topic := testTopic(t, js, nil)
 	next := 1
 	for _, size := range []int{1, 2, 3, 100, 127, 128, 129, 1000} {
-		if n, err := p.store(t.Context(), messages(next, next+size-1)); n != size || err != nil {
+		if n, err := p.store(t.Context(), eachOf(messages(next, next+size-1))); n != size || err != nil {
 			t.Fatalf("%d of %d: %v", n, size, err)
 		}
 		next += size
 	}
 	for _, again := range [][2]int{{1, 1}, {5, 7}, {1, next - 1}, {next - 3, next + 3}} { // the last adds four
 		list := messages(again[0], again[1])
-		if n, err := p.store(t.Context(), list); n != len(list) || err != nil {
+		if n, err := p.store(t.Context(), eachOf(list)); n != len(list) || err != nil {
 			t.Fatalf("again %v: %d, %v", again, n, err)
 		}
 	}
@@ -150,7 +162,7 @@ func TestConcurrentBatchesAreEachInOrder(t *testing.T) {
 			for _, m := range list {
 				m.Header[headerID][0] = fmt.Sprintf("/%d%s", s, m.Header[headerID][0][2:])
 			}
-			_, err := p.store(t.Context(), list)
+			_, err := p.store(t.Context(), eachOf(list))
 			done <- err
 		}()
 	}
@@ -178,7 +190,7 @@ func TestFullStreamRefusesAtOnceAndKeepsAPrefix(t *testing.T) {
 	p, topic := testTopic(t, js, func(t *Topic) { t.MaxBytes = 16 << 10 })
 	p.patience = time.Minute // refusals are answers: nobody waits
 	var api *jetstream.APIError
-	n, err := p.store(t.Context(), messages(1, 300))
+	n, err := p.store(t.Context(), eachOf(messages(1, 300)))
 	if n == 0 || n == 300 || !errors.As(err, &api) || api.ErrorCode != errCodeStoreFailed {
 		t.Fatalf("%d stored: %v", n, err)
 	}
@@ -186,7 +198,7 @@ func TestFullStreamRefusesAtOnceAndKeepsAPrefix(t *testing.T) {
 		t.Errorf("%d said to be stored, got %v", n, got)
 	}
 	for _, size := range []int{1, 2, 300} {
-		if more, err := p.store(t.Context(), messages(n+1, n+size)); more != 0 || !errors.As(err, &api) || api.ErrorCode != errCodeStoreFailed {
+		if more, err := p.store(t.Context(), eachOf(messages(n+1, n+size))); more != 0 || !errors.As(err, &api) || api.ErrorCode != errCodeStoreFailed {
 			t.Errorf("%d more: %d, %v", size, more, err)
 		}
 	}
@@ -196,7 +208,7 @@ func TestBatchWithoutAStreamFailsAtOnce(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))
 	p := &publisher{nc: js.Conn(), patience: time.Minute}
 	for _, size := range []int{1, 300} {
-		if n, err := p.store(t.Context(), messages(1, size)); n != 0 || !errors.Is(err, nats.ErrNoResponders) {
+		if n, err := p.store(t.Context(), eachOf(messages(1, size))); n != 0 || !errors.Is(err, nats.ErrNoResponders) {
 			t.Errorf("%d, %v", n, err)
 		}
 	}
@@ -215,7 +227,7 @@ func TestBatchWithoutAConnectionIsNotSentLater(t *testing.T) {
 	for js.Conn().IsConnected() {
 		time.Sleep(time.Millisecond)
 	}
-	if n, err := p.store(t.Context(), messages(1, 5)); n != 0 || !errors.Is(err, errDisconnected) {
+	if n, err := p.store(t.Context(), eachOf(messages(1, 5))); n != 0 || !errors.Is(err, errDisconnected) {
 		t.Errorf("%d, %v", n, err)
 	}
 	if err := c.Run(0); err != nil {
@@ -237,7 +249,7 @@ func TestBatchEndsWithItsContext(t *testing.T) {
 	why := errors.New("why")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	time.AfterFunc(50*time.Millisecond, func() { cancel(why) })
-	if n, err := p.store(ctx, messages(1, 300)); n != 0 || !errors.Is(err, why) {
+	if n, err := p.store(ctx, eachOf(messages(1, 300))); n != 0 || !errors.Is(err, why) {
 		t.Errorf("%d, %v", n, err)
 	}
 	if errs := p.confirm(ctx, messages(1, 1)); !errors.Is(errs[0], why) {
@@ -255,7 +267,7 @@ func TestBatchWithoutAnswersEndsWithNothingStored(t *testing.T) {
 	p.patience = 200 * time.Millisecond
 	c.Stop(0)
 	defer c.Continue(0)
-	if n, err := p.store(t.Context(), messages(1, 300)); n != 0 || !errors.Is(err, errNoProgress) {
+	if n, err := p.store(t.Context(), eachOf(messages(1, 300))); n != 0 || !errors.Is(err, errNoProgress) {
 		t.Errorf("%d, %v", n, err)
 	}
 	if errs := p.confirm(t.Context(), messages(1, 1)); !errors.Is(errs[0], errNoProgress) {
@@ -277,7 +289,7 @@ func TestRetryWithoutQuorumIsNotAcknowledged(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &publisher{nc: natstest.Connect(t, c.URL(leader)).Conn(), patience: time.Second}
-	if n, err := p.store(t.Context(), messages(1, 3)); n != 3 || err != nil {
+	if n, err := p.store(t.Context(), eachOf(messages(1, 3))); n != 3 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
 	for i := range 3 {
@@ -285,10 +297,10 @@ func TestRetryWithoutQuorumIsNotAcknowledged(t *testing.T) {
 			c.Kill(i)
 		}
 	}
-	if n, err := p.store(t.Context(), messages(4, 9)); n != 0 || err == nil {
+	if n, err := p.store(t.Context(), eachOf(messages(4, 9))); n != 0 || err == nil {
 		t.Errorf("without a majority: %d, %v", n, err)
 	}
-	n, err := p.store(t.Context(), messages(4, 9))
+	n, err := p.store(t.Context(), eachOf(messages(4, 9)))
 	t.Logf("the same again: %d of 6, %v", n, err)
 	if errs := p.confirm(t.Context(), []*nats.Msg{messages(3, 3)[0], messages(9, 9)[0]}); errs[0] != nil || !errors.Is(errs[1], errInFlight) {
 		t.Errorf("3 is stored, 9 is not: %v", errs)
@@ -324,7 +336,7 @@ func TestProbeStoresNothing(t *testing.T) {
 	if errs := p.confirm(t.Context(), messages(1, 1)); !errors.Is(errs[0], errNotStored) {
 		t.Errorf("in an empty stream: %v", errs)
 	}
-	last, err := p.store(t.Context(), messages(1, 300))
+	last, err := p.store(t.Context(), eachOf(messages(1, 300)))
 	var api *jetstream.APIError
 	if last < 5 || !errors.As(err, &api) || api.ErrorCode != errCodeStoreFailed {
 		t.Fatalf("%d, %v", last, err)

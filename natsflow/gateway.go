@@ -84,10 +84,8 @@ func (g *Gateway[T]) Store(ctx context.Context, batch []flow.Message[T], errs []
 		}
 		return nil
 	}
-	s.prepare(ctx)
-	if len(s.list) > 0 {
-		s.store(ctx)
-	}
+	s.checkSessions(ctx)
+	s.store(ctx)
 	return nil
 }
 

@@ -254,3 +254,75 @@ func TestUnfitMessageEndsItsOwnStreamOnly(t *testing.T) {
 	}
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"bad0": 3, "good0": 10, "bad1": 3, "good1": 10})
 }
+
+// oneCall makes a Flow whose first call has all of a stream of n messages.
+func oneCall(t *testing.T, gw *Gateway[*request], n int, change func(*flow.Options)) *flow.Flow[*request] {
+	t.Helper()
+	o := flow.Options{Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: n, Linger: time.Minute}, MaxPending: n}
+	if change != nil {
+		change(&o)
+	}
+	f, err := flow.NewBatch(gw.Store, nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestABatchIsMadeWhileItIsSent(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	marshal, made := gw.codec.Marshal, 0
+	gw.codec.Marshal = func(r *request) ([]byte, error) {
+		if made++; made == 900 {
+			if stream, err := js.Stream(context.Background(), topic.Name); err != nil || stream.CachedInfo().State.Msgs == 0 {
+				t.Errorf("nothing is stored yet (%v)", err)
+			}
+		}
+		return marshal(r)
+	}
+	if s, err := run(oneCall(t, gw, 1000, nil), "", 0, requests("u", 1, 1000)...); err != nil || s.Committed != 1000 {
+		t.Error(s, err)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 1000})
+}
+
+// A codec that panics fails the call in the middle: what was sent before is sent again in later ones.
+func TestPanicOfACodecEndsItsOwnStreamAndRepeatsNothing(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	marshal := gw.codec.Marshal
+	gw.codec.Marshal = func(r *request) ([]byte, error) {
+		if strings.HasSuffix(string(r.GetPayload().GetBody()), "/38") {
+			panic("no")
+		}
+		return marshal(r)
+	}
+	s, err := run(oneCall(t, gw, 40, nil), "", 0, requests("u", 1, 40)...)
+	if status.Code(err) != codes.Internal || s.Committed != 37 {
+		t.Error(s, err)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 37})
+}
+
+// The first message of a stream that is not stored says how it ends, not a later one of the same call.
+func TestUnfitMessageBehindOneThatIsNotStoredWaits(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.MaxBytes = 2 << 10 })
+	gw := newGateway(t, js, topic)
+	marshal := gw.codec.Marshal
+	gw.codec.Marshal = func(r *request) ([]byte, error) {
+		if strings.HasSuffix(string(r.GetPayload().GetBody()), "/40") {
+			return nil, errors.New("no")
+		}
+		return marshal(r)
+	}
+	s, err := run(oneCall(t, gw, 60, nil), "", 0, requests("u", 1, 60)...)
+	if status.Code(err) != codes.ResourceExhausted || s.Committed == 0 || s.Committed >= 39 {
+		t.Error(s, err)
+	}
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": int(s.Committed)})
+}

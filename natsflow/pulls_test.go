@@ -121,7 +121,7 @@ func TestMoreMessagesThanAPullAsksForComeInOrder(t *testing.T) {
 	js, topic := topicOf(t, 1)
 	values := sequence(3*pullMax, "a")
 	for n, v := range values {
-		m, err := words.message(topic, messageID{session: "a/b", number: uint64(n)}, v)
+		m, err := storedWord(topic, messageID{session: "a/b", number: uint64(n)}, v)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -263,6 +263,39 @@ func TestGatewayThatWasStoppedInACallBeginsNothing(t *testing.T) {
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 10})
 }
 
+// The same, stopped in the middle of a batch, of which the servers have the first half.
+func TestGatewayThatWasStoppedWithinABatchSendsNoMoreOfIt(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, func(t *Topic) { t.Dedupe = 300 * time.Millisecond })
+	old, next := newGateway(t, js, topic), newGateway(t, js, topic)
+	marshal, made := old.codec.Marshal, 0
+	stopped, wake := make(chan struct{}), make(chan struct{})
+	old.codec.Marshal = func(r *request) ([]byte, error) {
+		if made++; made == 20 {
+			close(stopped)
+			<-wake
+		}
+		return marshal(r)
+	}
+	f := oneCall(t, old, 40, func(o *flow.Options) {
+		o.Sessions = &flow.SessionOptions{Store: old.Sessions(), SaveEvery: time.Hour}
+	})
+	var first sync.WaitGroup
+	first.Go(func() {
+		if _, err := run(f, "s", 1, requests("u", 1, 40)...); err == nil {
+			t.Error("the stopped one has ended well")
+		}
+	})
+	<-stopped
+	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, 40)...); err != nil || s.Committed != 40 {
+		t.Error(s, err)
+	}
+	time.Sleep(2 * topic.Dedupe)
+	close(wake)
+	first.Wait()
+	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 40})
+}
+
 func TestStoreWithoutTheSessionsBucketIsUnavailable(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))
 	_, topic := testTopic(t, js, nil)

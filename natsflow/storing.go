@@ -1,6 +1,7 @@
 package natsflow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,18 +25,20 @@ type storing[T any] struct {
 	errs  []error
 
 	streams []batchStream
-	of      []int // which of the streams each message is of
+	of      []int     // which of the streams each message is of
+	until   time.Time // when what is known of the sessions is too old; zero: never
 
-	list  []*nats.Msg // what is sent,
-	which []int       // and which messages of the batch that is
-	until time.Time   // when what is known of the sessions is too old to begin with; zero: never
+	next  int   // the message of the batch that is looked at next
+	which []int // those that were made to be sent
+	made  [2]*outgoing
 }
 
 // batchStream is a stream, or a session, of which messages are in a batch.
 type batchStream struct {
 	name   string // for the ids of its messages
+	closed bool   // no more of its messages is sent
 	failed bool   // one of its messages has failed: the later ones are not attempted
-	last   *nats.Msg
+	last   int    // 1 + the index of the last message that is said to be stored
 }
 
 // streamKey is what messages of one stream have in common: their session, or else their context.
@@ -45,7 +48,10 @@ type streamKey struct {
 }
 
 func newStoring[T any](g *Gateway[T], batch []flow.Message[T], errs []error) *storing[T] {
-	s := &storing[T]{Gateway: g, batch: batch, errs: errs, of: make([]int, len(batch))}
+	s := &storing[T]{
+		Gateway: g, batch: batch, errs: errs, of: make([]int, len(batch)),
+		which: make([]int, 0, len(batch)), made: [2]*outgoing{newOutgoing(), newOutgoing()},
+	}
 	found := map[streamKey]int{}
 	var before streamKey
 	for i, m := range batch {
@@ -68,7 +74,7 @@ func newStoring[T any](g *Gateway[T], batch []flow.Message[T], errs []error) *st
 	return s
 }
 
-// fail has message i fail, unless an earlier one of its stream has: then it was not attempted.
+// fail has message i fail, unless an earlier one of its stream has: then it was not attempted. Messages fail in their order.
 func (s *storing[T]) fail(i int, err error) {
 	stream := &s.streams[s.of[i]]
 	if stream.failed {
@@ -78,34 +84,74 @@ func (s *storing[T]) fail(i int, err error) {
 	s.errs[i] = err
 }
 
-// prepare makes what is sent of those messages that can be.
-func (s *storing[T]) prepare(ctx context.Context) {
-	s.list, s.which = make([]*nats.Msg, 0, len(s.batch)), make([]int, 0, len(s.batch))
-	checked := make([]bool, len(s.streams))
+// checkSessions closes the streams of those sessions that this process may not store for.
+func (s *storing[T]) checkSessions(ctx context.Context) {
+	checked := 0 // streams are numbered as their first messages are
 	for i, m := range s.batch {
-		at := s.of[i]
-		if s.streams[at].failed {
-			s.errs[i] = flow.ErrNotAttempted
-			continue
-		}
-		if !checked[at] {
-			checked[at] = true
+		if at := s.of[i]; at == checked {
+			checked++
 			if err := s.check(ctx, m.Session()); err != nil {
-				s.fail(i, err)
-				continue
+				s.errs[i], s.streams[at].closed = err, true
 			}
 		}
-		stored, err := s.codec.message(s.topic, messageID{session: s.streams[at].name, number: m.Seq}, m.Value)
-		if err == nil {
-			err = s.fits(stored)
-		}
-		if err != nil {
-			s.fail(i, unfitError(err))
+	}
+}
+
+// prepare makes what is sent of the next message that can be; nil if there is none. A batch is made while it is sent: the
+// servers would wait while all of it is made before.
+func (s *storing[T]) prepare() (*nats.Msg, error) {
+	for s.next < len(s.batch) {
+		i := s.next
+		s.next++
+		stream := &s.streams[s.of[i]]
+		if stream.closed {
 			continue
 		}
-		s.list = append(s.list, stored)
+		m, err := s.message(i, len(s.which))
+		if err != nil {
+			s.errs[i], stream.closed = unfitError(err), true
+			continue
+		}
 		s.which = append(s.which, i)
+		return m, s.stopped()
 	}
+	return nil, s.stopped()
+}
+
+// again makes those that were sent once more: the first n.
+func (s *storing[T]) again(n int) (next func() (*nats.Msg, error)) {
+	sent := 0
+	return func() (*nats.Msg, error) {
+		if sent == n {
+			return nil, s.stopped()
+		}
+		m, err := s.message(s.which[sent], sent)
+		sent++
+		return m, cmp.Or(err, s.stopped())
+	}
+}
+
+// message makes what is sent of message i of the batch, as the nth. It is good until the next but one is made.
+func (s *storing[T]) message(i, nth int) (*nats.Msg, error) {
+	m, made := &s.batch[i], s.made[nth%len(s.made)]
+	if err := s.codec.message(made, s.topic, s.id(i), m.Value); err != nil {
+		return nil, err
+	}
+	return &made.Msg, s.fits(&made.Msg)
+}
+
+// id is that of message i of the batch.
+func (s *storing[T]) id(i int) messageID {
+	return messageID{session: s.streams[s.of[i]].name, number: s.batch[i].Seq}
+}
+
+// stopped returns an error when nothing more may be sent, since what is known of the sessions is too old. It is looked at
+// before each message: the process may have been stopped at any time.
+func (s *storing[T]) stopped() error {
+	if !s.until.IsZero() && !time.Now().Before(s.until) {
+		return errStopped
+	}
+	return nil
 }
 
 // check looks whether the session is still this process's, if it has not done so for long.
@@ -137,63 +183,67 @@ func (s *storing[T]) check(ctx context.Context, session flow.Session) error {
 	return nil
 }
 
-// store sends the list, and says of each message what has become of it.
+// store sends the batch, and says of each message what has become of it.
 func (s *storing[T]) store(ctx context.Context) {
-	var stored int
-	err := errStopped
-	if s.until.IsZero() || time.Now().Before(s.until) {
-		stored, err = s.send(ctx)
+	stored, err := s.send(ctx)
+	refused := flow.ErrNotAttempted // the next call, which comes at once, will see
+	switch {
+	case unfitNumber(err) == stored+1:
+		s.errs[s.which[stored]] = unfitError(err)
+	case stored == 0 && err != nil:
+		refused = storeError(err)
 	}
+	doubts := make([]error, len(s.streams))
 	if stored > 0 && s.topic.Replicas > 1 {
-		s.confirm(ctx, stored)
+		doubts = s.confirm(ctx, s.which[:stored])
 	}
-	if stored == len(s.list) {
-		return
-	}
-	if unfitNumber(err) == stored+1 {
-		s.fail(s.which[stored], unfitError(err))
-		stored++
-	}
-	refused := storeError(err)
-	if stored > 0 {
-		refused = flow.ErrNotAttempted // the next call, which comes at once, will see
-	}
-	for _, i := range s.which[stored:] {
-		s.fail(i, refused)
+	sent := 0
+	for i := range s.batch {
+		switch {
+		case sent == stored || s.which[sent] != i:
+			s.fail(i, cmp.Or(s.errs[i], refused))
+		case doubts[s.of[i]] != nil:
+			s.fail(i, storeError(doubts[s.of[i]]))
+			sent++
+		default:
+			sent++
+		}
 	}
 }
 
-// send sends the list, and returns how many of it are said to be stored, and why not all.
+// send sends the batch, and returns how many of which are said to be stored, and why not all.
 func (s *storing[T]) send(ctx context.Context) (stored int, err error) {
-	stored, err = s.pub.store(ctx, s.list)
+	stored, err = s.pub.store(ctx, s.prepare)
 	if n := unfitNumber(err); n > stored+1 { // it was refused before those in front of it were answered
 		var again error
-		if stored, again = s.pub.store(ctx, s.list[:n-1]); again != nil {
+		if stored, again = s.pub.store(ctx, s.again(n-1)); again != nil {
 			err = again
 		}
 	}
 	return stored, err
 }
 
-// confirm asks for the last message of each stream among the first n of the list. If that is stored, so are those before.
-func (s *storing[T]) confirm(ctx context.Context, n int) {
-	for j, i := range s.which[:n] {
-		s.streams[s.of[i]].last = s.list[j]
+// confirm asks for the last message of each stream among those that are said to be stored. If that is stored, so are those
+// before. It returns for each stream nil, or why it is not stored for certain.
+func (s *storing[T]) confirm(ctx context.Context, which []int) []error {
+	for _, i := range which {
+		s.streams[s.of[i]].last = i + 1
 	}
 	asked := make([]*nats.Msg, 0, len(s.streams))
-	at := make([]int, len(s.streams))
+	of := make([]int, 0, len(s.streams))
 	for k, stream := range s.streams {
-		if stream.last != nil {
-			at[k] = len(asked)
-			asked = append(asked, stream.last)
+		if stream.last == 0 {
+			continue
 		}
+		m := nats.NewMsg(s.topic.subject(partitionOf(s.codec.Key(s.batch[stream.last-1].Value), s.topic.Partitions)))
+		m.Header[headerID] = []string{s.id(stream.last - 1).String()}
+		asked, of = append(asked, m), append(of, k)
 	}
-	found := s.pub.confirm(ctx, asked)
-	for _, i := range s.which[:n] {
-		if err := found[at[s.of[i]]]; err != nil {
-			s.fail(i, storeError(err))
-		}
+	doubts := make([]error, len(s.streams))
+	for j, err := range s.pub.confirm(ctx, asked) {
+		doubts[of[j]] = err
 	}
+	return doubts
 }
 
 // fullRetry is when a client may send again what a full stream has refused.

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"example.com/flow/natsflow/internal/natstest"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // words is the Codec of the tests: a value is "key/n", and one that has no slash can't be decoded.
@@ -41,7 +41,7 @@ func topicOf(t testing.TB, partitions int) (jetstream.JetStream, Topic) {
 func publish(t testing.TB, js jetstream.JetStream, topic Topic, values ...string) {
 	t.Helper()
 	for _, v := range values {
-		m, err := words.message(topic, messageID{session: "a/b", number: uint64(published.next())}, v)
+		m, err := storedWord(topic, messageID{session: "a/b", number: uint64(published.next())}, v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,4 +192,10 @@ func sideBySide(t *testing.T, n, stride, atOnce int, name func(i int) string, te
 	}
 	close(next)
 	all.Wait()
+}
+
+// storedWord is what is stored of v.
+func storedWord(t Topic, id messageID, v string) (*nats.Msg, error) {
+	o := newOutgoing()
+	return &o.Msg, words.message(o, t, id, v)
 }

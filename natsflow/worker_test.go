@@ -250,7 +250,7 @@ func TestOnFailureIsAskedWithTheMessageItsOriginAndTheBytesOfWhatCannotBeDecoded
 		return nil
 	}, o)
 	publish(t, w.js, w.topic, "a/1", "a/2")
-	m, err := words.message(w.topic, messageID{session: "x/y", number: 1}, "a/3")
+	m, err := storedWord(w.topic, messageID{session: "x/y", number: 1}, "a/3")
 	if err != nil {
 		t.Fatal(err)
 	}
