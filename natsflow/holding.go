@@ -50,7 +50,7 @@ const claimPause = 100 * time.Millisecond
 func (h *holding[T]) run(life context.Context, c cell) {
 	m := h.member
 	died := h.reason == ReasonExpired
-	t := claim(life, m.bucket, h.partition, c, m.id, died, m.runner.Window(), m.times, m.worker.observe)
+	t := claim(life, m.bucket, h.partition, c, m.id, died, m.runner.Window(), m.times, m.worker.telling.put)
 	if t == nil {
 		pause(life, claimPause)
 		return
@@ -93,7 +93,7 @@ func (h *holding[T]) left() bool {
 
 func (h *holding[T]) observe(e PartitionEvent) {
 	e.Partition, e.Epoch = h.partition, h.epoch
-	h.member.worker.observe(e)
+	h.member.worker.telling.put(e)
 }
 
 // release gives the partition, with what of r is settled if it was run at all, to whoever wants it.

@@ -1,6 +1,7 @@
 package natsflow
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -23,6 +24,8 @@ type Worker[T any] struct {
 	options WorkerOptions
 	engine  engine[T]
 	runner  *partition.Runner[T]
+
+	telling telling
 
 	running sync.Mutex // held by Run
 }
@@ -63,7 +66,7 @@ func newWorker[T any](e engine[T], t Topic, h flow.Handler[T], o WorkerOptions) 
 	if err != nil {
 		return nil, fmt.Errorf("natsflow: WorkerOptions: %w", err)
 	}
-	return &Worker[T]{topic: t, options: o, engine: e, runner: r}, nil
+	return &Worker[T]{topic: t, options: o, engine: e, runner: r, telling: telling{observer: o.Observer}}, nil
 }
 
 // Stats is what the one Flow that runs all partitions of this worker has under way, each partition a stream: for
@@ -75,7 +78,7 @@ var errRunning = errors.New("natsflow: the worker runs already")
 // Run works until ctx ends. Then it hands over gracefully: nothing starts any more, what runs finishes (for
 // WorkerOptions.Flow.Shutdown.GracePeriod at most, if that is set; then its contexts end), progress is committed, and the
 // partitions are free for others. It returns nil then, and an error only if it can't work at all: the topic is not there or
-// not as t says, or the connection was closed.
+// not as t says, or the connection was closed; or, when it has ended, that the Observer has panicked.
 func (w *Worker[T]) Run(ctx context.Context) error {
 	if !w.running.TryLock() {
 		return errRunning
@@ -88,7 +91,8 @@ func (w *Worker[T]) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return newMember(w, b, w.runner).run(ctx)
+	err = newMember(w, b, w.runner).run(ctx)
+	return cmp.Or(err, w.telling.wait())
 }
 
 // workerID is a new name. It begins with the host's, for those who read it.
@@ -101,10 +105,4 @@ func workerID() string {
 		return '-'
 	}, host)
 	return host + "-" + rand.Text()
-}
-
-func (w *Worker[T]) observe(e PartitionEvent) {
-	if w.options.Observer != nil {
-		w.options.Observer(e)
-	}
 }

@@ -48,8 +48,10 @@ type WorkerOptions struct {
 	Quarantine int
 	// Poison is after how many deaths while it ran alone a message runs no more: its failure is a *PoisonError. 0 means 2.
 	Poison int
-	// Observer is told what happens to partitions, from many goroutines: it must be quick, and safe for concurrent use. nil
-	// means nobody.
+	// Observer is told what happens to partitions, one event after the other, in the order in which they happened. No
+	// partition waits for it: what it has not been told yet is kept in memory. Run waits at its end until it was told
+	// everything. If it panics, it is told of the next event all the same, and Run returns the panic as its error when it
+	// ends. nil means nobody.
 	Observer func(PartitionEvent)
 }
 
