@@ -25,7 +25,7 @@ var gauges = []struct {
 		func(s *natsflow.PartitionState) int64 { return int64(s.Unsettled) }},
 	{"natsflow.partition.deaths", "{death}", "Holders that died in a row, while it is not clear that no message killed them.",
 		func(s *natsflow.PartitionState) int64 { return int64(s.Deaths) }},
-	{"natsflow.partition.stopped", "1", "1 while the holder runs no more of the partition, since something failed; else 0.",
+	{"natsflow.partition.stopped", "1", "1 while nothing of the partition runs and it waits for somebody to look; else 0.",
 		func(s *natsflow.PartitionState) int64 {
 			if s.Stopped != "" {
 				return 1
