@@ -292,7 +292,12 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 		sh.slots.free(r.slots)
 	case x.err == nil: // the worker has claimed it, and then left it alone
 		sh.slots.free(r.slots)
-		sh.ready(m)
+		if b.swept { // once it was ready all the same, and waited for a slot only to be dropped
+			m.abort(s.abortKind())
+			sh.finishOne(m)
+		} else {
+			sh.ready(m)
+		}
 	default:
 		// The attempt has been made: what is left is to decide what comes of it, in the slot in which it was made.
 		m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause

@@ -136,6 +136,38 @@ func mustNewInside[T any](t testing.TB, h Handler[T], key OrderingKeyFunc[T], o 
 	return f
 }
 
+// enterShard has s enter a shard. No reader and no Run are there: what comes, and the end, are the test's.
+func enterShard[T any](s *stream[T]) *shard[T] {
+	s.r.enter(s)
+	return s.sh.Load()
+}
+
+// onShard calls f on the goroutine of sh, between two of its steps, and waits for it.
+func onShard[T any](sh *shard[T], f func(sh *shard[T])) {
+	called := make(chan struct{})
+	sh.events <- event[T]{do: func() {
+		defer close(called)
+		f(sh)
+	}}
+	<-called
+}
+
+// receives puts n messages into the mailbox of s. No shard is told.
+func receives[T any](s *stream[T], n int) {
+	for range n {
+		e := entry[T]{seq: s.box.total() + 1}
+		e.hash, _ = s.order.place("")
+		s.box.put(&e, &s.r.chunks)
+	}
+}
+
+// endStream ends s, of which nothing runs any more, as the end of its source does.
+func endStream[T any](s *stream[T]) {
+	s.state.inputEnded()
+	s.tell()
+	<-s.done
+}
+
 // A key that came later waited until an earlier one's lane was empty: the inbox was sorted only when nothing was ready.
 func TestAKeyThatComesLaterDoesNotWaitForAnEarlierOnesLane(t *testing.T) {
 	for keys := range 3 {
@@ -326,4 +358,27 @@ func TestMessageThatComesAsItsFailedStreamEndsIsNotLost(t *testing.T) {
 			t.Fatal("a message was received and has not come to its end")
 		}
 	}
+}
+
+// A worker had claimed the message of a mail run, and left it alone since its stream had ended. That message was ready
+// then, and waited for a slot, which other streams' handlers had, only to be dropped.
+func TestMessageThatAMailRunLeavesToItsEndNeedsNoSlot(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{})
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	receives(s, 1)
+	onShard(sh, func(sh *shard[int]) {
+		r := sh.mailRun(s)
+		sh.runs.long = append(sh.runs.long, r)
+		r.at.Store(0) // its worker claims the message,
+		s.state.fail(&Failure{Kind: FailureInternal})
+		s.cancel(nil)
+		sh.attend(s)
+		sh.mailBack(r) // and finds that the stream is over
+		if sh.nready > 0 || s.backlog.ledger.counts.Dropped != 1 {
+			t.Errorf("%d messages of a stream that has been swept are ready, %d are dropped", sh.nready, s.backlog.ledger.counts.Dropped)
+		}
+	})
+	s.tell()
+	<-s.done
 }
