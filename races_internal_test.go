@@ -382,3 +382,40 @@ func TestMessageThatAMailRunLeavesToItsEndNeedsNoSlot(t *testing.T) {
 	s.tell()
 	<-s.done
 }
+
+// The context of a stream has ended, and nobody is to be told of what waits in its lane for a caller's own resolver: each
+// message ends at once. Once each did so in the call that ended the one before it, on a stack as deep as the lane is long.
+func TestLongLaneOfAnEndedContextNeedsNoDeepStack(t *testing.T) {
+	const n = 100_000
+	running, finish := make(chan struct{}), make(chan struct{})
+	f := mustNewInside(t, func(context.Context, Message[int]) error {
+		close(running)
+		<-finish
+		return nil
+	}, nil, Options{Ordering: OrderingOptions{Resolver: NewFIFO(OrderingOptions{})}})
+	ctx, cancel := context.WithCancel(t.Context())
+	s := f.receiver.newStream(ctx, nil)
+	sh := enterShard(s)
+	receives(s, n)
+	s.tell()
+	<-running
+	cancel()
+	before, after := stackInUse(), uint64(0)
+	close(finish)
+	for finished := uint64(0); finished < n; {
+		onShard(sh, func(sh *shard[int]) { finished, after = s.backlog.ledger.finished(), stackInUse() })
+	}
+	if after > before+8<<20 {
+		t.Errorf("stacks have grown by %d MiB", (after-before)>>20)
+	}
+	endStream(s)
+	if counts := s.backlog.ledger.counts; counts.Succeeded != 1 || counts.Dropped != n-1 {
+		t.Errorf("%d succeeded and %d were dropped", counts.Succeeded, counts.Dropped)
+	}
+}
+
+func stackInUse() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.StackInuse
+}
