@@ -320,6 +320,7 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	if c.crashed {
 		kind = FailureInternal
 	}
+	counted := c.fault != nil // Retryable has panicked: the call has been here before
 	c.fault = newFailure(kind, c.err)
 	// attempts are those of the oldest member whose stream goes on: 0 if none does, and then there is nothing to try again.
 	n, attempts := len(c.called), 0
@@ -329,7 +330,10 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 		}
 	}
 	if c.isolating {
-		if c.failures++; c.failures >= c.limit {
+		if !counted {
+			c.failures++
+		}
+		if c.failures >= c.limit {
 			c.verdict = verdictOutage
 			return
 		}

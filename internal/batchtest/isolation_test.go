@@ -262,6 +262,19 @@ func TestBatchIsolationInAnOutage(t *testing.T) {
 	}
 }
 
+// A Retryable that panics has the call decided on once more, and once each such call counted as two towards an outage.
+func TestBatchIsolationCountsACallOnceAlthoughRetryablePanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &poisonable{t: t}
+		o := flow.Options{Retry: flow.RetryOptions{MaxAttempts: 10, Retryable: func(error) bool { panic("Retryable") }}}
+		heldBack(t, p.handle, o, []string{"x1"}, []string{"x2"}, []string{"x3"}, []string{"x4"})
+		want := "x1 x2 x3 x4 | x1 x2 | x1 | x2 | x3 x4 | x3 | x4"
+		if got := strings.Join(p.calls, " | "); got != want {
+			t.Errorf("calls were %s, want %s", got, want)
+		}
+	})
+}
+
 func TestBatchIsolationStopsAtClose(t *testing.T) {
 	for _, how := range []string{"Close", "Shutdown"} {
 		synctest.Test(t, func(t *testing.T) {
