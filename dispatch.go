@@ -748,7 +748,7 @@ func (sh *shard[T]) hashAt(r *run[T], at int32) uint64 {
 		return r.list[at].hash
 	}
 	b := &r.mail.s.backlog
-	b.skipEmpty(&sh.r.chunks)
+	b.skipEmpty(&r.mail.s.box, &sh.r.chunks)
 	return b.chunk.list[b.pos].hash
 }
 

@@ -367,7 +367,7 @@ func (b *backlog[T]) next(box *mailbox[T], pool *sync.Pool) *entry[T] {
 // fetch sees to it that the next entry is in chunk at pos. It reports whether there is one. To the mailbox, which costs its
 // lock, it goes only when everything that was taken out before is used up; the empty chunk goes back by the same way.
 func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
-	b.skipEmpty(pool)
+	b.skipEmpty(box, pool)
 	if b.chunk != nil && b.pos < len(b.chunk.list) {
 		return true
 	}
@@ -378,12 +378,18 @@ func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
 // skipEmpty gives the chunks back that are used up and have another behind them. The last one stays, as the one that fetch
 // gives back to the mailbox. Nobody reads a chunk that is behind pos: its entries are lined up, or settled, and the worker
 // of a mail run leaves a chunk before it claims an entry of the next (see serveMail).
-func (b *backlog[T]) skipEmpty(pool *sync.Pool) {
+//
+// The pool gets full ones only. It once got small ones too, until it had little else for busy streams.
+func (b *backlog[T]) skipEmpty(box *mailbox[T], pool *sync.Pool) {
 	for b.chunk != nil && b.pos == len(b.chunk.list) && b.chunk.next != nil {
 		empty := b.chunk
 		b.chunk, b.pos = empty.next, 0
 		empty.list, empty.next = empty.list[:0], nil
-		pool.Put(empty)
+		if empty.isSmall() {
+			box.keep(empty)
+		} else {
+			pool.Put(empty)
+		}
 	}
 }
 

@@ -53,6 +53,9 @@ const (
 	fullChunk  = 4 << 10 // bytes, about; at most 64 entries
 )
 
+// isSmall reports whether k is one that its stream keeps. All others are of full length, and any stream's.
+func (k *chunk[T]) isSmall() bool { return cap(k.list) < chunkLength[T](fullChunk) }
+
 func chunkLength[T any](bytes int) int {
 	return max(1, min(64, bytes/int(unsafe.Sizeof(entry[T]{}))))
 }
@@ -114,7 +117,7 @@ func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 	if empty != nil {
 		empty.list, empty.next = empty.list[:0], nil
 		switch {
-		case cap(empty.list) < chunkLength[T](fullChunk) || chunkLength[T](fullChunk) == chunkLength[T](smallChunk):
+		case empty.isSmall() || chunkLength[T](fullChunk) == chunkLength[T](smallChunk):
 			b.small, empty = empty, nil
 		case all != nil: // the stream is busy
 			empty.next, b.spare, empty = b.spare, empty, nil
@@ -137,6 +140,13 @@ func (b *mailbox[T]) take(empty *chunk[T], pool *sync.Pool) (all *chunk[T]) {
 		idle = next
 	}
 	return all
+}
+
+// keep takes back the small chunk, which has been emptied though others follow.
+func (b *mailbox[T]) keep(small *chunk[T]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.small = small
 }
 
 // close receives nothing more. What lies here stays, and is taken as before. It may be called more than once: whoever ends a
@@ -338,7 +348,7 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 	if at >= 0 {
 		// Its worker may be about to read the entry: so that, and the chunk, are left as they are, and what is behind it
 		// goes on in a chunk of its own.
-		b.skipEmpty(&sh.r.chunks)
+		b.skipEmpty(&s.box, &sh.r.chunks)
 		k, rest := b.chunk, b.chunk.list[b.pos:]
 		// An entry of a busy key, which the worker leaves alone, is lined up behind those of its key that came earlier. Once
 		// it was not: it ran out of order, and later, taken for one in front of its lane, it made the shard panic.
@@ -370,7 +380,7 @@ func (mr mailRuns[T]) settleMail(r *run[T], at int32) {
 	}
 	r.settled = at
 	for n > 0 {
-		b.skipEmpty(&sh.r.chunks)
+		b.skipEmpty(&s.box, &sh.r.chunks)
 		list := b.chunk.list[b.pos:min(len(b.chunk.list), b.pos+n)]
 		if sh.r.bytes != nil {
 			for i := range list {

@@ -821,6 +821,32 @@ func TestMailboxWithLittlePendingKeepsOneSmallChunk(t *testing.T) {
 	}
 }
 
+// The chunk of a stream with little pending was put among full ones when others had come behind it: so chunks of six became
+// more and more of those that busy streams are given.
+func TestMailboxLeavesOnlyFullChunksToOthers(t *testing.T) {
+	var b mailbox[int]
+	var pool sync.Pool
+	post(t, &b, &pool, 1)
+	small := b.first
+	post(t, &b, &pool, make([]int, 200)...)
+	if got := len(collect(&b, &pool)); got != 201 {
+		t.Fatalf("it gives %d", got)
+	}
+	for {
+		k, _ := pool.Get().(*chunk[int])
+		if k == nil {
+			break
+		}
+		if n := cap(k.list); n != chunkLength[int](fullChunk) {
+			t.Errorf("a chunk with room for %d is among the full ones", n)
+		}
+	}
+	post(t, &b, &pool, 2)
+	if b.first != small {
+		t.Error("the stream has not kept its own")
+	}
+}
+
 // A burst leaves nothing with the stream: its chunks are in the pool, which is the garbage collector's.
 func TestMailboxKeepsNothingOfABurst(t *testing.T) {
 	var b mailbox[int]
