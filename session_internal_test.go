@@ -1133,3 +1133,19 @@ func TestSaverMayTickAtOnce(t *testing.T) {
 		s.cancel(nil)
 	}
 }
+
+// A Close that comes when the stream is over has nothing to hurry: its timer held the session for another second.
+func TestHurryAfterReleaseStartsNoTimer(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		of := newSessions(SessionOptions{})
+		st, f := of.ask(metadata.NewIncomingContext(t.Context(), metadata.Pairs(headerSession, "a")))
+		if f != nil {
+			t.Fatal(f)
+		}
+		st.release()
+		st.hurry()
+		if st.deadline.timer != nil {
+			t.Error("a timer was started")
+		}
+	})
+}

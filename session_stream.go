@@ -98,6 +98,7 @@ type sessionStream struct {
 	deadline struct {
 		sync.Mutex
 		timer *time.Timer
+		over  bool // there is nothing left to save
 	}
 }
 
@@ -275,7 +276,7 @@ func (s *sessionStream) moved() bool { return s.saver.check() }
 func (s *sessionStream) hurry() {
 	s.deadline.Lock()
 	defer s.deadline.Unlock()
-	if s.deadline.timer == nil {
+	if s.deadline.timer == nil && !s.deadline.over {
 		s.deadline.timer = time.AfterFunc(saveWait, func() { s.saver.cancel(errStoreTimeout) })
 	}
 }
@@ -303,6 +304,7 @@ func (s *sessionStream) trailer(p Progress, f *Failure) metadata.MD {
 // that is why a key keeps its order across streams.
 func (s *sessionStream) release() {
 	s.deadline.Lock()
+	s.deadline.over = true // a hurry that comes later would start a timer for nothing
 	if s.deadline.timer != nil {
 		s.deadline.timer.Stop()
 	}
