@@ -57,8 +57,7 @@ type admission struct {
 
 	mu      sync.Mutex
 	cancel  context.CancelCauseFunc // ends the wait
-	stopped bool                    // the wait was ended by a Shutdown without drain
-	refused bool                    // the wait was ended, by that or by anything else
+	refused bool                    // the wait was ended by a Shutdown without drain, a cut or a Close
 	running bool                    // the wait is over and the caller runs
 	over    bool                    // released
 }
@@ -206,27 +205,23 @@ func (a *admission) giveBack() {
 	}
 }
 
-// stop implements member. An admission whose wait it ends does not count as cut off later: a Shutdown without drain drops
-// what waits, which is no failure of the Shutdown.
+// stop implements member. Without drain what waits is dropped.
 func (a *admission) stop(drain bool) {
-	if drain {
-		return
+	if !drain {
+		a.close()
 	}
-	a.close()
-	a.mu.Lock()
-	a.stopped = !a.running
-	a.mu.Unlock()
 }
 
 // cut implements member. A caller that runs counts, though it can't be ended: the Shutdown does not wait for it any longer
-// than cutWait. So does one that waits in a drain.
+// than cutWait. So does one that waits in a drain. One whose wait has been ended before does not: neither a Shutdown without
+// drain nor a Close cuts off what waits, and such a caller may have yet to leave.
 func (a *admission) cut() (n int, seq uint64, key string) {
-	a.close()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.over || a.stopped && !a.running {
+	if a.over || a.refused {
 		return 0, 0, ""
 	}
+	a.closeLocked()
 	return 1, 0, a.key
 }
 
@@ -235,6 +230,10 @@ func (a *admission) cut() (n int, seq uint64, key string) {
 func (a *admission) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.closeLocked()
+}
+
+func (a *admission) closeLocked() {
 	if !a.running {
 		a.refused = true
 		a.cancel(&Failure{Kind: FailureShutdown, Key: a.key, Err: reasonShutdown})

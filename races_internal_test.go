@@ -419,3 +419,28 @@ func stackInUse() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.StackInuse
 }
+
+// An Admission whose wait a Close has ended, and which has yet to leave, was cut off as if a drain had let it wait.
+func TestAdmissionThatCloseHasRefusedIsNotCutOff(t *testing.T) {
+	for name, refuse := range map[string]func(*admission){
+		"Close": (*admission).close, "Shutdown without drain": func(a *admission) { a.stop(false) },
+	} {
+		refused := &admission{key: "a", cancel: func(error) {}}
+		refuse(refused)
+		refused.stop(true)
+		if n, _, _ := refused.cut(); n != 0 {
+			t.Errorf("%s: %d is cut off of a wait that was over", name, n)
+		}
+		runs := &admission{key: "a", cancel: func(error) {}}
+		runs.run()
+		refuse(runs)
+		if n, _, key := runs.cut(); n != 1 || key != "a" {
+			t.Errorf("%s: %d of %q is cut off of one that runs", name, n, key)
+		}
+	}
+	waits := &admission{key: "a", cancel: func(error) {}}
+	waits.stop(true)
+	if n, _, _ := waits.cut(); n != 1 || waits.run() {
+		t.Errorf("%d is cut off of one that waits in a drain", n)
+	}
+}
