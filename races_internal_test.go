@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"runtime"
@@ -443,4 +444,44 @@ func TestAdmissionThatCloseHasRefusedIsNotCutOff(t *testing.T) {
 	if n, _, _ := waits.cut(); n != 1 || waits.run() {
 		t.Errorf("%d is cut off of one that waits in a drain", n)
 	}
+}
+
+// A stream had entered its shard by the time that it was looked at as one that is in none: of its long run the first message
+// had finished, and was shown as the one that runs.
+func TestSnapshotOfAStreamThatEntersItsShardShowsWhatRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // its clock stands still, and the shard does not look by itself
+		f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+			Ordering: OrderingOptions{Mode: OrderingKeyedFIFO},
+		})
+		r := f.receiver
+		s := r.newStream(t.Context(), nil)
+		sh := enterShard(s)
+		receives(s, 2)
+		out := sh.runs.new(runExecute)
+		onShard(sh, func(sh *shard[int]) {
+			for range 2 {
+				m := sh.accept(s, s.backlog.next(&s.box, &r.chunks))
+				s.order.join(m.key, m.hash, &m.turn)
+				out.add(m)
+			}
+			out.end = 2
+			sh.runs.long = append(sh.runs.long, out)
+			out.list[0].outcome, out.list[0].attempts, out.list[0].step = outcomeSucceeded, 1, stepFinished
+			out.at.Store(0)
+		})
+		synctest.Wait()
+		out.at.Store(1) // its worker is at the second
+		c := snapshotBuilder[int]{index: map[string]int{}}
+		c.running = topN[RunningMessage]{n: 2, compare: func(a, b RunningMessage) int { return cmp.Compare(a.Seq, b.Seq) }}
+		c.visit(r, nil, []*stream[int]{s})
+		if running := c.running.take(); len(running) != 1 || running[0].Seq != 2 || c.stats.Total.Succeeded != 1 {
+			t.Errorf("it shows %+v, and %d that succeeded", running, c.stats.Total.Succeeded)
+		}
+		onShard(sh, func(sh *shard[int]) {
+			sh.runs.forget(out)
+			out.list[1].abort(FailureContextCancelled)
+			sh.settle(out.list[1])
+		})
+		endStream(s)
+	})
 }

@@ -152,10 +152,14 @@ func (r *Receiver[T]) snapshot(n int) Snapshot {
 // the shard hands out no messages meanwhile.
 func (c *snapshotBuilder[T]) visit(r *Receiver[T], sh *shard[T], streams []*stream[T]) {
 	views := make([]streamView, len(streams))
-	// ask holds Receiver.mu while it looks at a stream in no shard, so that it enters none meanwhile.
+	// ask holds Receiver.mu while it looks at a stream in no shard, so that it enters none meanwhile. It may have entered one
+	// since the list was made.
 	if sh == nil {
 		for i, s := range streams {
-			views[i] = ask(s, s.view)
+			views[i] = ask(s, func() streamView {
+				s.settleLong()
+				return s.view()
+			})
 		}
 	} else {
 		r.inspect(sh, streams, func() {
