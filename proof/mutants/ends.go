@@ -137,8 +137,8 @@ var endBugs = []mutant{
 	s.window.signal()
 `, "	s.window.signal()\n"),
 	bug("a shutdown that drains is not heard by who waits in Admit", "ShutdownRefusesCallersWhoWait",
-		"gate.go", `	if drain {
-		return
+		"gate.go", `	if !drain {
+		a.close()
 	}
-`, ""),
+`, "	a.close()\n"),
 }
