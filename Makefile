@@ -37,7 +37,7 @@ test-newest: ## the root module's tests with the newest gRPC, that of examples/g
 	go get -modfile="$$tmp/newest.mod" "google.golang.org/grpc@$$newest" && go mod tidy -modfile="$$tmp/newest.mod"; \
 	echo "+ with gRPC $$newest"; go test -modfile="$$tmp/newest.mod" ./...
 
-.PHONY: model schedules stress kill leaks alloc mutants fuzz
+.PHONY: model schedules stress kill fleet leaks alloc mutants fuzz
 model: ## 10,000 scripts of the model, and 1,000 mixtures
 	go test ./internal/modeltest -run Model -rapid.checks=10000
 	go test ./internal/modeltest -run Mix -rapid.checks=1000
@@ -53,6 +53,9 @@ stress: ## random streams in real time; FLOW_STRESS=1m for longer
 
 kill: ## uploads while servers and clients are killed and connections are cut; FLOW_KILL=2m for the README's record
 	cd soak && go run ./kill -for $${FLOW_KILL:-30s}
+
+fleet: ## gateways, workers, clients and one of three NATS servers are killed, and nothing is lost; 15 seconds
+	cd examples/fleet && go run . -replicas 3 -messages 4000 -pause 500ms
 
 leaks: ## goroutines that nothing can wake, by an experiment of Go's
 	@if GOEXPERIMENT=goroutineleakprofile go version >/dev/null 2>&1; then \

@@ -47,8 +47,8 @@ func newDisplay(f *fleet) *display {
 // line shows how each process is, and what was repeated.
 func (d *display) line() string {
 	var b strings.Builder
-	if d.fleet.server != nil {
-		fmt.Fprintf(&b, "server %s  ", signs([]*process{d.fleet.server}))
+	if len(d.fleet.servers) > 0 {
+		fmt.Fprintf(&b, "servers %s  ", signs(d.fleet.servers))
 	}
 	d.mu.Lock()
 	repeats := d.last.refused

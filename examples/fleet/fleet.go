@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,7 +53,7 @@ type fleet struct {
 	js       jetstream.JetStream
 	topic    natsflow.Topic
 	ledger   *ledger
-	server   *process // nil if it is the user's
+	servers  []*process // none if they are the user's
 	gateways []*process
 	workers  []*process
 	senders  []*process
@@ -85,14 +88,8 @@ func (c config) conduct(ctx context.Context) (err error) {
 func (f *fleet) start(ctx context.Context, dir string) error {
 	url := f.nats
 	if url == "" {
-		ports, err := freeAddresses(1)
-		if err != nil {
-			return err
-		}
-		url = "nats://" + ports[0]
-		_, port, _ := net.SplitHostPort(ports[0])
-		f.server = &process{name: "server", args: []string{"server", port, dir}}
-		if err := f.server.start(); err != nil {
+		var err error
+		if url, err = f.startServers(dir); err != nil {
 			return err
 		}
 	}
@@ -101,7 +98,7 @@ func (f *fleet) start(ctx context.Context, dir string) error {
 		return err
 	}
 	f.topic = natsflow.Topic{Name: "fleet-" + nuid.Next(), Partitions: partitions, Replicas: f.replicas}
-	if err := natsflow.Ensure(ctx, f.js, f.topic); err != nil {
+	if err := f.ensure(ctx, url); err != nil {
 		return err
 	}
 	ledgerAddress, err := f.ledger.serve(ctx)
@@ -130,10 +127,7 @@ func (f *fleet) start(ctx context.Context, dir string) error {
 	for i, p := range f.senders {
 		p.args = []string{"sender", strconv.Itoa(i), strconv.Itoa(f.each), (length / time.Duration(f.each)).String(), strings.Join(addresses, ",")}
 	}
-	for _, p := range f.all() {
-		if p == f.server {
-			continue // it runs already
-		}
+	for _, p := range f.clients() {
 		if err := p.start(); err != nil {
 			return err
 		}
@@ -141,14 +135,45 @@ func (f *fleet) start(ctx context.Context, dir string) error {
 	return nil
 }
 
-func (f *fleet) all() (list []*process) {
-	if f.server != nil {
-		list = append(list, f.server)
+// startServers starts as many servers as there are replicas, and returns their addresses.
+func (f *fleet) startServers(dir string) (url string, err error) {
+	addresses, err := freeAddresses(2 * f.replicas)
+	if err != nil {
+		return "", err
 	}
-	list = append(list, f.gateways...)
-	list = append(list, f.workers...)
-	return append(list, f.senders...)
+	routes := strings.Join(addresses[f.replicas:], ",")
+	for i, address := range addresses[:f.replicas] {
+		name := strconv.Itoa(i)
+		p := &process{name: "server " + name, args: []string{"server", address, filepath.Join(dir, name), addresses[f.replicas+i], routes}}
+		f.servers = append(f.servers, p)
+		if err := p.start(); err != nil {
+			return "", err
+		}
+	}
+	return strings.Join(addresses[:f.replicas], ","), nil
 }
+
+// ensure makes the topic, once the servers can.
+func (f *fleet) ensure(ctx context.Context, url string) error {
+	patience := 5 * time.Second
+	if f.nats == "" {
+		patience = 20 * time.Second // they have just been started, and several have yet to find each other
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		err := fmt.Errorf("no NATS server answers at %s", url)
+		if f.js.Conn().IsConnected() {
+			if err = natsflow.Ensure(ctx, f.js, f.topic); err == nil || f.nats != "" {
+				return err
+			}
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+	}
+}
+
+// clients are all processes but the servers.
+func (f *fleet) clients() []*process { return slices.Concat(f.gateways, f.workers, f.senders) }
 
 // freeAddresses are addresses that nobody listened on a moment ago.
 func freeAddresses(n int) (list []string, err error) {
@@ -165,11 +190,10 @@ func freeAddresses(n int) (list []string, err error) {
 
 // stop ends what still runs, the server last, and deletes what was made in a server of the user's.
 func (f *fleet) stop() {
-	for _, p := range f.all() {
+	for _, p := range f.clients() {
 		p.signal(syscall.SIGCONT, running)
 	}
-	ending := append(append([]*process(nil), f.senders...), append(f.gateways, f.workers...)...)
-	for _, p := range ending {
+	for _, p := range slices.Concat(f.senders, f.gateways, f.workers) {
 		p.end(5 * time.Second)
 	}
 	if f.js != nil {
@@ -180,8 +204,8 @@ func (f *fleet) stop() {
 		}
 		f.js.Conn().Close()
 	}
-	if f.server != nil {
-		f.server.end(5 * time.Second)
+	for _, p := range f.servers {
+		p.end(5 * time.Second)
 	}
 }
 
@@ -230,8 +254,8 @@ func (f *fleet) plan() []fault {
 		f.killed(f.workers[0]), f.killed(f.gateways[0]), f.killed(f.senders[0]),
 		f.frozen(f.workers[1], lease+lease/2), f.frozen(f.gateways[1], lease), f.replaced(f.workers[2]), f.killed(f.workers[1]),
 	}
-	if f.server != nil {
-		list = append(list, f.killed(f.server))
+	if len(f.servers) > 0 {
+		list = append(list, f.killed(f.servers[0]))
 	}
 	return append(list, f.killed(f.gateways[1]))
 }

@@ -90,6 +90,8 @@ func TestFlagsAreChecked(t *testing.T) {
 	for args, want := range map[string]string{
 		"-messages 31": "-messages is 31: it must be at least 32",
 		"-pause 0s":    "-pause is 0s: it must be positive",
+		"-replicas 2":  "-replicas is 2: it must be 1, 3 or 5",
+		"-bogus":       "flag provided but not defined: -bogus",
 		"more":         `unknown argument "more"`,
 	} {
 		if err := run(t.Context(), strings.Fields(args)); err == nil || !strings.Contains(err.Error(), want) {
