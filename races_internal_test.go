@@ -485,3 +485,40 @@ func TestSnapshotOfAStreamThatEntersItsShardShowsWhatRuns(t *testing.T) {
 		endStream(s)
 	})
 }
+
+// Streams had ended while they had something ready, or in their mailboxes, and a shard that had no slot kept all of them.
+func TestShardWithoutASlotKeepsNoStreamThatHasEnded(t *testing.T) {
+	const n = 1000
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{
+		Backpressure: BackpressureOptions{Capacity: 1},
+	})
+	taken, err := f.receiver.gate.pressure.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(waits)
+	receives(waits, 1)
+	onShard(sh, func(sh *shard[int]) {
+		sh.attend(waits)
+		sh.lineUp(nil, 0, 1)
+	})
+	for i := range n {
+		s := f.receiver.newStream(t.Context(), nil)
+		enterShard(s)
+		receives(s, 1+i%2)
+		onShard(sh, func(sh *shard[int]) {
+			sh.attend(s)
+			sh.lineUp(nil, 0, 1) // so that one message is ready, and another in the mailbox
+		})
+		s.fail(&Failure{Kind: FailureInternal})
+		<-s.done
+	}
+	kept := 0
+	onShard(sh, func(sh *shard[int]) { kept = sh.mail.len() + sh.turns.len() })
+	if kept > 4 {
+		t.Errorf("it keeps %d streams, of which one waits", kept)
+	}
+	taken.Release()
+	endStream(waits)
+}

@@ -53,6 +53,7 @@ type queues[T any] struct {
 	mail   ring[T]      // those whose mailbox may have something
 	turns  ring[T]      // those that have something ready
 	nready int          // messages in all ready queues
+	gone   int          // streams that have ended in mail or turns since these were last looked through
 	look   []*stream[T] // those that have changed since the last flush
 	owed   []*stream[T] // those whose readers wait for less room than is worth waking them for
 
@@ -386,8 +387,25 @@ func (sh *shard[T]) end(s *stream[T]) {
 	s.cancel(nil)
 	s.order.trim()
 	s.window.signal()
+	sh.forget(s)
 	close(s.done)
 	sh.over = sh.r.leave(sh)
+}
+
+// forget sees to it that mail and turns do not keep s alive, which has ended: whoever looks there may do so much later, when
+// there is a slot. To look through them costs as much as there is in them, so it is done once so many streams have ended
+// there that at most half of what is left may be ended ones: two steps for each stream, however many end at once.
+func (q *queues[T]) forget(s *stream[T]) {
+	if !s.backlog.inMail && !s.backlog.inTurns {
+		return
+	}
+	if q.gone++; 2*q.gone < q.mail.len()+q.turns.len() {
+		return
+	}
+	q.gone = 0
+	lives := func(s *stream[T]) bool { return !s.backlog.ended }
+	q.mail.keep(lives)
+	q.turns.keep(lives)
 }
 
 // sweep drops everything of s that has not begun. attend calls it as soon as the stream aborts, and it does its work once.
@@ -515,6 +533,18 @@ func (q *ring[T]) push(s *stream[T]) {
 		q.list, q.from = q.list[:n], 0
 	}
 	q.list = append(q.list, s)
+}
+
+// keep takes out all for which wanted is false.
+func (q *ring[T]) keep(wanted func(*stream[T]) bool) {
+	kept := q.list[:0]
+	for _, s := range q.list[q.from:] {
+		if wanted(s) {
+			kept = append(kept, s)
+		}
+	}
+	clear(q.list[len(kept):])
+	q.list, q.from = kept, 0
 }
 
 // pop takes the first one out. Its place is cleared, or the list would keep a stream alive that has ended.
