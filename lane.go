@@ -87,11 +87,13 @@ func (b *laneBounds) unreserve() {
 //
 // It is a hash table of its own and not a map, since the lanes are links of its chains: a key that comes and goes allocates
 // nothing, and the caller has computed the hash already, which the lists of slow and busy keys need too. The buckets double
-// when there are as many lanes, and are given back only when there are none (see trim).
+// when there are as many lanes. They are given back when there are no lanes (see trim), and become fewer when there were few
+// for long (see remove).
 type laneTable struct {
 	bounds  *laneBounds
 	buckets []*lane // a power of two of them
 	lanes   int
+	sparse  int // lanes that have gone since an eighth of the buckets were in use
 }
 
 const (
@@ -198,7 +200,7 @@ func (tb *laneTable) find(name string, hash uint64) *lane {
 
 // hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them. It is called for each mail
 // run, which must leave these keys alone. busy holds 32, so a large table is not looked through at all: it has more lanes
-// than that, or it is mostly empty, and its stream has no mail runs until the last lane is gone and the table is trimmed.
+// than that, or it is mostly empty, and its stream has no mail runs until the table is small again.
 func (tb *laneTable) hashesInto(busy *busyKeys) bool {
 	if tb.lanes == 0 {
 		return true
@@ -235,11 +237,30 @@ func (tb *laneTable) remove(l *lane) {
 	*b = l.chain
 	tb.lanes--
 	*l = lane{}
+	tb.shrink()
 }
 
-// resize spreads the lanes over n buckets. It moves them all at once: that is done again only when their number has doubled.
+// shrink makes the table smaller when it has been mostly empty while as many lanes have gone as it has buckets: one that was
+// full once, and always has some lane, would stay large for ever. To wait for that long costs one step for each lane that
+// goes, and spares a table that is full and nearly empty in turns.
+func (tb *laneTable) shrink() {
+	if len(tb.buckets) <= idleBuckets {
+		return
+	}
+	if 8*(tb.lanes+1) > len(tb.buckets) {
+		tb.sparse = 0
+		return
+	}
+	if tb.sparse++; tb.sparse >= len(tb.buckets) {
+		tb.resize(len(tb.buckets) / 4)
+	}
+}
+
+// resize spreads the lanes over n buckets. It moves them all at once: that is done again only when their number has doubled,
+// or when as many have gone as there are buckets.
 func (tb *laneTable) resize(n int) {
 	old := tb.buckets
+	tb.sparse = 0
 	tb.buckets = make([]*lane, n)
 	for _, l := range old {
 		for l != nil {

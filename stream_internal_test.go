@@ -696,6 +696,67 @@ func TestExternalOrderAnswersOnceHoweverItEnds(t *testing.T) {
 	}
 }
 
+// laneUse opens and closes lanes of a table.
+type laneUse struct {
+	laneTable
+	open []*place
+	made int
+}
+
+func (u *laneUse) come(n int) {
+	for range n {
+		u.made++
+		p := newPlace(nil)
+		u.join(fmt.Sprint(u.made), uint64(u.made), &p.turn)
+		u.open = append(u.open, p)
+	}
+}
+
+func (u *laneUse) leaves(n int) {
+	for _, p := range u.open[len(u.open)-n:] {
+		u.leave(&p.turn)
+	}
+	u.open = u.open[:len(u.open)-n]
+}
+
+// A table that was large once, and always had some lane, stayed so, and its stream had no mail runs any more.
+func TestLaneTableThatIsMostlyEmptyForLongBecomesSmall(t *testing.T) {
+	u := laneUse{laneTable: laneTable{bounds: newLaneResolver(OrderingOptions{}).flow}}
+	u.come(10_000)
+	u.leaves(9_990)
+	large := len(u.buckets)
+	for range 2 * large {
+		u.come(1)
+		u.leaves(1)
+	}
+	if n := len(u.buckets); n > 2*idleBuckets {
+		t.Errorf("%d lanes have %d buckets, of %d", u.lanes, n, large)
+	}
+	var busy busyKeys
+	if !u.hashesInto(&busy) || busy.n != 10 {
+		t.Errorf("%d busy keys are found, want 10", busy.n)
+	}
+	for _, p := range u.open {
+		if l := u.find(p.lane.name, p.lane.hash); l != p.lane {
+			t.Errorf("lane %q is lost", p.lane.name)
+		}
+	}
+}
+
+// One that is full and nearly empty in turns keeps its size: to grow anew each time would cost more than it spares.
+func TestLaneTableThatIsFullAgainAndAgainKeepsItsSize(t *testing.T) {
+	u := laneUse{laneTable: laneTable{bounds: newLaneResolver(OrderingOptions{}).flow}}
+	u.come(1001)
+	large := &u.buckets[0]
+	for range 20 {
+		u.leaves(1000)
+		u.come(1000)
+		if &u.buckets[0] != large {
+			t.Fatal("it was made anew")
+		}
+	}
+}
+
 // post puts values into b.
 func post(t testing.TB, b *mailbox[int], pool *sync.Pool, values ...int) (told int) {
 	t.Helper()
