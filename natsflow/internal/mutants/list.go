@@ -9,7 +9,7 @@ type mutant struct {
 	tests         string // the package of the tests, where it is not the file's
 }
 
-// mutants are what is easily got wrong when partitions change hands.
+// mutants are what is easily got wrong when partitions change hands, and when a gateway does not hear what it has stored.
 var mutants = []mutant{
 	{"the deadline is not looked at before an attempt", "NoAttempt", "partition/runner.go",
 		"	if err := run.check(d); err != nil { // after all that may have taken time\n		return flow.Permanent(err)\n	}\n", "", ""},
@@ -58,4 +58,20 @@ var mutants = []mutant{
 		"		if reason == ReasonExpired || reason == ReasonResumed || reason == ReasonFree && lacking > 0 {\n", "		if reason != \"\" && lacking > 0 {\n", ""},
 	{"the death of a holder is not counted", "PoisonIsFound", "tenure.go",
 		"		r.Deaths.Died()\n", "", ""},
+	{"a gateway that hears nothing says that all is stored", "WithoutAnswers", "fast_batch.go",
+		"			return stored, errNoProgress\n", "			return sent, nil\n", ""},
+	{"what was sent is acknowledged before it is stored", "FullStream|WhateverHappens", "fast_batch.go",
+		"			stored = min(state.acked, sent)\n", "			stored = sent\n", ""},
+	{"a batch goes on behind a message that was lost", "WhateverHappens", "fast_batch.go",
+		"\".fail.\"", "\".ok.\"", ""},
+	{"a stream goes on behind a message that can't be stored", "UnfitMessage", "storing.go",
+		"			s.errs[i], stream.closed = unfitError(err), true\n", "			s.errs[i] = unfitError(err)\n", ""},
+	{"a message that is sent again has another id", "ForgottenSession", "codec.go",
+		"[...]string{id.String(), ", "[...]string{fmt.Sprintf(\"%s-%p/%d\", id.session, &data, id.number), ", ""},
+	{"a retry is acknowledged without a majority", "WithoutAMajority", "storing.go",
+		"s.topic.Replicas > 1", "s.topic.Replicas > 9", ""},
+	{"a gateway that was stopped goes on with its batch", "StoppedWithinABatch", "storing.go",
+		"		return m, s.stopped()\n", "		return m, nil\n", ""},
+	{"a message is used again before it is sent", "OnceInOrder", "storing.go",
+		"s.made[nth%len(s.made)]", "s.made[0]", ""},
 }
