@@ -239,15 +239,16 @@ func (f *Flow[T]) Run(ctx context.Context, recv func() (T, error)) (Summary, err
 	return f.receiver.Receive(ctx, recv, f.key)
 }
 
-// Start begins a stream and does not wait for it: it is [Flow.Run] on a goroutine of its own. The stream under way says how
-// far it is, at any time and cheaply, which a store that keeps progress elsewhere needs. Wait must not be forgotten under
+// Start begins a stream and does not wait for it: it is [Flow.Run] on a goroutine of its own, where the Observer and
+// SessionOptions.Owner are called too. When Start returns, a Shutdown knows of the stream. The stream under way says how far
+// it is, at any time and cheaply, which a store that keeps progress elsewhere needs. Wait must not be forgotten under
 // gRPC: recv belongs to the service method, and ends with it.
 func (f *Flow[T]) Start(ctx context.Context, recv func() (T, error)) *Stream {
 	st := &started[T]{s: f.receiver.newStream(ctx, f.key), over: make(chan struct{})}
-	entered := st.s.begin()
+	entered := st.s.enter()
 	go func() {
 		defer close(st.over)
-		if entered {
+		if st.s.begin(); entered {
 			st.s.run(recv)
 		}
 		st.sum, st.err = st.s.end(entered)

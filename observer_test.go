@@ -476,3 +476,38 @@ func TestEventsOfAMessageTellNothingOfAnEarlierOne(t *testing.T) {
 		}
 	})
 }
+
+func TestStartReturnsThoughTheObserverHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		f, err := flow.New(func(context.Context, flow.Message[string]) error { return nil }, nil, flow.Options{
+			Observer: func(_ context.Context, e flow.Event) {
+				if e.Kind == flow.EventStreamStart {
+					<-hang
+				}
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := make(chan string)
+		close(source)
+		st := f.Start(t.Context(), flow.FromChan(t.Context(), source))
+		if n := f.Stats().Streams; n != 1 {
+			t.Errorf("%d streams are under way", n)
+		}
+		down := make(chan error, 1)
+		go func() { down <- f.Shutdown(context.Background()) }()
+		synctest.Wait()
+		if len(down) > 0 {
+			t.Error("Shutdown has returned while the Observer of a stream that began before runs")
+		}
+		close(hang)
+		if _, err := st.Wait(); flow.ClassifyFailure(err) != flow.FailureShutdown {
+			t.Errorf("the stream ends with %v", err)
+		}
+		if err := <-down; err != nil {
+			t.Error(err)
+		}
+	})
+}

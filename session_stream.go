@@ -103,8 +103,7 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet. It is called by begin, before the stream is registered for a shutdown, and blocks for as long as Owner
-// does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
+// disturbed yet. It is called by begin, and blocks for as long as Owner does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
 // client gRPC then leaves without an answer (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
@@ -362,11 +361,11 @@ func (v *savedVersions) set(id SessionID, version uint64) {
 	v.now[id] = version
 }
 
-// streamSession is what a stream has of its session; stream embeds it. begin writes session and asked, before the stream
-// is registered for a shutdown; run writes taken, before the reader starts. A stream that has asked and not taken was
+// streamSession is what a stream has of its session; stream embeds it. begin writes session and asked, when a shutdown may
+// have begun; run writes taken, before the reader starts. A stream that has asked and not taken was
 // refused, or ended before.
 type streamSession struct {
-	session    *sessionStream // nil: its client asks for none
+	session    *sessionStream // nil: its client asks for none. Written under Receiver.mu
 	asked      bool           // its client asks for one, and may be refused
 	taken      bool           // it has its session. Written under Receiver.mu
 	duplicates atomic.Uint64  // messages that the session had settled before
@@ -375,15 +374,24 @@ type streamSession struct {
 // What a session adds to the life of a stream: its beginning is longer, its numbers don't begin with 1, some of its
 // messages are duplicates, and its end is saved before it is told.
 
-// askForSession reads what the client asks for. It comes before the shutdown is looked at: what is malformed is refused as
-// that. It is called by begin, and blocks for as long as Owner does.
+// askForSession reads what the client asks for. It is called by begin, and blocks for as long as Owner does.
 func (s *stream[T]) askForSession() {
 	session, refused := s.r.sessions.ask(s.parent)
 	s.asked = session != nil || refused != nil
+	s.r.mu.Lock()
 	s.session = session
+	s.r.mu.Unlock()
 	if refused != nil {
 		s.fail(refused)
 	}
+}
+
+// sessionNow returns the session, or nil while it is not known. A shutdown calls it, after it has changed the phase: one that
+// finds nothing here has done so before run looks at the phase, and then no session is taken.
+func (s *stream[T]) sessionNow() *sessionStream {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.session
 }
 
 // takeSession waits for the session and takes it, before anything is read. It is called by run, before the stream enters a

@@ -349,7 +349,9 @@ func (s *sessionSaver) check() (lost bool) {
 	return s.lost != nil
 }
 
-// finish saves for the last time; the stream does nothing any more. It takes at most the time of one call. It returns
+// finish saves for the last time; the stream does nothing any more. It takes at most the time of one call, and as long as
+// the Observer takes that is told of a Save that failed: one that hangs there holds up the end of its stream, as it does in
+// any other event, since none may run once the stream is over. It returns
 // the end of a stream whose session is somebody else's, and the version that the store has; 0 if that is not known.
 //
 // When the store hangs, the call under way is given up after that time, so that Run returns; it may still be done, so no

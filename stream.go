@@ -47,25 +47,30 @@ type stream[T any] struct {
 
 func (s *stream[T]) clock() time.Duration { return time.Since(s.start) }
 
-// begin makes s known. It reports whether it may run. It runs on Run's goroutine, as all does up to end. The stream is known
-// before anything of the caller's is called, so that Snapshot shows one whose Observer hangs. What its client asks for comes
-// before the shutdown: what is malformed is refused as that. To enter the shutdown is one step with looking whether it has
-// begun, so that none begins without knowing of a stream that runs.
-func (s *stream[T]) begin() (entered bool) {
+// enter makes s known. It reports whether it may run. It runs before anything of the caller's is called, which it does not
+// do itself: so Snapshot shows a stream whose Observer hangs, a Shutdown waits for it, and Start returns at once. To enter
+// the shutdown is one step with looking whether it has begun, so that none begins without knowing of a stream that runs.
+func (s *stream[T]) enter() (entered bool) {
 	s.r.mu.Lock()
 	s.r.streams[s] = struct{}{}
 	s.r.mu.Unlock()
+	return s.r.gate.shutdown.enter(s)
+}
+
+// begin tells of the stream and finds out what its client asks for, also if the stream may not run: what is malformed is
+// refused as that. It runs on Run's goroutine, as all does from here up to end, and blocks in the Observer and in Owner.
+func (s *stream[T]) begin() {
 	s.emitStart()
 	if s.r.sessions != nil {
 		s.askForSession()
 	}
-	return s.r.gate.shutdown.enter(s)
 }
 
 // beginAndRun blocks for the lifetime of the stream. It is separate from end to keep the frame small: a larger one would
 // double the goroutine's stack for every idle stream. It reports whether the stream was entered, for end.
 func (s *stream[T]) beginAndRun(recv func() (T, error)) (entered bool) {
-	if entered = s.begin(); entered {
+	entered = s.enter()
+	if s.begin(); entered {
 		s.run(recv)
 	}
 	return entered
@@ -278,16 +283,16 @@ func (s *stream[T]) stop(drain bool) {
 	if s.state.stop(drain) {
 		s.tell()
 	}
-	if s.session != nil {
-		s.session.stop()
+	if session := s.sessionNow(); session != nil {
+		session.stop()
 	}
 }
 
 // close implements participant. Unlike a stop without drain it is a failure, which cancels what runs.
 func (s *stream[T]) close() {
 	s.fail(&Failure{Kind: FailureShutdown, Err: reasonShutdown})
-	if s.session != nil {
-		s.session.hurry()
+	if session := s.sessionNow(); session != nil {
+		session.hurry()
 	}
 }
 
