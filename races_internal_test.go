@@ -492,6 +492,7 @@ func TestShardWithoutASlotKeepsNoStreamThatHasEnded(t *testing.T) {
 	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{
 		Backpressure: BackpressureOptions{Capacity: 1},
 	})
+	f.receiver.shards = f.receiver.shards[:1] // all of them share it
 	taken, err := f.receiver.gate.pressure.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
