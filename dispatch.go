@@ -331,11 +331,22 @@ func (sh *shard[T]) finish(r *run[T]) {
 // never blocks, since a worker that is idle has room for a run. What it counts decides when the shard lets others run (sent)
 // and when it looks at long runs though it has never been idle (blind).
 func (sh *shard[T]) give(r *run[T]) {
+	sh.handOut(r)
+	sh.crew.give(r)
+}
+
+// runOwn has the shard's own goroutine run r, as soon as the shard's loop has come to an end: see lead.
+func (sh *shard[T]) runOwn(r *run[T]) {
+	sh.handOut(r)
+	sh.crew.lead.run = r
+}
+
+// handOut makes r one that is out, whoever runs it.
+func (sh *shard[T]) handOut(r *run[T]) {
 	r.end = r.len()
 	sh.runs.out++
 	sh.sent++
 	sh.blind++
-	sh.crew.give(r)
 }
 
 // dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any. It is called
@@ -349,11 +360,27 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	}
 	p := sh.r.gate.pressure
 	for sh.nready > 0 || sh.hasMail() {
-		length := sh.pace.length
-		direct := length == maxRun && sh.nready == 0 && sh.mayMail(sh.mail.first())
+		length, swift := sh.pace.length, sh.pace.isSwift()
+		if swift {
+			length = maxRun
+		}
+		// A mail run is for messages that are as quick as can be, or that the shard runs itself; only if nothing is ready that
+		// should run before.
+		own, direct := false, false
+		if s := sh.mail.first(); sh.nready == 0 && sh.mayMail(s) {
+			b := &s.backlog
+			if !b.fetch(&s.box, &sh.r.chunks) {
+				b.inMail = false
+				sh.mail.pop()
+				sh.touch(s) // it may be able to do with less memory now
+				continue
+			}
+			own = sh.pace.own(b.fetched(maxMail), sh.mail.len() > 1)
+			direct = own || length == maxRun
+		}
 		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
 		// look, after which this is called again.
-		if length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
+		if !swift && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
 			break
 		}
 		sh.slots.cover(sh.nready)
@@ -371,8 +398,12 @@ func (sh *shard[T]) dispatch() (sent bool) {
 				r.mail.s.backlog.inMail = false
 				r.slots = slots
 				sh.runs.long = append(sh.runs.long, r)
-				sh.give(r)
 				sent = true
+				if own {
+					sh.runOwn(r)
+					break
+				}
+				sh.give(r)
 				continue
 			}
 		}
@@ -408,8 +439,12 @@ func (sh *shard[T]) dispatch() (sent bool) {
 				m.pressured = pressured
 			}
 		}
-		sh.give(r)
 		sent = true
+		if !r.alone && sh.pace.own(r.len(), r.more) {
+			sh.runOwn(r)
+			break
+		}
+		sh.give(r)
 		if length == 1 { // it may be quick, and back before another worker is started
 			sh.sent = 0
 			runtime.Gosched()

@@ -827,10 +827,21 @@ func TestCrashOfOnFailureOnReceiptNamesItsMessage(t *testing.T) {
 // inLongRuns begins a stream whose runs have up to length messages, and then sends it values.
 func inLongRuns[T any](t *testing.T, f *flow.Flow[T], length int, values ...T) (*flow.Stream, *flowtest.Source[T]) {
 	t.Helper()
+	return inRuns(t, f, func() { flow.SetRunLength(f, length) }, values...)
+}
+
+// inOwnRuns begins a stream whose messages its shard runs itself, and then sends it values.
+func inOwnRuns[T any](t *testing.T, f *flow.Flow[T], values ...T) (*flow.Stream, *flowtest.Source[T]) {
+	t.Helper()
+	return inRuns(t, f, func() { flow.SetOwnRuns(f) }, values...)
+}
+
+func inRuns[T any](t *testing.T, f *flow.Flow[T], set func(), values ...T) (*flow.Stream, *flowtest.Source[T]) {
+	t.Helper()
 	source := flowtest.NewSource[T](t)
 	s := f.Start(context.Background(), source.Recv)
 	synctest.Wait()
-	flow.SetRunLength(f, length)
+	set()
 	synctest.Wait()
 	source.Send(values...)
 	return s, source
@@ -848,6 +859,7 @@ func TestLongRunsKeepEveryPromise(t *testing.T) {
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		length := 1 << rapid.IntRange(0, 7).Draw(rt, "length")
+		own := rapid.Bool().Draw(rt, "own")
 		capacity := rapid.IntRange(0, 3).Draw(rt, "capacity")
 		mode := rapid.SampledFrom([]flow.OrderingMode{flow.OrderingKeyedFIFO, flow.OrderingFIFO}).Draw(rt, "mode")
 		maxPending := rapid.SampledFrom([]int{4, 50, 1024}).Draw(rt, "maxPending")
@@ -916,7 +928,12 @@ func TestLongRunsKeepEveryPromise(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, source := inLongRuns(t, f, length, jobs...)
+			s, source := inRuns(t, f, func() {
+				flow.SetRunLength(f, length)
+				if own {
+					flow.SetOwnRuns(f)
+				}
+			}, jobs...)
 			source.End()
 			if end > 0 {
 				time.Sleep(end)
@@ -952,6 +969,134 @@ func TestLongRunsKeepEveryPromise(t *testing.T) {
 				rt.Errorf("Stats() = %+v at the end", now)
 			}
 		})
+	})
+}
+
+// A shard that runs a message itself is taken over by another goroutine when that stands still: others wait for a
+// millisecond at most, and however the message ends then, it counts once and its key goes on behind it.
+func TestHandlerThatStandsStillOnItsShardsGoroutineHoldsUpOthersForAMillisecondAtMost(t *testing.T) {
+	ends := map[string]func() error{
+		"well":        func() error { return nil },
+		"in an error": func() error { return testkit.ErrHandler },
+		"in a panic":  func() error { panic("no") },
+		"in a Goexit": func() error { runtime.Goexit(); return nil },
+	}
+	shapes := map[string]flow.Options{
+		"plain":        {},
+		"lined up":     {Observer: func(context.Context, flow.Event) {}},
+		"refusing":     {Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 10}},
+		"soft":         {Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureSoftAllow, Capacity: 1}},
+		"over streams": {Ordering: flow.OrderingOptions{Scope: flow.ScopeFlow}},
+	}
+	for shape, opts := range shapes {
+		for how, ends := range ends {
+			t.Run(shape+", ends "+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					start, release := time.Now(), make(chan struct{})
+					var mu sync.Mutex
+					ran := map[string]time.Duration{}
+					opts := opts
+					opts.Ordering.Mode = flow.OrderingKeyedFIFO
+					opts.OnFailure = func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
+					f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+						if m.Value == "a2" {
+							<-release
+							return ends()
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						ran[m.Value] = time.Since(start)
+						return nil
+					}, func(s string) string { return s[:1] }, opts)
+					if err != nil {
+						t.Fatal(err)
+					}
+					s, source := inOwnRuns(t, f, "a1", "b1", "a2", "b2", "a3", "c1")
+					stranger := flowtest.NewSource[string](t)
+					beside := f.Start(context.Background(), stranger.Recv)
+					stranger.Send("d1")
+					stranger.End()
+					time.Sleep(time.Millisecond)
+					if _, err := beside.Wait(); err != nil || time.Since(start) > time.Millisecond {
+						t.Errorf("another stream: Wait() = %v, after %v", err, time.Since(start))
+					}
+					if st := f.Stats(); st.InFlight != 1 {
+						t.Errorf("Stats() = %+v, want one in flight", st)
+					}
+					for _, value := range []string{"a1", "b1", "b2", "c1"} {
+						if at, ok := ran[value]; !ok || at > time.Millisecond {
+							t.Errorf("%s ran: %v, after %v", value, ok, at)
+						}
+					}
+					close(release)
+					source.End()
+					sum, err := s.Wait()
+					crashes := how == "in a panic" || how == "in a Goexit"
+					if _, ok := ran["a3"]; ok == crashes || (err != nil) != crashes {
+						t.Errorf("a3 ran: %v; Wait() = %+v, %v", ok, sum, err)
+					}
+					if sum.Received != sum.Succeeded+sum.Failed+sum.Dropped || sum.Received < 6 {
+						t.Errorf("Wait() = %+v", sum)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The timer that looks after a shard's goroutine is not set for each message. If it comes just after one has begun, it looks
+// once more.
+func TestMessageThatBeginsJustBeforeTheLookOnItsShardsGoroutineIsFoundToStandStillToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start, release, ran := time.Now(), make(chan struct{}), time.Duration(0)
+		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
+			switch m.Value {
+			case "b":
+				<-release
+			case "c":
+				ran = time.Since(start)
+			}
+			return nil
+		}, func(s string) string { return s }, flow.Options{Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, source := inOwnRuns(t, f, "a")
+		time.Sleep(450 * time.Microsecond)
+		source.Send("b", "c")
+		source.End()
+		time.Sleep(time.Second)
+		if ran == 0 || ran > 1450*time.Microsecond {
+			t.Errorf("c has run after %v", ran)
+		}
+		close(release)
+		if _, err := s.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The goroutine that answers is the one that runs the handler which asks.
+func TestHandlerOnItsShardsGoroutineMayAskForStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var f *flow.Flow[string]
+		var inFlight int
+		f, err := flow.New(func(context.Context, flow.Message[string]) error {
+			inFlight = f.Stats().InFlight
+			return nil
+		}, nil, flow.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, source := inOwnRuns(t, f, "a")
+		source.End()
+		if _, err := s.Wait(); err != nil || inFlight != 1 {
+			t.Errorf("%d in flight; Wait() = %v", inFlight, err)
+		}
+		if took := time.Since(start); took > time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
 	})
 }
 

@@ -396,6 +396,15 @@ func (b *backlog[T]) fetch(box *mailbox[T], pool *sync.Pool) bool {
 	return b.chunk != nil
 }
 
+// fetched returns how many entries were taken out of the mailbox and are not lined up, up to most.
+func (b *backlog[T]) fetched(most int) int32 {
+	n := len(b.chunk.list) - b.pos
+	for k := b.chunk.next; k != nil && n < most; k = k.next {
+		n += len(k.list)
+	}
+	return int32(min(n, most))
+}
+
 // skipEmpty gives the chunks back that are used up and have another behind them. The last one stays, as the one that fetch
 // gives back to the mailbox. Nobody reads a chunk that is behind pos: its entries are lined up, or settled, and the worker
 // of a mail run leaves a chunk before it claims an entry of the next (see serveMail).

@@ -240,11 +240,7 @@ func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
 		return nil
 	}
 	x.s, x.chunk, x.pos = s, b.chunk, b.pos
-	n := len(b.chunk.list) - b.pos
-	for k := b.chunk.next; k != nil && n < maxMail; k = k.next {
-		n += len(k.list)
-	}
-	x.n = int32(min(n, maxMail))
+	x.n = b.fetched(maxMail)
 	b.mailRun = r
 	return r
 }

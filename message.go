@@ -302,6 +302,9 @@ func (c *messageCache[T]) put(m *message[T], pool *sync.Pool) {
 	c.free.pushFront(m) // the one that is still in the cache
 }
 
+// some reports whether it keeps any.
+func (c *messageCache[T]) some() bool { return c.free.n > 0 || c.full.n > 0 }
+
 // empty leaves everything to others. A shard does so when it ends, and when it has had nothing to do for idleTime.
 func (c *messageCache[T]) empty(pool *sync.Pool) {
 	c.drop(&c.free, pool)

@@ -124,7 +124,8 @@ func TestAllAttemptsOfAMessageComeBeforeTheNextOfItsKey(t *testing.T) {
 		s.Finish(t, "a1")
 		s.WantRunning(t, "a2 b2")
 		s.FinishAll(t)
-		if got, want := s.History(), "a1 b1 b2 a1 a1 a2"; got != want {
+		// a1 and b1 run on two goroutines, either of which may be the first.
+		if got, want := strings.Replace(s.History(), "b1 a1", "a1 b1", 1), "a1 b1 b2 a1 a1 a2"; got != want {
 			t.Errorf("attempts %q, want %q", got, want)
 		}
 		if sum, err := c.Result(t); err != nil || sum.Succeeded != 4 || sum.Retried != 2 {

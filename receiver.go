@@ -42,6 +42,7 @@ type Receiver[T any] struct {
 	streams map[*stream[T]]struct{}
 	total   Summary     // of the streams that have ended
 	shards  []*shard[T] // nil: it has no users
+	pace    pace        // of the shard that ended last, for the next: streams may come one after the other
 }
 
 // NewReceiver returns a receiver for streams that pass gate and are run by engine. The options of a stream (MaxPending,
@@ -52,7 +53,7 @@ func NewReceiver[T any](gate *Gate, engine *Engine[T]) *Receiver[T] {
 	}
 	r := &Receiver[T]{
 		gate: gate, engine: engine, maxPending: defaultMaxPending, streams: make(map[*stream[T]]struct{}),
-		shards: make([]*shard[T], shardCount(gate)),
+		shards: make([]*shard[T], shardCount(gate)), pace: newPace(),
 	}
 	r.boundBytes(defaultMaxPendingBytes, sizeFunc[T]())
 	return r
@@ -111,6 +112,8 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 		return false
 	}
 	r.shards[slices.Index(r.shards, sh)] = nil
+	r.pace = sh.pace
+	r.pace.forgetKeys()
 	return true
 }
 

@@ -267,6 +267,8 @@ const (
 // pace is a pure value: it is told what was measured and says how to go on.
 type pace struct {
 	length int32             // of runs, at most
+	each   time.Duration     // about how long a message takes
+	swift  int32             // messages, one after the other, that took no longer than to hand them over
 	quick  int32             // runs of one message that were quick, one after the other
 	needed int32             // so many of these before there are longer runs
 	sound  int32             // messages since needed changed
@@ -275,6 +277,21 @@ type pace struct {
 }
 
 func newPace() pace { return pace{length: 1, needed: quickRuns} }
+
+// A run that takes no longer than swiftRun, or whose messages take no longer than swiftTime each, may be run by its shard's own
+// goroutine. To hand a run to a worker and back takes about a microsecond.
+const (
+	swiftRun  = 4 * time.Microsecond
+	swiftTime = 250 * time.Nanosecond
+)
+
+// isSwift reports whether messages take less time than it would take to hand them to a worker one by one.
+func (p *pace) isSwift() bool { return p.swift >= p.needed && p.each <= swiftTime }
+
+// own reports whether a run of n messages is one for the shard's own goroutine. waits says that others could run meanwhile.
+func (p *pace) own(n int32, waits bool) bool {
+	return p.swift >= p.needed && (p.each <= swiftTime || !waits && time.Duration(n)*p.each <= swiftRun)
+}
 
 // observe is told of a run of n messages that took so long. alone says that it was of a key known to be slow, hash is
 // that of its first message, and more says that others were waiting to run when it was sent.
@@ -287,8 +304,16 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 	}
 	if n == 1 && took > 2*stillTime {
 		p.markSlow(hash)
-		p.quick = 0
+		p.quick, p.swift = 0, 0
 		return
+	}
+	p.each += (took/time.Duration(n) - p.each) / 4
+	switch {
+	case took == 0: // by the clock of a synctest bubble, which stands still while handlers wait for each other too
+	case took <= max(swiftRun, time.Duration(n)*swiftTime):
+		p.swift = min(p.swift+n, mostQuick)
+	default:
+		p.swift = 0
 	}
 	if p.sound += n; p.sound >= 4*p.needed {
 		p.needed, p.sound = max(p.needed/2, quickRuns), 0
@@ -310,7 +335,7 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 // would hold up other keys again and again.
 func (p *pace) stoodStill(hash uint64) {
 	p.markSlow(hash)
-	p.length, p.quick = 1, 0
+	p.length, p.quick, p.swift = 1, 0, 0
 	p.needed, p.sound = min(2*p.needed, mostQuick), 0
 }
 
@@ -352,6 +377,9 @@ func (p *pace) markQuick(hash uint64) {
 		p.nslow--
 	}
 }
+
+// forgetKeys forgets which keys are slow: those of streams that have ended.
+func (p *pace) forgetKeys() { p.slow, p.nslow = nil, 0 }
 
 // slowInto adds the slow keys to busy. It reports whether there was room for them.
 func (p *pace) slowInto(busy *busyKeys) bool {

@@ -11,7 +11,7 @@ import (
 // and ends. Everything reaches it by one typed channel: a stream has mail, a run is back, or a request. (A select of a
 // channel for each took 400 ns a wait.) It never waits for anybody else: user code runs in workers, and a worker always
 // has room for the run that it is given. So nothing that a caller's code does can stop it, and who sends to it is never
-// stuck.
+// stuck. Its goroutine is that of a worker, which runs quick messages itself between two of the shard's steps: see lead.
 //
 // Shards belong to a Receiver and exist while streams do.
 //
@@ -80,23 +80,24 @@ const (
 func startShard[T any](r *Receiver[T]) *shard[T] {
 	sh := &shard[T]{
 		r: r, epoch: time.Now(), processors: runtime.GOMAXPROCS(0), events: make(chan event[T], eventsLength),
-		pace: newPace(), slots: slots{p: r.gate.pressure},
+		pace: r.pace, slots: slots{p: r.gate.pressure},
 	}
-	sh.crew.sh, sh.mailRuns = sh, mailRuns[T]{sh}
+	sh.crew.sh, sh.crew.lead.sh, sh.mailRuns = sh, sh, mailRuns[T]{sh}
 	sh.owedFrom = unset
 	sh.batches = newBatches(sh, r.batching)
 	sh.alarm.fire = sh.rings
-	go sh.run()
+	go (&worker[T]{sh: sh, leads: true}).work()
 	return sh
 }
 
 // clock is the time of all that is due, and of the workers' measurements. A stream has another, which begins with it.
 func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
 
-// run does one thing after the other until there are no users any more. What has come is heeded first, since it settles
-// messages and gives turns: then a run is filled with all that may run by now. Only a shard that has nothing to heed and
-// nothing to send looks into mailboxes for what can't run yet, and only then does it sleep.
-func (sh *shard[T]) run() {
+// next does one thing after the other until there is a run for the shard's own goroutine, which it returns, or until there
+// are no users any more, when it returns nil. What has come is heeded first, since it settles messages and gives turns: then
+// a run is filled with all that may run by now. Only a shard that has nothing to heed and nothing to send looks into
+// mailboxes for what can't run yet, and only then does it sleep.
+func (sh *shard[T]) next() *run[T] {
 	for !sh.over {
 		if sh.poll() {
 			continue
@@ -105,6 +106,9 @@ func (sh *shard[T]) run() {
 			sh.catchUp()
 		}
 		if sh.dispatch() {
+			if r := sh.crew.lead.run; r != nil {
+				return r
+			}
 			continue
 		}
 		// To yield once here spares a lone message 0.3 µs: its worker often is back before the shard would have slept, and
@@ -127,8 +131,23 @@ func (sh *shard[T]) run() {
 	}
 	sh.slots.trim(0)
 	sh.alarm.stop()
+	sh.crew.lead.stop()
 	sh.free.empty(&sh.r.messages)
 	sh.crew.end()
+	return nil
+}
+
+// takeOver makes the calling goroutine the shard's. The one that led runs r, which stands still: what is behind its message is
+// recalled, and it gives the run back when it is done with that, like any worker.
+func (sh *shard[T]) takeOver(r *run[T]) {
+	at := r.at.Load()
+	sh.settleUpTo(r, at)
+	sh.pace.stoodStill(sh.hashAt(r, at))
+	if r.kind == runMail || len(r.list) > 1 {
+		sh.runs.forget(r)
+		sh.recall(r)
+	}
+	(&worker[T]{sh: sh, leads: true}).work()
 }
 
 // heed does what e asks for. An event that asks for nothing only wakes the shard: from a turn that was handed over, or from
@@ -222,6 +241,11 @@ func (sh *shard[T]) wakeOwed() {
 // one more round of the loop. The time to look is kept while long runs are out, so that a shard that wakes up more often
 // than that does not put the look off each time.
 func (sh *shard[T]) arm() {
+	hoards := sh.hoards()
+	if len(sh.runs.long) == 0 && len(sh.backoff.waits) == 0 && sh.batches == nil && (!hoards || sh.alarm.isSet()) {
+		sh.lookAt = 0
+		return // to look at the clock takes longer than many a message
+	}
 	now := sh.clock()
 	first, any := time.Duration(0), false
 	consider := func(at time.Duration, ok bool) {
@@ -236,7 +260,7 @@ func (sh *shard[T]) arm() {
 	}
 	consider(sh.lookAt, sh.lookAt > 0)
 	consider(sh.backoff.next())
-	consider(sh.crew.next(now))
+	consider(sh.crew.next(now), hoards)
 	if b := sh.batches; b != nil {
 		consider(b.due, b.forming != nil && b.due > now) // once it is due it lacks a slot
 	}
@@ -271,16 +295,19 @@ func (sh *shard[T]) doDue() {
 	if sh.lookAt > 0 && now >= sh.lookAt {
 		sh.lookAt = 0
 	}
-	if at, ok := sh.crew.next(now); ok && now >= at {
+	if sh.hoards() && now >= sh.crew.next(now) {
 		sh.crew.trim()
-		if sh.runs.out == 0 && sh.nready == 0 {
-			sh.free.empty(&sh.r.messages) // a burst leaves nothing behind
-			sh.runs.spare = nil
-			if sh.batches != nil {
-				sh.batches.spare = nil
-			}
+		sh.free.empty(&sh.r.messages) // a burst leaves nothing behind
+		sh.runs.spare = nil
+		if sh.batches != nil {
+			sh.batches.spare = nil
 		}
 	}
+}
+
+// hoards reports whether sh keeps workers or memory for what may come.
+func (sh *shard[T]) hoards() bool {
+	return len(sh.crew.idle) > 0 || sh.free.some() || len(sh.runs.spare) > 0
 }
 
 // attend is told that s has mail, or that its state has changed. Whatever may let messages of s go on calls it: an event,
@@ -496,6 +523,9 @@ func (a *alarm) set(now, at time.Duration) {
 		a.timer.Reset(d)
 	}
 }
+
+// isSet reports whether fire will be called.
+func (a *alarm) isSet() bool { return a.at > 0 && !a.fired.Load() }
 
 // rang is told that it has fired. The shard may call it for a timer that is still running, when it does early what is due:
 // it then is set again, for what is due next.

@@ -1144,3 +1144,48 @@ func TestAttemptContextOfAnEarlierDeadlineHasThat(t *testing.T) {
 		t.Errorf("Deadline() = %v, %v, want %v", at, ok, want)
 	}
 }
+
+func TestPaceSaysWhatAShardRunsItself(t *testing.T) {
+	quick := func(p *pace) { p.observe(quickRuns, quickRuns*swiftTime/2, 0, false, false) }
+	for name, c := range map[string]struct {
+		told  func(*pace)
+		n     int32
+		waits bool
+		want  bool
+	}{
+		"nothing is known":                    {func(*pace) {}, 1, false, false},
+		"messages are quick":                  {quick, 128, true, true},
+		"too few were":                        {func(p *pace) { p.observe(quickRuns-1, swiftTime, 0, false, false) }, 1, false, false},
+		"the clock stands still":              {func(p *pace) { p.observe(quickRuns, 0, 0, false, false) }, 1, false, false},
+		"one was slow":                        {func(p *pace) { quick(p); p.observe(2, 2*stillTime, 0, false, false); p.each = 0 }, 1, false, false},
+		"one stood still":                     {func(p *pace) { quick(p); p.stoodStill(7) }, 1, false, false},
+		"one was slow, alone":                 {func(p *pace) { quick(p); p.observe(1, time.Second, 7, true, false) }, 1, false, true},
+		"a microsecond each, few":             {func(p *pace) { p.each = time.Microsecond; p.swift = quickRuns }, 4, false, true},
+		"a microsecond each, many":            {func(p *pace) { p.each = time.Microsecond; p.swift = quickRuns }, 5, false, false},
+		"a microsecond each, and others wait": {func(p *pace) { p.each = time.Microsecond; p.swift = quickRuns }, 1, true, false},
+	} {
+		p := newPace()
+		c.told(&p)
+		if got := p.own(c.n, c.waits); got != c.want {
+			t.Errorf("%s: own(%d, %v) = %v", name, c.n, c.waits, got)
+		}
+	}
+	p := newPace()
+	p.markSlow(7)
+	if p.forgetKeys(); p.isSlow(7) {
+		t.Error("a key is slow after its stream has ended")
+	}
+}
+
+func TestLeadIsLentForATermOfItsOwn(t *testing.T) {
+	var l lead[int]
+	l.armed.Store(true)
+	first := l.lend(5)
+	if !l.keep(first) || l.keep(first) {
+		t.Error("the lead is kept twice, or not at all")
+	}
+	if second := l.lend(5); second == first || l.keep(first) || !l.keep(second) {
+		t.Errorf("term %d is kept by who was lent %d", second, first)
+	}
+	l.stop()
+}

@@ -265,7 +265,9 @@ func (l *stressRound) run() error {
 				case <-over:
 					return
 				case <-time.After(every):
-					flow.SetRunLength(f, 1<<(mode%8))
+					if flow.SetRunLength(f, 1<<(mode%8)); mode%3 == 0 {
+						flow.SetOwnRuns(f)
+					}
 				}
 			}
 		}()

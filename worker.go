@@ -1,6 +1,8 @@
 package flow
 
 import (
+	"math"
+	"sync/atomic"
 	"time"
 )
 
@@ -10,11 +12,15 @@ import (
 // While it is idle it is its crew's; from give until its run is back, all of it is its own. What it needs to go on after a
 // crash is kept in it and in its run, not on its stack: the run's next says which message is at hand, and that message's
 // step what was being done with it.
+//
+// One of a shard's workers leads: its goroutine is the shard's, and runs what is quick itself (see lead).
 type worker[T any] struct {
 	sh      *shard[T]
-	runs    chan *run[T]
+	runs    chan *run[T]  // nil while it leads
 	run     *run[T]       // the one at hand
 	claimed bool          // its message next is this worker's
+	leads   bool          // or did when it was given the run at hand
+	term    int64         // of that run, if it leads: see lead
 	began   time.Duration // when its first message was claimed
 	slab    contextSlab   // of its attempts' contexts
 }
@@ -28,20 +34,59 @@ type worker[T any] struct {
 func (w *worker[T]) work() {
 	normal := false
 	defer func() {
-		if !normal {
+		if !normal && w.run != nil { // otherwise it is a bug of the shard, whose panic goes on
 			w.crashed(errGoexit)
 			go w.work()
 		}
 	}()
+	if w.leads && w.goLead() {
+		w.giveBack()
+	}
 	for w.run != nil {
-		for crash := w.serve(); crash != nil; crash = w.serve() {
-			w.crashed(crash)
-		}
-		r := w.run
-		w.sh.events <- event[T]{back: r}
-		w.run = <-w.runs
+		w.serveAll()
+		w.giveBack()
 	}
 	normal = true
+}
+
+// giveBack gives the run at hand back and waits for the next one.
+func (w *worker[T]) giveBack() {
+	r := w.run
+	w.run = nil
+	w.sh.events <- event[T]{back: r}
+	w.run = <-w.runs
+}
+
+// goLead runs the shard, and what it has for its own goroutine, until the shard has ended, or until another goroutine has taken
+// over the lead because that stood still. It reports whether that is so: then the run at hand, which is done by now, is to be
+// given back like any worker's.
+func (w *worker[T]) goLead() (lost bool) {
+	sh := w.sh
+	for {
+		if w.run == nil {
+			if w.run = sh.next(); w.run == nil {
+				w.leads = false
+				return false
+			}
+			w.claimed, w.began = true, sh.clock()
+			w.run.at.Store(0) // before others may take over, and recall it
+			w.term = sh.crew.lead.lend(w.began)
+		}
+		w.serveAll()
+		if !sh.crew.lead.keep(w.term) {
+			w.leads, w.runs, w.run.worker = false, make(chan *run[T], 1), w
+			return true
+		}
+		w.run = nil
+		sh.runBack(sh.crew.lead.take())
+	}
+}
+
+// serveAll is serve until the run at hand is done, however often the caller's code panics.
+func (w *worker[T]) serveAll() {
+	for crash := w.serve(); crash != nil; crash = w.serve() {
+		w.crashed(crash)
+	}
 }
 
 // serve brings the messages of the run at hand to their end, one after the other, until there are none left, the shard has
@@ -287,6 +332,81 @@ func (w *worker[T]) failed(m *message[T], err error) {
 	m.retryUnlessOver(again, delay)
 }
 
+// lead is the right to be a shard's goroutine. The worker that has it runs the shard, and what is quick itself: a message then
+// crosses no channel between the two, and stays in the caches of one processor. Windows of a few messages took less than half
+// the processor time by that. Leaders and followers is what the pattern is called; Go's scheduler does the same with the
+// processor of a goroutine that is in a system call.
+//
+// While the leader runs messages it has lent the lead: a timer sees to it that another goroutine takes it if they take long.
+// So a handler that was quick and suddenly blocks holds up its shard for a millisecond or two, once: the run is recalled, and
+// messages must prove again that they are quick.
+//
+//	leader                                      timer
+//	term = lend: Store(since), if !armed: set   armed = false; t = Load(since): long ago?
+//	keep: CAS(since, term → 0)                  CAS(since, t → 0), then it leads
+//
+// No term is used twice, so that a leader that has lost the lead never takes the term of another for its own. All but since and
+// armed is the leader's.
+type lead[T any] struct {
+	sh    *shard[T]
+	run   *run[T]      // the leader's own, from runOwn until it is back or somebody else has taken over
+	last  int64        // term
+	since atomic.Int64 // the term for which the lead is lent, about the time at which that began; 0: it is not lent
+	armed atomic.Bool  // the timer will fire, and look
+	timer *time.Timer
+}
+
+// leadTime is how long the lead may be lent at least before another goroutine takes it: twice what a run takes.
+const leadTime = 2 * runTime
+
+// lend lends the lead, at the time now, until keep. Once since is stored, all else of l may be another's: term was read from
+// last after that once, and two goroutines led.
+func (l *lead[T]) lend(now time.Duration) (term int64) {
+	term = max(l.last+1, int64(now))
+	l.last = term
+	if l.timer == nil {
+		l.timer = time.AfterFunc(math.MaxInt64, l.look)
+	}
+	timer := l.timer
+	l.since.Store(term)
+	if !l.armed.Load() {
+		l.armed.Store(true)
+		timer.Reset(lookTime)
+	}
+	return term
+}
+
+// keep ends what lend began. It reports whether the caller still leads.
+func (l *lead[T]) keep(term int64) bool { return l.since.CompareAndSwap(term, 0) }
+
+func (l *lead[T]) stop() {
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+}
+
+// take returns the leader's own run, which it has no more.
+func (l *lead[T]) take() *run[T] {
+	r := l.run
+	l.run = nil
+	return r
+}
+
+// look takes the lead over if it has been lent for long. It is the timer's. The timer goes on for as long as it finds the
+// lead lent, and is set again when it is lent the next time: an idle shard has none.
+func (l *lead[T]) look() {
+	l.armed.Store(false) // before it looks: a term that begins after that sets it again
+	term := l.since.Load()
+	switch {
+	case term == 0:
+	case int64(l.sh.clock())-term < int64(leadTime):
+		l.armed.Store(true)
+		l.timer.Reset(lookTime)
+	case l.since.CompareAndSwap(term, 0):
+		l.sh.takeOver(l.take())
+	}
+}
+
 // idleTime is how long a worker that has nothing to do stays. To end it at once would start a goroutine for each message
 // that comes alone; to keep it for good would leave the stacks of all that a burst of slow messages has taken.
 const idleTime = 100 * time.Millisecond
@@ -297,6 +417,7 @@ const idleTime = 100 * time.Millisecond
 // not needed.
 type crew[T any] struct {
 	sh       *shard[T]
+	lead     lead[T]
 	idle     []*worker[T] // the last is the next to work
 	unneeded int          // the fewest that were idle since idleFrom
 	idleFrom time.Duration
@@ -323,19 +444,20 @@ func (c *crew[T]) give(r *run[T]) {
 
 // back takes back a worker that has nothing to do. Its goroutine may still be on its way from the send of the event to the
 // receive of the next run.
-func (c *crew[T]) back(w *worker[T]) { c.idle = append(c.idle, w) }
-
-// next returns when to trim next; ok is false if there is nothing to trim. The shard asks whenever it arms its
-// alarm, and the time that a worker may be idle counts from the first time it asks after a trim. From then on give keeps the
-// fewest that were idle, so that a crew that is busy now and then keeps as many workers as it needs.
-func (c *crew[T]) next(now time.Duration) (at time.Duration, ok bool) {
-	if len(c.idle) == 0 {
-		return 0, false
+func (c *crew[T]) back(w *worker[T]) {
+	if w != nil { // otherwise it is the leader
+		c.idle = append(c.idle, w)
 	}
+}
+
+// next returns when to trim next. The shard asks whenever it arms its alarm, and the time that a worker may be idle counts
+// from the first time it asks after a trim. From then on give keeps the fewest that were idle, so that a crew that is busy now
+// and then keeps as many workers as it needs.
+func (c *crew[T]) next(now time.Duration) (at time.Duration) {
 	if c.idleFrom == 0 {
 		c.idleFrom, c.unneeded = now, len(c.idle)
 	}
-	return c.idleFrom + idleTime, true
+	return c.idleFrom + idleTime
 }
 
 // trim ends the workers that were idle all the time since the last trim. Their goroutines end when they receive nil from the

@@ -30,7 +30,7 @@ var runBugs = []mutant{
 		"run.go", `	p.markSlow(hash)
 	p.length, p.quick`, "	p.length, p.quick"),
 	bug("runs stay long though one stood still", "Pace",
-		"run.go", "	p.length, p.quick = 1, 0\n", ""),
+		"run.go", "	p.length, p.quick, p.swift = 1, 0, 0\n", ""),
 	bug("runs are long again as soon after the tenth that stood still as after the first", "Pace",
 		"run.go", "min(2*p.needed, mostQuick)", "quickRuns"),
 	bug("a run that goes on ever so slowly is never recalled", "LongRunThat|RunStands",
@@ -75,4 +75,22 @@ var runBugs = []mutant{
 	return false`, `		return b.list[i] == hash
 	}
 	return false`),
+	bug("a message that stands still on its shard's goroutine stops the shard", "OnItsShardsGoroutine",
+		"worker.go", "	case l.since.CompareAndSwap(term, 0):\n", "	case term < 0:\n"),
+	bug("what is behind a message that stands still on its shard's goroutine waits for it", "OnItsShardsGoroutine",
+		"shard.go", "	if r.kind == runMail || len(r.list) > 1 {\n", "	if r == nil {\n"),
+	bug("two goroutines lead after one was replaced", "OnItsShardsGoroutine",
+		"worker.go", "return l.since.CompareAndSwap(term, 0)", "return l.since.CompareAndSwap(term, 0) || true"),
+	bug("a timer that has looked in vain looks no more", "OnItsShardsGoroutine",
+		"worker.go", "		l.armed.Store(true)\n		l.timer.Reset(lookTime)\n	case l.since", "	case l.since"),
+	bug("two terms of a lead are the same", "LeadIsLent",
+		"worker.go", "max(l.last+1, int64(now))", "int64(now)"),
+	bug("a shard runs itself what was slow a moment ago", "PaceSays",
+		"run.go", "		p.swift = 0\n	}", "	}"),
+	bug("a clock that stands still makes messages quick", "PaceSays",
+		"run.go", "	case took == 0:", "	case took < 0:"),
+	bug("a shard keeps from workers what could run meanwhile", "PaceSays",
+		"run.go", "!waits && time", "time"),
+	bug("slow keys of streams that have ended are remembered", "PaceSays",
+		"run.go", "{ p.slow, p.nslow = nil, 0 }", "{}"),
 }
