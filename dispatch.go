@@ -360,7 +360,8 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	}
 	p := sh.r.gate.pressure
 	for sh.nready > 0 || sh.hasMail() {
-		length, swift := sh.pace.length, sh.pace.isSwift()
+		length := sh.pace.length
+		swift := sh.pace.isSwift() && (sh.processors <= 2 || sh.turns.len()+sh.mail.len() <= 1)
 		if swift {
 			length = maxRun
 		}
@@ -375,7 +376,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 				sh.touch(s) // it may be able to do with less memory now
 				continue
 			}
-			own = sh.pace.own(b.fetched(maxMail), sh.mail.len() > 1)
+			own = sh.pace.own(b.fetched(maxMail), sh.mail.len() > 1, sh.processors)
 			direct = own || length == maxRun
 		}
 		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
@@ -440,7 +441,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			}
 		}
 		sent = true
-		if !r.alone && sh.pace.own(r.len(), r.more) {
+		if !r.alone && sh.pace.own(r.len(), r.more, sh.processors) {
 			sh.runOwn(r)
 			break
 		}
@@ -560,7 +561,11 @@ func (sh *shard[T]) runBack(r *run[T]) {
 			sh.runs.forget(r)
 		}
 		if !r.recalled {
-			sh.pace.observe(r.len(), r.took, r.list[0].hash, r.alone, r.more)
+			n := k // that have run
+			if k < r.end && r.list[k].step == stepBackoff {
+				n++
+			}
+			sh.pace.observe(max(1, n), r.took, r.list[0].hash, r.alone, r.more)
 		}
 		// This comes before settle, so that what stands behind a finished message is still behind it in its lane, and waits:
 		// its turn comes by settle, and turnCame sees whether its key has been skipped just now. The worker has stopped at a

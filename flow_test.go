@@ -1094,7 +1094,7 @@ func TestHandlerOnItsShardsGoroutineMayAskForStats(t *testing.T) {
 		if _, err := s.Wait(); err != nil || inFlight != 1 {
 			t.Errorf("%d in flight; Wait() = %v", inFlight, err)
 		}
-		if took := time.Since(start); took > time.Millisecond {
+		if took := time.Since(start); took > 0 { // it need not stand still first
 			t.Errorf("it took %v", took)
 		}
 	})

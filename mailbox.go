@@ -278,7 +278,12 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	m := x.last
 	if !r.recalled {
 		sh.runs.forget(r)
-		sh.pace.observe(max(1, r.next), r.took, 0, false, false)
+		switch {
+		case x.err != nil:
+			sh.pace.observe(r.next+1, r.took, 0, false, false)
+		case r.next > 0: // otherwise no handler has run
+			sh.pace.observe(r.next, r.took, 0, false, false)
+		}
 		sh.settleMail(r, r.next)
 		b.mailRun = nil
 		switch {

@@ -112,8 +112,7 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 		return false
 	}
 	r.shards[slices.Index(r.shards, sh)] = nil
-	r.pace = sh.pace
-	r.pace.forgetKeys()
+	r.pace = sh.pace.next()
 	return true
 }
 
@@ -145,6 +144,7 @@ func (r *Receiver[T]) inspect(sh *shard[T], streams []*stream[T], look func()) {
 		close(seen)
 		sh.over = r.leave(sh)
 	}}
+	sh.crew.lead.demand()
 	<-seen
 }
 

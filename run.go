@@ -288,9 +288,30 @@ const (
 // isSwift reports whether messages take less time than it would take to hand them to a worker one by one.
 func (p *pace) isSwift() bool { return p.swift >= p.needed && p.each <= swiftTime }
 
-// own reports whether a run of n messages is one for the shard's own goroutine. waits says that others could run meanwhile.
-func (p *pace) own(n int32, waits bool) bool {
-	return p.swift >= p.needed && (p.each <= swiftTime || !waits && time.Duration(n)*p.each <= swiftRun)
+// own reports whether a run of n messages is one for the shard's own goroutine. waits says that others could run meanwhile, on
+// one of so many processors.
+func (p *pace) own(n int32, waits bool, processors int) bool {
+	small := time.Duration(n)*p.each <= swiftRun
+	switch {
+	case p.swift < p.needed:
+		return false
+	case p.each <= swiftTime:
+		return small || !waits || processors <= 2
+	}
+	return small && !waits
+}
+
+// heldUp is told that a run of n messages took so long on the shard's own goroutine. A message that stood still there has held
+// up all of the shard: the next time it takes twice as many quick messages until the shard runs any itself.
+func (p *pace) heldUp(n int32, took time.Duration) {
+	if took > 2*stillTime+time.Duration(n)*swiftTime {
+		p.hesitate()
+	}
+}
+
+// hesitate has the next long or own runs come later.
+func (p *pace) hesitate() {
+	p.swift, p.sound, p.needed = 0, 0, min(2*p.needed, mostQuick)
 }
 
 // observe is told of a run of n messages that took so long. alone says that it was of a key known to be slow, hash is
@@ -304,7 +325,7 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 	}
 	if n == 1 && took > 2*stillTime {
 		p.markSlow(hash)
-		p.quick, p.swift = 0, 0
+		p.quick, p.swift, p.sound = 0, 0, 0
 		return
 	}
 	p.each += (took/time.Duration(n) - p.each) / 4
@@ -335,8 +356,8 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 // would hold up other keys again and again.
 func (p *pace) stoodStill(hash uint64) {
 	p.markSlow(hash)
-	p.length, p.quick, p.swift = 1, 0, 0
-	p.needed, p.sound = min(2*p.needed, mostQuick), 0
+	p.length, p.quick = 1, 0
+	p.hesitate()
 }
 
 // most returns how many long runs may be out at once. While even the longest are quick, one worker keeps up with the
@@ -378,8 +399,18 @@ func (p *pace) markQuick(hash uint64) {
 	}
 }
 
-// forgetKeys forgets which keys are slow: those of streams that have ended.
-func (p *pace) forgetKeys() { p.slow, p.nslow = nil, 0 }
+// next returns the pace with which another shard begins. If a key is known to be slow, nothing is taken for quick there: which
+// keys are, is not handed on, since those of streams that have ended may never come again.
+func (p *pace) next() pace {
+	if p.nslow == 0 {
+		n := *p
+		n.slow = nil
+		return n
+	}
+	n := newPace()
+	n.needed = p.needed
+	return n
+}
 
 // slowInto adds the slow keys to busy. It reports whether there was room for them.
 func (p *pace) slowInto(busy *busyKeys) bool {

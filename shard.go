@@ -15,7 +15,8 @@ import (
 //
 // Shards belong to a Receiver and exist while streams do.
 //
-// All methods run in its goroutine but for startShard, rings, which runs in the timer's, and handOver. So each of them may
+// All methods run in its goroutine but for startShard, rings, which runs in the timer's, and handOver. Which goroutine that is
+// may change while it runs messages of the caller's, but not within a method. So each of them may
 // look at all of a stream's backlog, none may call the caller's code, and none may send to events, since a shard whose
 // channel is full would wait for itself.
 //
@@ -137,17 +138,29 @@ func (sh *shard[T]) next() *run[T] {
 	return nil
 }
 
-// takeOver makes the calling goroutine the shard's. The one that led runs r, which stands still: what is behind its message is
-// recalled, and it gives the run back when it is done with that, like any worker.
-func (sh *shard[T]) takeOver(r *run[T]) {
-	at := r.at.Load()
-	sh.settleUpTo(r, at)
-	sh.pace.stoodStill(sh.hashAt(r, at))
-	if r.kind == runMail || len(r.list) > 1 {
-		sh.runs.forget(r)
-		sh.recall(r)
+// takeOver makes the calling goroutine the shard's. The one that led runs r, and gives it back when it is done, like any
+// worker. If it stands still, what is behind its message is recalled, and long runs of others are looked at.
+func (sh *shard[T]) takeOver(r *run[T], stands bool) {
+	if stands {
+		at := r.at.Load()
+		sh.settleUpTo(r, at)
+		sh.pace.stoodStill(sh.hashAt(r, at))
+		if r.kind == runMail || len(r.list) > 1 {
+			sh.runs.forget(r)
+			sh.recall(r)
+		}
+		sh.recallStuck()
 	}
 	(&worker[T]{sh: sh, leads: true}).work()
+}
+
+// lookAgain has the shard do, before its next dispatch, what it does before it sleeps, if it has run messages itself for so long
+// that it might not have. Long runs are looked at by that.
+func (sh *shard[T]) lookAgain(now time.Duration) {
+	if l := &sh.crew.lead; now >= l.again {
+		l.again = now + lookTime
+		sh.blind = lookRuns
+	}
 }
 
 // heed does what e asks for. An event that asks for nothing only wakes the shard: from a turn that was handed over, or from
@@ -242,7 +255,8 @@ func (sh *shard[T]) wakeOwed() {
 // than that does not put the look off each time.
 func (sh *shard[T]) arm() {
 	hoards := sh.hoards()
-	if len(sh.runs.long) == 0 && len(sh.backoff.waits) == 0 && sh.batches == nil && (!hoards || sh.alarm.isSet()) {
+	settled := !hoards || sh.crew.idleFrom > 0 && sh.alarm.isSet(sh.crew.idleFrom+idleTime)
+	if len(sh.runs.long) == 0 && len(sh.backoff.waits) == 0 && sh.batches == nil && settled {
 		sh.lookAt = 0
 		return // to look at the clock takes longer than many a message
 	}
@@ -260,7 +274,9 @@ func (sh *shard[T]) arm() {
 	}
 	consider(sh.lookAt, sh.lookAt > 0)
 	consider(sh.backoff.next())
-	consider(sh.crew.next(now), hoards)
+	if hoards {
+		consider(sh.crew.next(now), true)
+	}
 	if b := sh.batches; b != nil {
 		consider(b.due, b.forming != nil && b.due > now) // once it is due it lacks a slot
 	}
@@ -524,8 +540,8 @@ func (a *alarm) set(now, at time.Duration) {
 	}
 }
 
-// isSet reports whether fire will be called.
-func (a *alarm) isSet() bool { return a.at > 0 && !a.fired.Load() }
+// isSet reports whether fire will be called at the time by, or before.
+func (a *alarm) isSet(by time.Duration) bool { return a.at > 0 && a.at <= by && !a.fired.Load() }
 
 // rang is told that it has fired. The shard may call it for a timer that is still running, when it does early what is due:
 // it then is set again, for what is due next.

@@ -1166,14 +1166,87 @@ func TestPaceSaysWhatAShardRunsItself(t *testing.T) {
 	} {
 		p := newPace()
 		c.told(&p)
-		if got := p.own(c.n, c.waits); got != c.want {
+		if got := p.own(c.n, c.waits, 2); got != c.want {
 			t.Errorf("%s: own(%d, %v) = %v", name, c.n, c.waits, got)
 		}
 	}
 	p := newPace()
+	if quick(&p); !p.own(256, true, 2) || p.own(256, true, 4) || !p.own(256, false, 4) || !p.own(16, true, 4) {
+		t.Error("on four processors others that wait run beside long runs, and only there")
+	}
+}
+
+func TestPaceHesitatesMoreEachTimeThatAShardWasHeldUp(t *testing.T) {
+	p := newPace()
+	for _, want := range []int32{2 * quickRuns, 4 * quickRuns} {
+		p.observe(p.needed, time.Microsecond, 0, false, false)
+		p.heldUp(p.needed, 2*stillTime)
+		if !p.own(1, false, 2) {
+			t.Error("a run that took no longer than it may was one too long")
+		}
+		p.heldUp(1, 3*stillTime)
+		p.observe(1, 3*stillTime, 0, false, false)
+		if p.needed != want || p.own(1, false, 2) {
+			t.Errorf("%d quick messages are needed, want %d", p.needed, want)
+		}
+	}
+}
+
+// The timer comes only now and then: a message that has stood still and is done before it does was once forgotten, and sixteen
+// quick ones later the next could hold up its shard.
+func TestShardThatWasHeldUpHesitatesThoughTheTimerHasNotSeenIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := mustNewInside(t, func(_ context.Context, m Message[string]) error {
+			time.Sleep(lookTime - 1)
+			return nil
+		}, nil, Options{})
+		values := make(chan string)
+		s := f.Start(t.Context(), func() (string, error) {
+			v, ok := <-values
+			if !ok {
+				return "", io.EOF
+			}
+			return v, nil
+		})
+		synctest.Wait()
+		SetOwnRuns(f)
+		synctest.Wait()
+		values <- "slow"
+		time.Sleep(time.Second)
+		f.receiver.mu.Lock()
+		i := slices.IndexFunc(f.receiver.shards, func(sh *shard[string]) bool { return sh != nil })
+		sh := f.receiver.shards[i]
+		f.receiver.mu.Unlock()
+		onShard(sh, func(sh *shard[string]) {
+			if p := &sh.pace; p.needed != 2*quickRuns || p.swift > 0 {
+				t.Errorf("%d quick messages are needed, and there were %d", p.needed, p.swift)
+			}
+			sh.blind = 0
+			sh.lookAgain(sh.clock())
+			again := sh.blind
+			sh.blind = 0
+			sh.lookAgain(sh.clock())
+			if again != lookRuns || sh.blind != 0 {
+				t.Errorf("a shard that is never idle looks at long runs after %d and %d more", lookRuns-again, lookRuns-sh.blind)
+			}
+		})
+		close(values)
+		if _, err := s.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestPaceIsHandedOnUnlessAKeyIsSlow(t *testing.T) {
+	p := newPace()
+	p.observe(quickRuns, time.Microsecond, 0, false, false)
+	if next := p.next(); !next.own(1, false, 2) {
+		t.Error("the next shard must find out again that messages are quick")
+	}
+	p.needed *= 2
 	p.markSlow(7)
-	if p.forgetKeys(); p.isSlow(7) {
-		t.Error("a key is slow after its stream has ended")
+	if next := p.next(); next.isSlow(7) || next.nslow != 0 || next.own(1, false, 2) || next.length != 1 || next.needed != p.needed {
+		t.Errorf("the next shard begins with %+v", next)
 	}
 }
 
@@ -1188,4 +1261,51 @@ func TestLeadIsLentForATermOfItsOwn(t *testing.T) {
 		t.Errorf("term %d is kept by who was lent %d", second, first)
 	}
 	l.stop()
+}
+
+// The alarm stays where it is when what it was set for is gone. That must not keep what comes earlier from being done.
+func TestWorkersAndMemoryAreGivenBackAlthoughTheAlarmIsSetForLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := mustNewInside(t, func(_ context.Context, m Message[string]) error {
+			if m.Value == "late" {
+				return errors.New("no")
+			}
+			time.Sleep(time.Microsecond)
+			return nil
+		}, func(s string) string { return s }, Options{
+			Ordering: OrderingOptions{Mode: OrderingKeyedFIFO},
+			Retry:    RetryOptions{MaxAttempts: 2, Backoff: time.Hour, MaxBackoff: time.Hour},
+		})
+		f.receiver.shards = f.receiver.shards[:1]
+		start := func(first string) (chan string, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(t.Context())
+			values := make(chan string, 1)
+			values <- first
+			f.Start(ctx, func() (string, error) {
+				select {
+				case v := <-values:
+					return v, nil
+				case <-ctx.Done():
+					return "", ctx.Err()
+				}
+			})
+			return values, cancel
+		}
+		_, endLate := start("late")
+		values, end := start("a")
+		defer end()
+		time.Sleep(time.Second)
+		endLate()
+		time.Sleep(time.Second)
+		values <- "b"
+		time.Sleep(time.Second)
+		f.receiver.mu.Lock()
+		sh := f.receiver.shards[0]
+		f.receiver.mu.Unlock()
+		onShard(sh, func(sh *shard[string]) {
+			if len(sh.crew.idle) > 0 || sh.hoards() {
+				t.Errorf("%d workers are idle after a second, and memory is kept: %v", len(sh.crew.idle), sh.hoards())
+			}
+		})
+	})
 }

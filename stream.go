@@ -343,6 +343,7 @@ func ask[T, R any](s *stream[T], f func() R) R {
 	reply := make(chan R, 1)
 	select {
 	case sh.events <- event[T]{do: func() { reply <- f() }}:
+		sh.crew.lead.demand()
 		select {
 		case v := <-reply:
 			return v

@@ -70,6 +70,7 @@ func (w *worker[T]) goLead() (lost bool) {
 			}
 			w.claimed, w.began = true, sh.clock()
 			w.run.at.Store(0) // before others may take over, and recall it
+			sh.lookAgain(w.began)
 			w.term = sh.crew.lead.lend(w.began)
 		}
 		w.serveAll()
@@ -78,7 +79,9 @@ func (w *worker[T]) goLead() (lost bool) {
 			return true
 		}
 		w.run = nil
-		sh.runBack(sh.crew.lead.take())
+		r := sh.crew.lead.take()
+		sh.pace.heldUp(max(1, r.next), r.took)
+		sh.runBack(r)
 	}
 }
 
@@ -349,10 +352,11 @@ func (w *worker[T]) failed(m *message[T], err error) {
 // armed is the leader's.
 type lead[T any] struct {
 	sh    *shard[T]
-	run   *run[T]      // the leader's own, from runOwn until it is back or somebody else has taken over
-	last  int64        // term
-	since atomic.Int64 // the term for which the lead is lent, about the time at which that began; 0: it is not lent
-	armed atomic.Bool  // the timer will fire, and look
+	run   *run[T]       // the leader's own, from runOwn until it is back or somebody else has taken over
+	last  int64         // term
+	again time.Duration // when the shard is to look at long runs, though it has never been idle
+	since atomic.Int64  // the term for which the lead is lent, about the time at which that began; 0: it is not lent
+	armed atomic.Bool   // the timer will fire, and look
 	timer *time.Timer
 }
 
@@ -403,7 +407,15 @@ func (l *lead[T]) look() {
 		l.armed.Store(true)
 		l.timer.Reset(lookTime)
 	case l.since.CompareAndSwap(term, 0):
-		l.sh.takeOver(l.take())
+		l.sh.takeOver(l.take(), true)
+	}
+}
+
+// demand has another goroutine take the lead over if it is lent. It is called by those who have asked the shard for something
+// and wait for the answer: one of them may be the handler that the leader runs.
+func (l *lead[T]) demand() {
+	if term := l.since.Load(); term != 0 && l.since.CompareAndSwap(term, 0) {
+		go l.sh.takeOver(l.take(), false)
 	}
 }
 
