@@ -247,9 +247,9 @@ func (e *Event) attrs() []slog.Attr {
 // emitter tells the Observer, if there is one, what happens in a stream. Its methods are called by workers and by the
 // goroutines of Run and the reader; the stream has them by embedding it.
 //
-// None is called by a shard, and none with a lock held: the Observer is the caller's code, which may be slow, panic, and
-// ask for Stats or Close the Flow. Of one message the events come in order, since it is at any moment in the hands of one
-// worker, and the channels between them hand it on.
+// None is called by a method of a shard, and none with a lock held: the Observer is the caller's code, which may be slow,
+// panic, and ask for Stats or Close the Flow. Of one message the events come in order, since it is at any moment in the
+// hands of one worker, and the channels between them hand it on.
 type emitter[T any] struct{ s *stream[T] }
 
 // emit tells the Observer what has happened to m. It costs nothing without one.

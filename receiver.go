@@ -117,9 +117,10 @@ func (r *Receiver[T]) leave(sh *shard[T]) (last bool) {
 }
 
 // inspect has sh call look, which may look at the streams, all of which are sh's, or have been until they were done. It
-// blocks until it has, which is for as long as sh needs for what it was told before: never for the caller's code, so a
-// handler or an Observer may ask for Stats. All streams of a shard are looked at in one event: one after the other they
-// would be seen at different moments, and the sum of what is in flight could exceed Capacity.
+// blocks until it has, which is for as long as sh needs for what it was told before: not for the caller's code, since a
+// goroutine that runs that is replaced as the shard's. So a handler or an Observer may ask for Stats. All streams of a
+// shard are looked at in one event: one after the other they would be seen at different moments, and the sum of what is in
+// flight could exceed Capacity.
 //
 // The request is a user of sh, so that the shard is still there to answer it. If the last user has left, its streams are
 // done, or will be in a moment, and what is done anybody may look at.

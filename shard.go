@@ -9,16 +9,16 @@ import (
 
 // shard is a goroutine that owns, without a lock, what its streams have under way: lanes, ready queues, retries, counts
 // and ends. Everything reaches it by one typed channel: a stream has mail, a run is back, or a request. (A select of a
-// channel for each took 400 ns a wait.) It never waits for anybody else: user code runs in workers, and a worker always
-// has room for the run that it is given. So nothing that a caller's code does can stop it, and who sends to it is never
-// stuck. Its goroutine is that of a worker, which runs quick messages itself between two of the shard's steps: see lead.
+// channel for each took 400 ns a wait.) It never waits for anybody else: the caller's code runs in workers, and a worker
+// always has room for the run that it is given. So nothing that the caller's code does can stop it, and who sends to it is
+// never stuck. Its goroutine is that of a worker, which runs quick messages itself between two of the shard's steps, and is
+// replaced if one of them stands still: see lead.
 //
 // Shards belong to a Receiver and exist while streams do.
 //
-// All methods run in its goroutine but for startShard, rings, which runs in the timer's, and handOver. Which goroutine that is
-// may change while it runs messages of the caller's, but not within a method. So each of them may
-// look at all of a stream's backlog, none may call the caller's code, and none may send to events, since a shard whose
-// channel is full would wait for itself.
+// All methods run in its goroutine but for startShard, rings, which runs in the timer's, and handOver. Which goroutine that
+// is may change between two of them, while it runs messages. So each of them may look at all of a stream's backlog, none
+// may call the caller's code, and none may send to events, since a shard whose channel is full would wait for itself.
 //
 // It ends with its last user: a stream, a request that counts as one, or a wait for a slot. over is set where the last user
 // leaves, and is the shard's alone. No request is left without an answer: it is a user itself, or its caller waits for the

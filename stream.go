@@ -217,7 +217,7 @@ func (s *stream[T]) failure(entered bool) *Failure {
 	})
 }
 
-// fail ends the stream with f unless it has failed before. It may be called from everywhere but the shard. A shard must not,
+// fail ends the stream with f unless it has failed before. It may be called from everywhere but a method of the shard,
 // since to tell itself it would wait for room in its own channel: see shard.skip. It waits for nothing else. The first
 // failure is the reason; all others are lost, since they mostly follow from it.
 func (s *stream[T]) fail(f *Failure) {
@@ -228,8 +228,8 @@ func (s *stream[T]) fail(f *Failure) {
 	}
 }
 
-// tell has the shard look at s. It waits while the channel is full, which ends soon: a shard never waits for anybody else.
-// It is called after what the shard is to see has been stored.
+// tell has the shard look at s. It waits while the channel is full, which ends soon: a shard never waits for anybody else, and
+// one that runs a message which waits here itself is taken over. It is called after what the shard is to see has been stored.
 //
 // Selects of two or three channels, here and where readers waited for room, once took a quarter of what a message costs while
 // the window is small.
