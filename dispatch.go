@@ -381,7 +381,7 @@ func (sh *shard[T]) dispatch() (sent bool) {
 		}
 		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
 		// look, after which this is called again.
-		if !swift && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
+		if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
 			break
 		}
 		sh.slots.cover(sh.nready)
@@ -566,6 +566,9 @@ func (sh *shard[T]) runBack(r *run[T]) {
 				n++
 			}
 			sh.pace.observe(max(1, n), r.took, r.list[0].hash, r.alone, r.more)
+			if n <= 1 && len(r.list) > 1 {
+				sh.pace.stopped(r.took)
+			}
 		}
 		// This comes before settle, so that what stands behind a finished message is still behind it in its lane, and waits:
 		// its turn comes by settle, and turnCame sees whether its key has been skipped just now. The worker has stopped at a

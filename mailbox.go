@@ -281,6 +281,9 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 		switch {
 		case x.err != nil:
 			sh.pace.observe(r.next+1, r.took, 0, false, false)
+			if r.next == 0 && x.n > 1 {
+				sh.pace.stopped(r.took)
+			}
 		case r.next > 0: // otherwise no handler has run
 			sh.pace.observe(r.next, r.took, 0, false, false)
 		}

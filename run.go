@@ -351,6 +351,15 @@ func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more boo
 	}
 }
 
+// stopped is told of a run of several messages of which only the first has run, in that time, since it is to be tried again or
+// has skipped its key. If that was slow, the others should not have had to wait for it: observe, which takes a slow message
+// for one of a slow key, leaves the length as it is.
+func (p *pace) stopped(took time.Duration) {
+	if took > runTime {
+		p.length, p.quick = max(1, p.length/2), 0
+	}
+}
+
 // stoodStill is told that a message of hash holds up the run that it is in. Where that happens again and again, it takes
 // longer each time until there are long runs again, and after many messages of which none did, less long: otherwise they
 // would hold up other keys again and again.

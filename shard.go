@@ -311,7 +311,10 @@ func (sh *shard[T]) doDue() {
 	if sh.lookAt > 0 && now >= sh.lookAt {
 		sh.lookAt = 0
 	}
-	if sh.hoards() && now >= sh.crew.next(now) {
+	switch {
+	case !sh.hoards():
+		sh.crew.idleFrom = 0
+	case now >= sh.crew.next(now):
 		sh.crew.trim()
 		sh.free.empty(&sh.r.messages) // a burst leaves nothing behind
 		sh.runs.spare = nil

@@ -1309,3 +1309,52 @@ func TestWorkersAndMemoryAreGivenBackAlthoughTheAlarmIsSetForLater(t *testing.T)
 		})
 	})
 }
+
+func TestPaceHasShorterRunsIfTheFirstMessageOfALongOneIsSlowAndStopsIt(t *testing.T) {
+	p := newPace()
+	p.length = maxRun
+	p.observe(1, 3*stillTime, 0, false, true)
+	if p.stopped(3 * stillTime); p.length != maxRun/2 {
+		t.Errorf("runs have up to %d messages, want half of %d", p.length, maxRun)
+	}
+	if p.stopped(runTime); p.length != maxRun/2 {
+		t.Errorf("after a quick one runs have up to %d messages, want %d still", p.length, maxRun/2)
+	}
+}
+
+// Each time that a leader is replaced there is one worker more.
+func TestWorkersThatHaveLedDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 50
+		var f *Flow[string]
+		f = mustNewInside(t, func(context.Context, Message[string]) error {
+			f.Stats()
+			return nil
+		}, nil, Options{})
+		f.receiver.shards = f.receiver.shards[:1]
+		values := make(chan string)
+		s := f.Start(t.Context(), func() (string, error) {
+			v, ok := <-values
+			if !ok {
+				return "", io.EOF
+			}
+			return v, nil
+		})
+		synctest.Wait()
+		for range n {
+			SetOwnRuns(f)
+			synctest.Wait()
+			values <- ""
+			synctest.Wait()
+		}
+		onShard(f.receiver.shards[0], func(sh *shard[string]) {
+			if len(sh.crew.idle) > 1 {
+				t.Errorf("%d workers are idle after %d messages, want one at most", len(sh.crew.idle), n)
+			}
+		})
+		close(values)
+		if _, err := s.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -20,6 +20,7 @@ type worker[T any] struct {
 	run     *run[T]       // the one at hand
 	claimed bool          // its message next is this worker's
 	leads   bool          // or did when it was given the run at hand
+	led     bool          // and has lost the lead with that run
 	term    int64         // of that run, if it leads: see lead
 	began   time.Duration // when its first message was claimed
 	slab    contextSlab   // of its attempts' contexts
@@ -75,7 +76,7 @@ func (w *worker[T]) goLead() (lost bool) {
 		}
 		w.serveAll()
 		if !sh.crew.lead.keep(w.term) {
-			w.leads, w.runs, w.run.worker = false, make(chan *run[T], 1), w
+			w.leads, w.led, w.runs, w.run.worker = false, true, make(chan *run[T], 1), w
 			return true
 		}
 		w.run = nil
@@ -415,7 +416,7 @@ func (l *lead[T]) look() {
 // and wait for the answer: one of them may be the handler that the leader runs.
 func (l *lead[T]) demand() {
 	if term := l.since.Load(); term != 0 && l.since.CompareAndSwap(term, 0) {
-		go l.sh.takeOver(l.take(), false)
+		go l.sh.takeOver(l.take(), int64(l.sh.clock())-term >= int64(leadTime))
 	}
 }
 
@@ -455,9 +456,15 @@ func (c *crew[T]) give(r *run[T]) {
 }
 
 // back takes back a worker that has nothing to do. Its goroutine may still be on its way from the send of the event to the
-// receive of the next run.
+// receive of the next run. One that has led ends if there is another that is idle: each time that the lead is taken over there
+// is one worker more, and a handler that asks for Stats has it taken over with each message.
 func (c *crew[T]) back(w *worker[T]) {
-	if w != nil { // otherwise it is the leader
+	switch {
+	case w == nil: // it is the leader
+	case w.led && len(c.idle) > 0:
+		close(w.runs)
+	default:
+		w.led = false
 		c.idle = append(c.idle, w)
 	}
 }

@@ -101,4 +101,8 @@ var runBugs = []mutant{
 		"shard.go", "		sh.blind = lookRuns\n", ""),
 	bug("a handler on its shard's goroutine waits for its own answer", "MayAskForStats",
 		"receiver.go", "	sh.crew.lead.demand()\n", ""),
+	bug("workers that have led pile up", "DoNotPileUp",
+		"worker.go", "	case w.led && len(c.idle) > 0:\n", "	case w.led && len(c.idle) < 0:\n"),
+	bug("runs stay long though the first message of each is slow", "PaceHasShorterRuns",
+		"run.go", "		p.length, p.quick = max(1, p.length/2), 0\n", "		p.quick = 0\n"),
 }

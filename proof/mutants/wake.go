@@ -72,5 +72,5 @@ var wakeBugs = []mutant{
 	bug("a stream with more mail loses its turn", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps|Model|OrderingAccounts|AfterManyQuick",
 		"dispatch.go", "		if b.inMail = more; more {", "		if b.inMail = more; more && full() {"),
 	bug("idle workers stay", "WorkersLeave|IdleStreamCosts|WaitingMessageCosts",
-		"worker.go", "		close(w.runs)\n", "		_ = w.runs\n"),
+		"worker.go", "idle for longest\n		close(w.runs)\n", "idle for longest\n		_ = w.runs\n"),
 }
