@@ -1023,6 +1023,7 @@ func TestHandlerThatStandsStillOnItsShardsGoroutineHoldsUpOthersForAMillisecondA
 					if st := f.Stats(); st.InFlight != 1 {
 						t.Errorf("Stats() = %+v, want one in flight", st)
 					}
+					synctest.Wait()
 					for _, value := range []string{"a1", "b1", "b2", "c1"} {
 						if at, ok := ran[value]; !ok || at > time.Millisecond {
 							t.Errorf("%s ran: %v, after %v", value, ok, at)
@@ -1066,6 +1067,7 @@ func TestMessageThatBeginsJustBeforeTheLookOnItsShardsGoroutineIsFoundToStandSti
 		source.Send("b", "c")
 		source.End()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if ran == 0 || ran > 1450*time.Microsecond {
 			t.Errorf("c has run after %v", ran)
 		}
