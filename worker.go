@@ -337,8 +337,8 @@ func (w *worker[T]) failed(m *message[T], err error) {
 }
 
 // lead is the right to be a shard's goroutine. The worker that has it runs the shard, and what is quick itself: a message
-// then crosses no channel between the two, and stays in the caches of one processor. Windows of a few messages took less
-// than half the processor time by that. Leaders and followers is what the pattern is called; Go's scheduler does the same
+// then crosses no channel between the two, and stays in the caches of one processor. Windows of 2 to 32 messages took
+// two thirds of the processor time by that. Leaders and followers is what the pattern is called; Go's scheduler does the same
 // with the processor of a goroutine that is in a system call.
 //
 // While the leader runs messages it has lent the lead: a timer sees to it that another goroutine takes it if they take
