@@ -87,7 +87,7 @@ func startShard[T any](r *Receiver[T]) *shard[T] {
 	sh.owedFrom = unset
 	sh.batches = newBatches(sh, r.batching)
 	sh.alarm.fire = sh.rings
-	go (&worker[T]{sh: sh, leads: true}).work()
+	go (&worker[T]{sh: sh}).work()
 	return sh
 }
 
@@ -151,7 +151,7 @@ func (sh *shard[T]) takeOver(r *run[T], stands bool) {
 		}
 		sh.recallStuck()
 	}
-	(&worker[T]{sh: sh, leads: true}).work()
+	(&worker[T]{sh: sh}).work()
 }
 
 // lookAgain has the shard do, before its next dispatch, what it does before it sleeps, if it has run messages itself for so long

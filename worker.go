@@ -19,8 +19,7 @@ type worker[T any] struct {
 	runs    chan *run[T]  // nil while it leads
 	run     *run[T]       // the one at hand
 	claimed bool          // its message next is this worker's
-	leads   bool          // or did when it was given the run at hand
-	led     bool          // and has lost the lead with that run
+	led     bool          // it has lost the lead with that run
 	term    int64         // of that run, if it leads: see lead
 	began   time.Duration // when its first message was claimed
 	slab    contextSlab   // of its attempts' contexts
@@ -40,7 +39,7 @@ func (w *worker[T]) work() {
 			go w.work()
 		}
 	}()
-	if w.leads && w.goLead() {
+	if w.runs == nil && w.goLead() {
 		w.giveBack()
 	}
 	for w.run != nil {
@@ -58,15 +57,14 @@ func (w *worker[T]) giveBack() {
 	w.run = <-w.runs
 }
 
-// goLead runs the shard, and what it has for its own goroutine, until the shard has ended, or until another goroutine has taken
-// over the lead because that stood still. It reports whether that is so: then the run at hand, which is done by now, is to be
-// given back like any worker's.
+// goLead runs the shard, and what it has for its own goroutine, until the shard has ended, or until another goroutine has
+// taken over the lead because that stood still. It reports whether that is so: then the run at hand, which is done by
+// now, is to be given back like any worker's.
 func (w *worker[T]) goLead() (lost bool) {
 	sh := w.sh
 	for {
 		if w.run == nil {
 			if w.run = sh.next(); w.run == nil {
-				w.leads = false
 				return false
 			}
 			w.claimed, w.began = true, sh.clock()
@@ -76,7 +74,7 @@ func (w *worker[T]) goLead() (lost bool) {
 		}
 		w.serveAll()
 		if !sh.crew.lead.keep(w.term) {
-			w.leads, w.led, w.runs, w.run.worker = false, true, make(chan *run[T], 1), w
+			w.led, w.runs, w.run.worker = true, make(chan *run[T], 1), w
 			return true
 		}
 		w.run = nil
