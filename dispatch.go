@@ -207,17 +207,12 @@ func (sh *shard[T]) handOver(owner turnOwner) {
 // alone: if its stream has been swept meanwhile, m ends here. Its release is kept in any case, and called by the worker that
 // brings it to its end.
 func (sh *shard[T]) answered(m *message[T], release ReleaseFunc, err error) {
-	s := m.stream
 	m.release = release
-	switch {
-	case err == nil && !s.backlog.swept:
-		sh.ready(m)
+	if err == nil {
+		sh.readyUnlessSwept(m)
 		return
-	case err == nil:
-		m.abort(s.abortKind())
-	default:
-		m.cause, m.step = err, stepCause
 	}
+	m.cause, m.step = err, stepCause
 	sh.finishOne(m)
 }
 
@@ -227,6 +222,17 @@ func (sh *shard[T]) ready(m *message[T]) {
 	m.state, m.run = stateReady, nil
 	m.stream.backlog.ready.push(m)
 	sh.hasTurn(m.stream)
+}
+
+// readyUnlessSwept is ready for a message that was in others' hands, while its stream may have been swept: then it ends
+// here. Once such a message was ready all the same, and waited for a slot only to be dropped.
+func (sh *shard[T]) readyUnlessSwept(m *message[T]) {
+	if s := m.stream; s.backlog.swept {
+		m.abort(s.abortKind())
+		sh.finishOne(m)
+		return
+	}
+	sh.ready(m)
 }
 
 // hasTurn counts one more ready message of s, which its caller has put into the ready queue, and sees to it that s takes
@@ -367,8 +373,9 @@ func (sh *shard[T]) dispatch() (sent bool) {
 		}
 		// A mail run is for messages that are as quick as can be, or that the shard runs itself; only if nothing is ready that
 		// should run before.
-		own, direct := false, false
-		if s := sh.mail.first(); sh.nready == 0 && sh.mayMail(s) {
+		own, direct, mailed := false, false, int32(0)
+		s := sh.mail.first()
+		if sh.nready == 0 && sh.mayMail(s) {
 			b := &s.backlog
 			if !b.fetch(&s.box, &sh.r.chunks) {
 				b.inMail = false
@@ -376,7 +383,8 @@ func (sh *shard[T]) dispatch() (sent bool) {
 				sh.touch(s) // it may be able to do with less memory now
 				continue
 			}
-			own = sh.pace.own(b.fetched(maxMail), sh.mail.len() > 1, sh.processors)
+			mailed = b.fetched(maxMail)
+			own = sh.pace.own(mailed, sh.mail.len() > 1, sh.processors)
 			direct = own || length == maxRun
 		}
 		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
@@ -390,13 +398,11 @@ func (sh *shard[T]) dispatch() (sent bool) {
 			sh.askForSlot()
 			break
 		}
-		// Messages are as quick as can be, and nothing is ready that should run before: a mail run, if the busy keys are few
-		// enough. The stream leaves the ring, since only its worker may take from the mailbox now; mailBack attends to it
-		// again.
+		// The stream leaves the ring, since only its worker may take from the mailbox now; mailBack attends to it again.
 		if direct {
-			if r := sh.mailRun(sh.mail.first()); r != nil {
+			if r := sh.mailRun(s, mailed); r != nil {
 				sh.mail.pop()
-				r.mail.s.backlog.inMail = false
+				s.backlog.inMail = false
 				r.slots = slots
 				sh.runs.long = append(sh.runs.long, r)
 				sent = true

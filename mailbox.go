@@ -224,10 +224,10 @@ const maxMail = 2 * maxRun
 // set of busy keys is not changed while the run is out.
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
-// mailRun makes a mail run of s. It returns nil if there is none to be made. dispatch calls it with a slot in hand, and for
-// a stream for which mayMail holds. What is received while the run is out is not in it: n is counted now, since the worker
-// must not look for more in a mailbox that is not its own.
-func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
+// mailRun makes a mail run of the next n messages of s, which must have been taken out of its mailbox: the worker must
+// not look for more there, since the mailbox is not its own. It returns nil if too many keys are busy. dispatch calls it
+// with a slot in hand, and for a stream for which mayMail holds.
+func (mr mailRuns[T]) mailRun(s *stream[T], n int32) *run[T] {
 	sh := mr.sh
 	b := &s.backlog
 	r := sh.runs.new(runMail)
@@ -235,12 +235,11 @@ func (mr mailRuns[T]) mailRun(s *stream[T]) *run[T] {
 		r.mail = new(mailRun[T])
 	}
 	x := r.mail
-	if !sh.busyKeys(s, &x.busy) || !b.fetch(&s.box, &sh.r.chunks) {
+	if !sh.busyKeys(s, &x.busy) {
 		sh.runs.reuse(r)
 		return nil
 	}
-	x.s, x.chunk, x.pos = s, b.chunk, b.pos
-	x.n = b.fetched(maxMail)
+	x.s, x.chunk, x.pos, x.n = s, b.chunk, b.pos, n
 	b.mailRun = r
 	return r
 }
@@ -306,12 +305,7 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 		sh.slots.free(r.slots)
 	case x.err == nil: // the worker has claimed it, and then left it alone
 		sh.slots.free(r.slots)
-		if b.swept { // once it was ready all the same, and waited for a slot only to be dropped
-			m.abort(s.abortKind())
-			sh.finishOne(m)
-		} else {
-			sh.ready(m)
-		}
+		sh.readyUnlessSwept(m)
 	default:
 		// The attempt has been made: what is left is to decide what comes of it, in the slot in which it was made.
 		m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause

@@ -369,7 +369,8 @@ func TestMessageThatAMailRunLeavesToItsEndNeedsNoSlot(t *testing.T) {
 	sh := enterShard(s)
 	receives(s, 1)
 	onShard(sh, func(sh *shard[int]) {
-		r := sh.mailRun(s)
+		s.backlog.fetch(&s.box, &sh.r.chunks)
+		r := sh.mailRun(s, s.backlog.fetched(maxMail))
 		sh.runs.long = append(sh.runs.long, r)
 		r.at.Store(0) // its worker claims the message,
 		s.state.fail(&Failure{Kind: FailureInternal})
