@@ -1201,13 +1201,7 @@ func TestShardThatWasHeldUpHesitatesThoughTheTimerHasNotSeenIt(t *testing.T) {
 			return nil
 		}, nil, Options{})
 		values := make(chan string)
-		s := f.Start(t.Context(), func() (string, error) {
-			v, ok := <-values
-			if !ok {
-				return "", io.EOF
-			}
-			return v, nil
-		})
+		s := f.Start(t.Context(), FromChan(t.Context(), values))
 		synctest.Wait()
 		SetOwnRuns(f)
 		synctest.Wait()
@@ -1281,14 +1275,7 @@ func TestWorkersAndMemoryAreGivenBackAlthoughTheAlarmIsSetForLater(t *testing.T)
 			ctx, cancel := context.WithCancel(t.Context())
 			values := make(chan string, 1)
 			values <- first
-			f.Start(ctx, func() (string, error) {
-				select {
-				case v := <-values:
-					return v, nil
-				case <-ctx.Done():
-					return "", ctx.Err()
-				}
-			})
+			f.Start(ctx, FromChan(ctx, values))
 			return values, cancel
 		}
 		_, endLate := start("late")
@@ -1333,13 +1320,7 @@ func TestWorkersThatHaveLedDoNotPileUp(t *testing.T) {
 		}, nil, Options{})
 		f.receiver.shards = f.receiver.shards[:1]
 		values := make(chan string)
-		s := f.Start(t.Context(), func() (string, error) {
-			v, ok := <-values
-			if !ok {
-				return "", io.EOF
-			}
-			return v, nil
-		})
+		s := f.Start(t.Context(), FromChan(t.Context(), values))
 		synctest.Wait()
 		for range n {
 			SetOwnRuns(f)

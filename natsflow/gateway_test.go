@@ -258,16 +258,14 @@ func TestUnfitMessageEndsItsOwnStreamOnly(t *testing.T) {
 // oneCall makes a Flow whose first call has all of a stream of n messages.
 func oneCall(t *testing.T, gw *Gateway[*request], n int, change func(*flow.Options)) *flow.Flow[*request] {
 	t.Helper()
-	o := flow.Options{Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: n, Linger: time.Minute}, MaxPending: n}
-	if change != nil {
-		change(&o)
-	}
-	f, err := flow.NewBatch(gw.Store, nil, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = f.Close() })
-	return f
+	return newFlow(t, gw, func(o *flow.Options) {
+		*o = flow.Options{
+			Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: n, Linger: time.Minute}, MaxPending: n,
+		}
+		if change != nil {
+			change(o)
+		}
+	})
 }
 
 func TestABatchIsMadeWhileItIsSent(t *testing.T) {

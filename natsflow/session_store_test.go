@@ -177,6 +177,24 @@ func TestFencesAreKnownForAWhile(t *testing.T) {
 	want(b, 31, 1, 40)
 }
 
+// overtaken has f begin to store an upload of n messages, which next stores while f is stopped. f is woken when the stream
+// has forgotten the ids of the messages, and overtaken returns what its Run ends with.
+func overtaken(t *testing.T, f *flow.Flow[*request], next *Gateway[*request], n int, stopped <-chan struct{}, wake chan<- struct{}) error {
+	t.Helper()
+	ended := make(chan error)
+	go func() {
+		_, err := run(f, "s", 1, requests("u", 1, n)...)
+		ended <- err
+	}()
+	<-stopped
+	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, n)...); err != nil || s.Committed != uint64(n) {
+		t.Error(s, err)
+	}
+	time.Sleep(2 * next.topic.Dedupe)
+	close(wake)
+	return <-ended
+}
+
 // A gateway was stopped for longer than the stream knows ids. Meanwhile the session went on elsewhere: the messages that it
 // still has must not be stored a second time, whether its Flow has noticed by then or not.
 func TestGatewayThatWasStoppedForLongerThanDedupeStoresNothingOfAMovedSession(t *testing.T) {
@@ -204,19 +222,9 @@ func TestGatewayThatWasStoppedForLongerThanDedupeStoresNothingOfAMovedSession(t 
 	if err != nil {
 		t.Fatal(err)
 	}
-	var first sync.WaitGroup
-	first.Go(func() {
-		if _, err := run(f, "s", 1, requests("u", 1, 40)...); err == nil {
-			t.Error("the stopped one has ended well")
-		}
-	})
-	<-stopped
-	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, 40)...); err != nil || s.Committed != 40 {
-		t.Error(s, err)
+	if err := overtaken(t, f, next, 40, stopped, wake); err == nil {
+		t.Error("the stopped one has ended well")
 	}
-	time.Sleep(2 * topic.Dedupe)
-	close(wake)
-	first.Wait()
 	if refused.Load() != 1 {
 		t.Errorf("%d messages were refused, want the first of the call", refused.Load())
 	}
@@ -247,19 +255,10 @@ func TestGatewayThatWasStoppedInACallBeginsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var first sync.WaitGroup
-	first.Go(func() {
-		if _, err := run(f, "s", 1, requests("u", 1, 10)...); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), errStopped.Error()) {
-			t.Errorf("the stopped one ends with %v", err)
-		}
-	})
-	<-stopped
-	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, 10)...); err != nil || s.Committed != 10 {
-		t.Error(s, err)
+	err = overtaken(t, f, next, 10, stopped, wake)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), errStopped.Error()) {
+		t.Errorf("the stopped one ends with %v", err)
 	}
-	time.Sleep(2 * topic.Dedupe)
-	close(wake)
-	first.Wait()
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 10})
 }
 
@@ -280,19 +279,9 @@ func TestGatewayThatWasStoppedWithinABatchSendsNoMoreOfIt(t *testing.T) {
 	f := oneCall(t, old, 40, func(o *flow.Options) {
 		o.Sessions = &flow.SessionOptions{Store: old.Sessions(), SaveEvery: time.Hour}
 	})
-	var first sync.WaitGroup
-	first.Go(func() {
-		if _, err := run(f, "s", 1, requests("u", 1, 40)...); err == nil {
-			t.Error("the stopped one has ended well")
-		}
-	})
-	<-stopped
-	if s, err := run(newFlow(t, next, nil), "s", 1, requests("u", 1, 40)...); err != nil || s.Committed != 40 {
-		t.Error(s, err)
+	if err := overtaken(t, f, next, 40, stopped, wake); err == nil {
+		t.Error("the stopped one has ended well")
 	}
-	time.Sleep(2 * topic.Dedupe)
-	close(wake)
-	first.Wait()
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 40})
 }
 
