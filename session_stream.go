@@ -103,8 +103,8 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet. It is called by begin, and blocks for as long as Owner does. Owner is called on a goroutine of its own, since a Goexit in it would end the service method, whose
-// client gRPC then leaves without an answer (grpc-go #5567).
+// disturbed yet. It is called by begin, and blocks for as long as Owner does. Owner is called on a goroutine of its own,
+// since a Goexit in it would end the service method, whose client gRPC then leaves without an answer (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	request, asked, err := parseSessionRequest(md)
@@ -362,8 +362,8 @@ func (v *savedVersions) set(id SessionID, version uint64) {
 }
 
 // streamSession is what a stream has of its session; stream embeds it. begin writes session and asked, when a shutdown may
-// have begun; run writes taken, before the reader starts. A stream that has asked and not taken was
-// refused, or ended before.
+// have begun; run writes taken, before the reader starts. A stream that has asked and not taken was refused, or ended
+// before.
 type streamSession struct {
 	session    *sessionStream // nil: its client asks for none. Written under Receiver.mu
 	asked      bool           // its client asks for one, and may be refused
