@@ -255,7 +255,7 @@ func (b *batches[T]) dispatch() (sent bool) {
 			r = b.again[0]
 			b.again = slices.Delete(b.again, 0, 1)
 		} else if r = b.form(); r == nil {
-			sh.slots.free(1)
+			sh.slots.unused(1)
 			break
 		}
 		r.slots = 1

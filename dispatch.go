@@ -421,11 +421,11 @@ func (sh *shard[T]) dispatch() (sent bool) {
 		r := sh.runs.new(runExecute)
 		sh.fill(r, length)
 		if p.refuses() {
-			sh.slots.free(slots - len(r.list))
+			sh.slots.unused(slots - len(r.list))
 			slots = len(r.list)
 		}
 		if r.slots = slots; len(r.list) == 0 {
-			sh.slots.free(slots)
+			sh.slots.unused(slots)
 			sh.runs.reuse(r)
 			if sh.nready > 0 { // of slow keys, which run alone
 				continue
@@ -588,7 +588,7 @@ func (sh *shard[T]) runBack(r *run[T]) {
 		}
 		sh.r.gate.pressure.end()
 	}
-	sh.slots.free(r.slots)
+	sh.ranIn(r.slots)
 	if first := sh.turns.first(); first != nil && first == r.first {
 		// It has had its turn: streams that came while its run was out are before it.
 		sh.turns.pop()
@@ -603,6 +603,10 @@ func (sh *shard[T]) runBack(r *run[T]) {
 	sh.crew.back(r.worker)
 	sh.runs.reuse(r)
 }
+
+// ranIn takes back n slots in which messages have run. A stream that has some in its ready queue and more in its mailbox is in
+// both rings; it counts once.
+func (sh *shard[T]) ranIn(n int) { sh.slots.free(n, max(sh.turns.len(), sh.mail.len())) }
 
 // retry has m wait for its next try. m stays the head of its lane: no later message of its key runs before its last attempt.
 // The slot is not m's any more, so that what waits for its next try costs no capacity. A stream that was swept while m was
@@ -727,7 +731,7 @@ func (sh *shard[T]) recall(r *run[T]) {
 		if at >= 0 {
 			keep = 1
 		}
-		sh.slots.free(r.slots - keep)
+		sh.ranIn(r.slots - keep)
 		r.slots = keep
 	}
 	sh.takeBack(r, max(0, at+1))

@@ -302,9 +302,9 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	}
 	switch {
 	case m == nil:
-		sh.slots.free(r.slots)
+		sh.ranIn(r.slots)
 	case x.err == nil: // the worker has claimed it, and then left it alone
-		sh.slots.free(r.slots)
+		sh.ranIn(r.slots)
 		sh.readyUnlessSwept(m)
 	default:
 		// The attempt has been made: what is left is to decide what comes of it, in the slot in which it was made.

@@ -68,8 +68,8 @@ const (
 //
 // Under BackpressureQueue and BackpressureHardReject an execution holds a slot of the semaphore, which hands slots out in
 // the order of asking. A shard has at most one goroutine asking there, however many messages wait in its streams, and gives
-// a slot that comes back from a run to the semaphore when others ask: so shards and direct callers share fairly. Among its
-// own streams a shard lets them take turns (see dispatch). The soft policies never wait, so they only count.
+// slots that come back from runs to the semaphore when others ask, as many as leaves each stream with the same share: see
+// free. Among its own streams a shard lets them take turns (see dispatch). The soft policies never wait, so they only count.
 //
 // The semaphore alone says who may run. The counters beside it say what it can't be asked: how many slots are taken, for
 // refusals and Stats, and whether anybody waits. They change one after the other, so that a sum of two of them may be off by
@@ -243,6 +243,7 @@ type slots struct {
 	spare  int  // held, and in no run
 	inUse  int  // held, and in runs
 	short  int  // ready messages that lack one; kept where messages may be refused
+	turns  int  // times that something has run since a slot went to others
 	asking bool // a goroutine waits for one more
 	cancel context.CancelFunc
 }
@@ -309,10 +310,13 @@ func (s *slots) count(ready int) {
 	s.short = short
 }
 
-// free takes n back from a run. Whoever else asks gets them at once, as many as ask: a shard that kept a slot for as long as
-// it has something to run would let other shards and direct callers wait for ever. Its own asker is no reason to give one
-// away, since it would only bring it back.
-func (s *slots) free(n int) {
+// free takes back n slots in which something has run. If others ask, one goes to them each time that something has run for
+// each of streams, as many as the shard has that wait for a slot: so one that was asked for is kept for so many turns. Those
+// who ask are served in order, so all streams have the same share, whichever shard they are of, and a direct caller has that
+// of a stream. When a slot was given away after each turn, shards had the same share, and a stream that was alone on its own
+// three times what each of three others had; a shard that gave none away while it has something to run would let others wait
+// for ever. Its own asker is not among them, since it would only bring the slot back.
+func (s *slots) free(n, streams int) {
 	if s.p.slots == nil {
 		return
 	}
@@ -322,8 +326,19 @@ func (s *slots) free(n int) {
 	if s.asking {
 		others--
 	}
-	if others > 0 { // who asked before comes first, also before what waits here
-		s.trim(s.spare - int(min(int64(s.spare), others)))
+	streams = max(1, streams)
+	s.turns = min(s.turns, streams-1) + n // who asks after nobody has for long is served at once
+	given := min(int64(s.turns/streams), others, int64(s.spare))
+	if given > 0 { // who asked before comes first, also before what waits here
+		s.turns -= int(given) * streams
+		s.trim(s.spare - int(given))
+	}
+}
+
+// unused takes back n slots of a run in which nothing has run after all. Whoever else asks gets them at once.
+func (s *slots) unused(n int) {
+	if n > 0 {
+		s.free(n, 1)
 	}
 }
 

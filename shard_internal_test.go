@@ -141,6 +141,24 @@ func TestAlarmThatFiredUnheardIsSetAgain(t *testing.T) {
 	})
 }
 
+// So the timer of a busy shard neither fires nor is set for each message.
+func TestAlarmThatIsAboutToFireForNothingIsPutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newRung()
+		for a.now() < 100*lookTime {
+			a.set(a.now(), a.now()+lookTime)
+			time.Sleep(lookTime / 10)
+		}
+		a.want(t)
+		a.set(a.now(), a.now()+time.Hour)
+		set := a.alarm.at
+		a.set(a.now(), set+time.Hour)
+		if a.alarm.at != set {
+			t.Error("it was put off long before it fires")
+		}
+	})
+}
+
 func TestRingGivesStreamsTheirTurnsInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var q ring[int]
@@ -646,7 +664,7 @@ func TestSlotsWithoutACapacityAreEndless(t *testing.T) {
 			t.Fatal("there is none")
 		}
 	}
-	s.free(100)
+	s.free(100, 1)
 	wantSlots(t, s, 0, 0, 0)
 }
 
@@ -656,13 +674,13 @@ func TestSlotsARunTakesOneHoweverLongItIs(t *testing.T) {
 		t.Errorf("three runs got %d, %d and %d of 2", a, b, c)
 	}
 	wantSlots(t, s, 0, 2, 2)
-	s.free(1)
+	s.free(1, 1)
 	wantSlots(t, s, 1, 1, 2) // kept for the next run
 	if s.take(128) != 1 {
 		t.Error("what it kept is not there")
 	}
 	wantSlots(t, s, 0, 2, 2)
-	s.free(2)
+	s.free(2, 1)
 	s.trim(0)
 	wantSlots(t, s, 0, 0, 0)
 }
@@ -687,7 +705,7 @@ func TestSlotsWhereMessagesMayBeRefusedARunTakesWhatItsMessagesHave(t *testing.T
 	if got := s.take(2); got != 1 {
 		t.Errorf("the next two got %d of the one that is left", got)
 	}
-	s.free(3)
+	s.free(3, 1)
 	s.count(0) // nothing is ready: what is free is free for everybody
 	wantSlots(t, s, 0, 0, 0)
 }
@@ -720,7 +738,7 @@ func TestSlotsCountWhatWaitsForOneUpToQueueCapacity(t *testing.T) {
 	s.take(1)
 	s.count(2) // the other two
 	want(2, 2)
-	s.free(1)
+	s.free(1, 1)
 	s.count(2)
 	want(1, 1) // one of them has the slot
 	if !s.queue() {
@@ -756,7 +774,7 @@ func TestSlotsGoToWhoAskedFirst(t *testing.T) {
 			got = a
 		}()
 		synctest.Wait()
-		s.free(1)
+		s.free(1, 1)
 		synctest.Wait()
 		if got.a == nil {
 			t.Fatal("who asked has no slot, though one is free")
@@ -767,6 +785,63 @@ func TestSlotsGoToWhoAskedFirst(t *testing.T) {
 		}
 		got.Release()
 		wantSlots(t, s, 0, 0, 0)
+	})
+}
+
+func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPressureController(BackpressureOptions{Capacity: 1})
+		s := &slots{p: p}
+		s.take(1)
+		for range 5 { // long before anybody asks
+			s.free(1, 3)
+			s.take(1)
+		}
+		asked, ctx := 0, t.Context()
+		for range 3 {
+			go func() {
+				a, err := p.Acquire(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+				asked++
+				a.Release()
+			}()
+			synctest.Wait()
+		}
+		// The first is served at once, and its slot goes on to the others, and then back to s, which has asked behind them.
+		s.free(1, 3)
+		synctest.Wait()
+		if asked != 3 {
+			t.Fatalf("%d of 3 who asked had a slot", asked)
+		}
+		s.take(1)
+		asked = 0
+		go func() {
+			a, _ := p.Acquire(ctx)
+			asked++
+			a.Release()
+		}()
+		synctest.Wait()
+		for turn := 1; turn <= 3; turn++ {
+			s.free(1, 3)
+			synctest.Wait()
+			if want := turn / 3; asked != want {
+				t.Errorf("after %d turns of 3 streams %d who asked had a slot, want %d", turn, asked, want)
+			}
+			s.take(1)
+		}
+		go func() {
+			a, _ := p.Acquire(ctx)
+			asked++
+			a.Release()
+		}()
+		synctest.Wait()
+		s.unused(1)
+		synctest.Wait()
+		if asked != 2 {
+			t.Error("a slot that was not used is kept from who asks")
+		}
 	})
 }
 
@@ -788,7 +863,7 @@ func TestSlotsAskOnceAndInTheirTurn(t *testing.T) {
 		if !b.asking || entered != 1 || p.asking.Load() != 1 {
 			t.Errorf("asking: %v, %d times, %d of all", b.asking, entered, p.asking.Load())
 		}
-		a.free(1)
+		a.free(1, 1)
 		synctest.Wait()
 		if err := <-answers; err != nil {
 			t.Fatal(err)
@@ -859,7 +934,7 @@ func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
 				s.count(ready[i])
 			case 2: // one is back
 				if len(runs[i]) > 0 {
-					s.free(runs[i][0])
+					s.free(runs[i][0], 1)
 					runs[i] = runs[i][1:]
 					s.count(ready[i])
 				}
@@ -890,7 +965,7 @@ func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
 		}
 		for i, s := range both {
 			for _, n := range runs[i] {
-				s.free(n)
+				s.free(n, 1)
 			}
 			s.count(0)
 			s.trim(0)

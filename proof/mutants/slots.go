@@ -12,12 +12,20 @@ var slotBugs = []mutant{
 	bug("queue bound off by one", "QueueCapacityIsCounted",
 		"pressure.go", "		if n >= limit {", "		if n > limit {"),
 	bug("a run that is back keeps its slot", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
-		"dispatch.go", `	sh.slots.free(r.slots)
+		"dispatch.go", `	sh.ranIn(r.slots)
 	if first`, "	if first"),
 	bug("a slot that is free counts as in use", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
 		"pressure.go", "	s.inUse -= n\n", ""),
 	bug("a shard keeps its slots though others ask", "SlotsGoTo|Delays|DirectCallers",
-		"pressure.go", "	if others > 0 {", "	if others > 1 {"),
+		"pressure.go", "others, int64(s.spare))", "others/2, int64(s.spare))"),
+	bug("shards share capacity instead of streams", "ShareCapacityEvenly",
+		"pressure.go", "	streams = max(1, streams)\n", "	streams = 1\n"),
+	bug("turns of long ago count as turns", "TurnOfEachStream",
+		"pressure.go", "min(s.turns, streams-1) + n", "s.turns + n"),
+	bug("who asks first waits for a turn of all streams", "TurnOfEachStream",
+		"pressure.go", "min(s.turns, streams-1) + n", "0*s.turns + n"),
+	bug("a slot that was not used is kept from others", "Slots|DirectCallers",
+		"pressure.go", "		s.free(n, 1)\n", "		s.free(n, 100)\n"),
 	bug("a slot is given back in the books only", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
 		"pressure.go", "		s.p.giveBack()\n", ""),
 	bug("a slot is taken twice", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
@@ -53,7 +61,7 @@ var slotBugs = []mutant{
 	bug("a place in the queue is not counted", "Slots|QueueCapacity",
 		"pressure.go", "	s.short++\n", ""),
 	bug("a run that finds nothing keeps its slot", "LongRuns",
-		"dispatch.go", `			sh.slots.free(slots)
+		"dispatch.go", `			sh.slots.unused(slots)
 			sh.runs.reuse(r)
 			if`, `			sh.runs.reuse(r)
 			if`),
