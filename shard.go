@@ -113,8 +113,9 @@ func (sh *shard[T]) next() *run[T] {
 			continue
 		}
 		// To yield once here spares a lone message 0.3 µs: its worker often is back before the shard would have slept, and
-		// need not wake it.
-		if sh.sent > 0 { // what was sent may be quick, and back by the time that others have run
+		// need not wake it. Beside long runs the shard sleeps instead, and is woken by the first that is back: a goroutine that
+		// has yielded runs behind all others, by when all runs were back and a processor had gone to sleep for lack of them.
+		if sh.sent > 0 && len(sh.runs.long) == 0 { // what was sent may be quick, and back by the time that others have run
 			sh.sent = 0
 			runtime.Gosched()
 			if len(sh.events) > 0 {
@@ -251,8 +252,8 @@ func (sh *shard[T]) wakeOwed() {
 }
 
 // arm sets the alarm for what is due first. It may leave the alarm at an earlier time than that: what then is not due costs
-// one more round of the loop. The time to look is kept while long runs are out, so that a shard that wakes up more often
-// than that does not put the look off each time.
+// one more round of the loop. Its callers have just looked at the long runs, so the next look is due lookTime later; to save
+// the timer work it may be half of that.
 func (sh *shard[T]) arm() {
 	hoards := sh.hoards()
 	settled := !hoards || sh.crew.idleFrom > 0 && sh.alarm.isSet(sh.crew.idleFrom+idleTime)
@@ -269,7 +270,7 @@ func (sh *shard[T]) arm() {
 	}
 	if len(sh.runs.long) == 0 {
 		sh.lookAt = 0
-	} else if sh.lookAt == 0 {
+	} else if sh.lookAt < now+lookTime/2 {
 		sh.lookAt = now + lookTime
 	}
 	consider(sh.lookAt, sh.lookAt > 0)
@@ -517,7 +518,8 @@ func (sh *shard[T]) keep() {
 // fired belong to the timer's goroutine too, all else is the shard's.
 //
 // There is one timer for all, and it is not set again for what is due later, since its place in the runtime's heap takes
-// some 70 ns each time, in a shard that may wait for each message.
+// some 70 ns each time, in a shard that may wait for each message. Only one that is about to fire for nothing is put off: its
+// goroutine takes the place of the one that its processor was to run next, which may be the shard.
 type alarm struct {
 	fire  func() // tells the shard
 	timer *time.Timer
@@ -532,7 +534,8 @@ func (a *alarm) set(now, at time.Duration) {
 	if a.fired.Swap(false) {
 		a.at = 0
 	}
-	if a.at > 0 && a.at <= at {
+	forNothing := a.at > now && a.at-now < lookTime/2 && at-a.at >= lookTime/2
+	if a.at > 0 && a.at <= at && !forNothing {
 		return
 	}
 	a.at = at

@@ -28,10 +28,14 @@ var wakeBugs = []mutant{
 	bug("an alarm that fired unheard is taken for set", "Alarm",
 		"shard.go", `		a.at = 0
 	}
-	if a.at > 0`, `	}
-	if a.at > 0`),
+	forNothing`, `	}
+	forNothing`),
 	bug("an alarm that is set is not set for an earlier time", "Alarm",
-		"shard.go", "	if a.at > 0 && a.at <= at {", "	if a.at > 0 {"),
+		"shard.go", "	if a.at > 0 && a.at <= at && ", "	if a.at > 0 && "),
+	bug("an alarm that is about to fire for nothing fires", "Alarm",
+		"shard.go", "forNothing := a.at > now", "forNothing := a.at > now+lookTime"),
+	bug("an alarm is put off long before it fires", "Alarm",
+		"shard.go", "a.at > now && a.at-now < lookTime/2 && ", "a.at > now && "),
 	bug("an alarm that has rung is taken for set", "Alarm|BackoffIs",
 		"shard.go", "rang() { a.at = 0 }", "rang() { a.fired.Load() }"),
 	bug("an alarm for what is overdue does not fire", "AlarmForWhatIsOverdue",
