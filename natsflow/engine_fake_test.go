@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"example.com/flow/natsflow/partition"
@@ -12,6 +13,7 @@ import (
 // fakeEngine is the servers in memory, in a bubble. It is safe for concurrent use.
 type fakeEngine struct {
 	bucket_ *fakeBucket
+	closed_ atomic.Bool
 
 	mu      sync.Mutex
 	log     []partition.Message[string] // the stream: position i+1 is at i
@@ -41,7 +43,7 @@ func (e *fakeEngine) store(partitions int, values ...string) {
 
 func (e *fakeEngine) verify(context.Context) error           { return nil }
 func (e *fakeEngine) bucket(context.Context) (bucket, error) { return e.bucket_, nil }
-func (e *fakeEngine) closed() bool                           { return false }
+func (e *fakeEngine) closed() bool                           { return e.closed_.Load() }
 
 func (e *fakeEngine) source(p int, after uint64) source[string] { return &fakeSource{e, p, after} }
 

@@ -52,6 +52,15 @@ func (k EventKind) String() string {
 	return "EventKind(" + strconv.Itoa(int(k)) + ")"
 }
 
+// isOfHold reports whether the kind is about a worker's hold of a partition, and so happens a few times in each.
+func (k EventKind) isOfHold() bool {
+	switch k {
+	case EventClaimed, EventReleased, EventLost, EventStopped, EventDied:
+		return true
+	}
+	return false
+}
+
 // The reasons for which a partition changes its holder, in PartitionEvent.Reason of EventClaimed.
 const (
 	ReasonFree    = "free"    // nobody held it: it was released, or is new
@@ -62,6 +71,7 @@ const (
 // PartitionEvent is one thing that happened. Fields that say nothing about it are zero.
 type PartitionEvent struct {
 	Kind      EventKind
+	Time      time.Time // when it happened, which may be long before the Observer is told
 	Partition int
 	Epoch     uint64
 	Reason    string // of EventClaimed
@@ -70,4 +80,7 @@ type PartitionEvent struct {
 	Deaths    int    // of EventDied
 	Took      time.Duration
 	Err       error
+	// Dropped is how many events, of any kind and partition, happened between the one that was told before and this one and
+	// are told to nobody: too many waited for the Observer.
+	Dropped int
 }

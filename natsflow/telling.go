@@ -5,20 +5,27 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 )
 
 // telling tells an Observer what happens, one event after the other in the order in which they were put. Events are put
 // under locks, and while a lease is renewed: so what is not told yet waits here, and nobody waits for the Observer but Run
-// at its end. It is safe for concurrent use.
+// at its end, for a while. So much waits at most: what happens beyond that is dropped and counted. It is safe for concurrent
+// use.
 type telling struct {
 	observer func(PartitionEvent) // nil: nobody is told
 
 	mu      sync.Mutex
 	waiting []PartitionEvent
+	dropped int           // since the last that was put
 	under   bool          // a goroutine tells them
 	over    chan struct{} // is closed when none does any more; nil: nobody waits for that
 	failure error         // the first that the Observer has ended with instead of returning
 }
+
+// maxWaiting is how many events wait for the Observer. Of those that are about the partition and not about its messages or
+// its commits, which are few, twice as many do: whoever counts claims and their ends is told of both.
+const maxWaiting = 8192
 
 var errObserverExited = errors.New("natsflow: WorkerOptions.Observer has called runtime.Goexit")
 
@@ -28,6 +35,15 @@ func (t *telling) put(e PartitionEvent) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	most := maxWaiting
+	if e.Kind.isOfHold() {
+		most *= 2
+	}
+	if len(t.waiting) >= most {
+		t.dropped++
+		return
+	}
+	e.Time, e.Dropped, t.dropped = time.Now(), t.dropped, 0
 	t.waiting = append(t.waiting, e)
 	if !t.under {
 		t.under = true
@@ -76,12 +92,14 @@ func (t *telling) next() (e PartitionEvent, ok bool) {
 		return e, false
 	}
 	e = t.waiting[0]
+	t.waiting[0] = PartitionEvent{} // what it refers to is free once it was told
 	t.waiting = t.waiting[1:]
 	return e, true
 }
 
-// wait waits until all is told, and returns the first failure of the Observer since it was last called.
-func (t *telling) wait() error {
+// wait waits until all is told, or for patience. It returns the first failure of the Observer since it was last called, and
+// that there is more to tell.
+func (t *telling) wait(patience time.Duration) error {
 	t.mu.Lock()
 	over := make(chan struct{})
 	if t.under {
@@ -90,10 +108,19 @@ func (t *telling) wait() error {
 		close(over)
 	}
 	t.mu.Unlock()
-	<-over
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-over:
+	case <-timer.C:
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	err := t.failure
 	t.failure = nil
+	if t.under {
+		err = errors.Join(err, fmt.Errorf("natsflow: WorkerOptions.Observer has not returned within %v of the worker's end; %d more events wait for it",
+			patience, len(t.waiting)))
+	}
 	return err
 }

@@ -2,11 +2,14 @@ package natsflow
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/flow"
@@ -109,13 +112,126 @@ func TestEventsPutAtOnceAreAllTold(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if err := q.wait(); err == nil {
+	if err := q.wait(time.Minute); err == nil {
 		t.Error("the panic was forgotten")
 	}
 	if len(order) != each*n {
 		t.Errorf("%d of %d were told", len(order), each*n)
 	}
-	if err := q.wait(); err != nil {
+	if err := q.wait(time.Minute); err != nil {
 		t.Errorf("told twice: %v", err)
 	}
+}
+
+// toldWorker is a worker of one partition in a bubble, over a fakeEngine, with this Observer. Its Run has come so far that it
+// waits; what it ends with is sent to over.
+func toldWorker(t *testing.T, observer func(PartitionEvent)) (e *fakeEngine, end context.CancelFunc, over <-chan error) {
+	t.Helper()
+	e = newFakeEngine()
+	w, err := newWorker(e, Topic{Name: "told", Partitions: 1, Replicas: 1}, func(context.Context, flow.Message[string]) error { return nil },
+		WorkerOptions{Lease: 10 * time.Second, Observer: observer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	time.Sleep(time.Minute)
+	return e, end, ended
+}
+
+func TestObserverThatHangsKeepsRunForOneLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		_, end, over := toldWorker(t, func(PartitionEvent) { <-release })
+		ended := time.Now()
+		end()
+		err := <-over
+		if err == nil || !strings.Contains(err.Error(), "Observer has not returned within 10s of the worker's end; ") {
+			t.Errorf("Run: %v", err)
+		}
+		if took := time.Since(ended); took != 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestPanicOfTheObserverIsNotLostBehindAnotherErrorOfRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, end, over := toldWorker(t, func(PartitionEvent) { panic("no") })
+		defer end()
+		e.closed_.Store(true)
+		if err := <-over; !errors.Is(err, errConnectionClosed) || !strings.Contains(err.Error(), "Observer has panicked: no") {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func TestEventsSayWhenTheyHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		release := make(chan struct{})
+		var told []PartitionEvent
+		q := telling{observer: func(e PartitionEvent) {
+			<-release
+			told = append(told, e)
+		}}
+		for range 3 {
+			q.put(PartitionEvent{Kind: EventReplayed})
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Hour)
+		close(release)
+		if err := q.wait(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range told {
+			if after := e.Time.Sub(began); after != time.Duration(i)*time.Second {
+				t.Errorf("event %d was %v after the beginning", i, after)
+			}
+		}
+	})
+}
+
+// What does not fit is dropped and counted, and what says who holds the partition is the last to be.
+func TestEventsBeyondTheBoundAreDroppedAndCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var told []PartitionEvent
+		q := telling{observer: func(e PartitionEvent) {
+			<-release
+			told = append(told, e)
+		}}
+		put := func(n int, kind EventKind) {
+			for range n {
+				q.put(PartitionEvent{Kind: kind})
+			}
+		}
+		put(1, EventClaimed)
+		synctest.Wait() // that is with the Observer and waits no more
+		put(maxWaiting+5, EventReplayed)
+		put(1, EventReleased)
+		put(7, EventCommitted)
+		put(maxWaiting+2, EventClaimed)
+		if n := len(q.waiting); n != 2*maxWaiting {
+			t.Errorf("%d events wait", n)
+		}
+		close(release)
+		synctest.Wait()
+		put(1, EventReplayed)
+		if err := q.wait(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		dropped := map[int]int{}
+		for i, e := range told {
+			if e.Dropped > 0 {
+				dropped[i] = e.Dropped
+			}
+		}
+		want := map[int]int{1 + maxWaiting: 5, 2 + maxWaiting: 7, 1 + 2*maxWaiting: 3}
+		if len(told) != 2+2*maxWaiting || !maps.Equal(dropped, want) {
+			t.Errorf("%d were told, dropped before which: %v, want %v", len(told), dropped, want)
+		}
+	})
 }

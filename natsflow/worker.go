@@ -1,7 +1,6 @@
 package natsflow
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -78,7 +77,8 @@ var errRunning = errors.New("natsflow: the worker runs already")
 // Run works until ctx ends. Then it hands over gracefully: nothing starts any more, what runs finishes (for
 // WorkerOptions.Flow.Shutdown.GracePeriod at most, if that is set; then its contexts end), progress is committed, and the
 // partitions are free for others. It returns nil then, and an error only if it can't work at all: the topic is not there or
-// not as t says, or the connection was closed; or, when it has ended, that the Observer has panicked.
+// not as t says, or the connection was closed; or, when it has ended, that the Observer has panicked, or has not returned
+// for a Lease.
 func (w *Worker[T]) Run(ctx context.Context) error {
 	if !w.running.TryLock() {
 		return errRunning
@@ -92,7 +92,10 @@ func (w *Worker[T]) Run(ctx context.Context) error {
 		return err
 	}
 	err = newMember(w, b, w.runner).run(ctx)
-	return cmp.Or(err, w.telling.wait())
+	if untold := w.telling.wait(w.options.Lease); untold != nil {
+		return errors.Join(err, untold)
+	}
+	return err
 }
 
 // workerID is a new name. It begins with the host's, for those who read it.

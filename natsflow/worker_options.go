@@ -49,9 +49,11 @@ type WorkerOptions struct {
 	// Poison is after how many deaths while it ran alone a message runs no more: its failure is a *PoisonError. 0 means 2.
 	Poison int
 	// Observer is told what happens to partitions, one event after the other, in the order in which they happened. No
-	// partition waits for it: what it has not been told yet is kept in memory. Run waits at its end until it was told
-	// everything. If it panics, it is told of the next event all the same, and Run returns the panic as its error when it
-	// ends. nil means nobody.
+	// partition waits for it: what it has not been told yet is kept in memory, 8,192 events at most, and of claims, their
+	// ends, stops and deaths twice as many. What happens beyond that is dropped, and PartitionEvent.Dropped of the next event
+	// counts it. Run waits at its end until it was told everything, but for one Lease at most, and says so in its error. If
+	// it panics, it is told of the next event all the same, and Run returns the panic as its error when it ends. nil means
+	// nobody.
 	Observer func(PartitionEvent)
 }
 

@@ -26,6 +26,7 @@ type metrics struct {
 	letters     metric.Int64Counter
 	letterFails metric.Int64Counter
 	losses      metric.Int64Counter
+	dropped     metric.Int64Counter
 }
 
 // The values of natsflow.lease.end: how a worker's hold of a partition ends.
@@ -57,6 +58,7 @@ func newMetrics(meter metric.Meter) (m metrics) {
 		{&m.letters, "natsflow.dead_letters", "{message}", "Dead letters stored."},
 		{&m.letterFails, "natsflow.dead_letter.failures", "{failure}", "Stores of dead letters that failed and are tried again."},
 		{&m.losses, "natsflow.losses", "{loss}", "Times that messages were missing from the stream before they were settled."},
+		{&m.dropped, "natsflow.events.dropped", "{event}", "Events not told and so not counted, since too many waited for the Observer."},
 	}
 	for _, c := range counters {
 		var err error
@@ -87,6 +89,9 @@ func (t *Telemetry) observe(e natsflow.PartitionEvent) {
 	ctx, m := context.Background(), &t.metrics // an event is of no request
 	count := func(c metric.Int64Counter, more ...attribute.KeyValue) {
 		c.Add(ctx, 1, t.attributes(append(more, partitionID(e.Partition))...))
+	}
+	if e.Dropped > 0 {
+		m.dropped.Add(ctx, int64(e.Dropped), t.attributes())
 	}
 	switch e.Kind {
 	case natsflow.EventClaimed:

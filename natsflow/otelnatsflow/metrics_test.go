@@ -109,6 +109,8 @@ var happened = []struct {
 	{natsflow.PartitionEvent{Kind: natsflow.EventDeadLetter, Err: errStore},
 		[]string{"natsflow.dead_letter.failures{T,error.type=_OTHER} 1"}},
 	{natsflow.PartitionEvent{Kind: natsflow.EventMissing, Seq: 7, Last: 9}, []string{"natsflow.losses{T,P} 1"}},
+	{natsflow.PartitionEvent{Kind: natsflow.EventReplayed, Dropped: 7},
+		[]string{"natsflow.replays{T,P} 1", "natsflow.events.dropped{T} 7"}},
 }
 
 // sorted is what is in points, as happened and the tests of Watch write it.
