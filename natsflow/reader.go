@@ -120,26 +120,30 @@ func (r *reader[T]) parse(m *nats.Msg, at place) partition.Message[T] {
 	if id, ok := storedID(m.Header); ok && id.isSession() {
 		p.Session, p.Number = id.session, id.number
 	}
-	v, err := r.unmarshal(m.Data)
-	if err != nil {
-		p.Err = &DecodeError{Position: p.Position, Err: err}
-	} else {
-		p.Value = v
-	}
-	key, ok := storedKey(m.Header)
-	if !ok && err == nil { // stored by somebody else than a gateway
-		key = r.codec.Key(v)
-	}
+	key, stored := storedKey(m.Header)
 	p.Key = key
+	if err := r.decode(&p, m.Data, !stored); err != nil {
+		p.Err = &DecodeError{Position: p.Position, Err: err}
+	}
 	return p
 }
 
-// unmarshal is the codec's. A panic of it is an error: it must not end the reading.
-func (r *reader[T]) unmarshal(data []byte) (v T, err error) {
+// decode has the codec make p's value of the data, and its key if that was not stored with it: then the message is not a
+// gateway's. A panic of the codec is an error: it must not end the reading.
+func (r *reader[T]) decode(p *partition.Message[T], data []byte, withKey bool) (err error) {
+	returned := false
 	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
+		if v := recover(); !returned {
+			err = fmt.Errorf("panic: %v", v)
 		}
 	}()
-	return r.codec.Unmarshal(data)
+	v, err := r.codec.Unmarshal(data)
+	if err == nil && withKey {
+		p.Key = r.codec.Key(v)
+	}
+	if err == nil {
+		p.Value = v
+	}
+	returned = true
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 )
@@ -47,5 +48,31 @@ func TestAReaderEndsWithItsContextAlsoWhileItsConsumerIsMadeAnew(t *testing.T) {
 		for name := range stream.ConsumerNames(t.Context()).Name() { // the list gets no longer
 			_ = stream.DeleteConsumer(t.Context(), name)
 		}
+	}
+}
+
+// What somebody else has stored has no key, and the codec's Key may not like it: that is the message's failure, and reading
+// goes on.
+func TestPanicOfTheKeyOfAForeignMessageEndsNoReading(t *testing.T) {
+	js, topic := topicOf(t, 1)
+	codec := words
+	codec.Key = func(s string) string {
+		if strings.HasPrefix(s, "foreign/") {
+			panic("no")
+		}
+		return words.Key(s)
+	}
+	if _, err := js.Publish(t.Context(), topic.subject(0), []byte("foreign/1")); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, js, topic, "a/1")
+	s := jetStream[string]{js, topic, codec}.source(0, 0)
+	defer s.close()
+	m, err := s.Next(t.Context())
+	if decode, ok := errors.AsType[*DecodeError](m.Err); err != nil || !ok || decode.Err.Error() != "panic: no" || m.Value != "" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if m, err := s.Next(t.Context()); err != nil || m.Value != "a/1" || m.Err != nil {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
