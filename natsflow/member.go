@@ -29,7 +29,7 @@ type member[T any] struct {
 func newMember[T any](w *Worker[T], b bucket, r *partition.Runner[T]) *member[T] {
 	m := &member[T]{
 		worker: w, id: workerID(), bucket: b, runner: r, held: map[int]*holding[T]{}, ended: make(chan *holding[T]),
-		times: times{lease: w.options.Lease, commit: w.options.Commit}, sweeper: &sweeper{purge: w.engine.purge, dirty: map[int]uint64{}},
+		times: times{lease: w.options.Lease, commit: w.options.Commit}, sweeper: newSweeper(w.engine.purge),
 	}
 	m.board = newBoard(m.id, w.topic.Partitions, m.times.lease)
 	return m

@@ -18,14 +18,21 @@ type sweeper struct {
 	purge func(ctx context.Context, partition int, frontier uint64) error
 
 	mu    sync.Mutex
-	dirty map[int]uint64 // frontiers that have moved since the last sweep
+	dirty map[int]uint64 // frontiers up to which not all is purged
+	swept map[int]uint64 // up to where each partition was purged
 }
 
-// committed notes what a partition's record says.
+func newSweeper(purge func(ctx context.Context, partition int, frontier uint64) error) *sweeper {
+	return &sweeper{purge: purge, dirty: map[int]uint64{}, swept: map[int]uint64{}}
+}
+
+// committed notes what a partition's record says, also when that is what it said before: each renewal of a lease is a commit.
 func (s *sweeper) committed(partition int, frontier uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dirty[partition] = frontier
+	if frontier > s.swept[partition] {
+		s.dirty[partition] = frontier
+	}
 }
 
 // run sweeps until ctx ends.
@@ -49,11 +56,14 @@ func (s *sweeper) sweep(ctx context.Context) {
 	clear(s.dirty)
 	s.mu.Unlock()
 	for partition, frontier := range dirty {
-		if s.try(ctx, partition, frontier) != nil {
-			s.mu.Lock()
+		err := s.try(ctx, partition, frontier)
+		s.mu.Lock()
+		if err == nil {
+			s.swept[partition] = frontier
+		} else {
 			s.dirty[partition] = max(s.dirty[partition], frontier)
-			s.mu.Unlock()
 		}
+		s.mu.Unlock()
 	}
 }
 
