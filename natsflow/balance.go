@@ -36,7 +36,10 @@ func (b *board) see(c change, now time.Time) {
 	case c.worker != "" && c.gone:
 		delete(b.peers, c.worker)
 	case c.worker != "":
-		b.peers[c.worker] = now
+		// A watch that was made anew tells of the dead again: they must not come to life by that.
+		if at := now.Add(-c.age); at.After(b.peers[c.worker]) {
+			b.peers[c.worker] = at
+		}
 	case c.partition >= 0 && c.partition < b.partitions:
 		if c.revision <= b.cells[c.partition].revision {
 			return // seen before: a watch that was made anew tells everything again
@@ -107,18 +110,24 @@ func (b *board) share(n int, now time.Time) int {
 	return share
 }
 
-// wait is how long until something may become claimable by silence alone.
+// wait is how long until something may become claimable by silence alone. What has been silent for a whole Lease already is
+// not waited for: it can be claimed at once, or not before the bucket is in sight again.
 func (b *board) wait(now time.Time) time.Duration {
 	least := b.lease
+	until := func(at time.Time) {
+		if left := b.lease - b.since(at, now); left > 0 {
+			least = min(least, left)
+		}
+	}
 	for _, c := range b.cells {
 		if c.record.Holder != "" && c.record.Holder != b.self {
-			least = min(least, b.lease-b.since(c.at, now))
+			until(c.at)
 		}
 	}
 	for _, at := range b.peers {
-		least = min(least, b.lease-b.since(at, now))
+		until(at)
 	}
-	return max(least, time.Millisecond)
+	return least
 }
 
 // frontier is the highest position up to which all of some partition is settled.

@@ -342,6 +342,7 @@ func TestPartitionsOfADeadWorkerWaitForOneLeaseAlsoIfItComesBackAtOnce(t *testin
 			b.cells[p] = fakeCell{r.marshal(), b.revision}
 			b.tellLocked(change{partition: p, value: r.marshal(), revision: b.revision})
 		}
+		b.workers["dead"], b.last = time.Now(), time.Now()
 		b.tellLocked(change{partition: -1, worker: "dead"})
 		b.mu.Unlock()
 		died := time.Now()
@@ -361,7 +362,8 @@ func TestPartitionsOfADeadWorkerWaitForOneLeaseAlsoIfItComesBackAtOnce(t *testin
 		if n := len(f.log.of(EventDied)); n != 2 {
 			t.Errorf("%d deaths", n)
 		}
-		time.Sleep(lease)
+		// It knows as well as the others who is dead, though it has not watched that one for a Lease: so none of them is free
+		// until it does.
 		if got := f.holders(); !slices.Equal(got, []int{2, 2, 2}) {
 			t.Errorf("holders %v", got)
 		}
@@ -369,4 +371,58 @@ func TestPartitionsOfADeadWorkerWaitForOneLeaseAlsoIfItComesBackAtOnce(t *testin
 			l()
 		}
 	})
+}
+
+// A watch that is made anew tells of the last beat of each worker again, also of one that was killed long ago.
+func TestAWatchMadeAnewBringsNobodyToLife(t *testing.T) {
+	const lease = 4 * time.Second
+	began := time.Now()
+	b := newBoard("self", 2, lease)
+	want := func(after time.Duration, share int) {
+		t.Helper()
+		if got := b.share(0, began.Add(after)); got != share {
+			t.Errorf("after %v: %d partitions, want %d", after, got, share)
+		}
+	}
+	b.see(change{partition: -1, worker: "peer"}, began)
+	want(lease-1, 1)
+	want(lease, 2)
+	b.see(change{partition: -1, worker: "peer", age: lease}, began.Add(lease))
+	want(lease, 2)
+	b.see(change{partition: -1, worker: "other", age: lease - time.Second}, began.Add(lease))
+	want(lease, 1) // it was silent for a shorter time
+	want(lease+time.Second, 2)
+	b.see(change{partition: -1, worker: "other"}, began.Add(lease+time.Second))
+	b.see(change{partition: -1, worker: "other", age: lease - 1}, began.Add(lease+time.Second)) // by a clock that jumps
+	want(2*lease, 1)
+}
+
+// What has been silent for a Lease is claimed at once, or when the bucket is in sight again: a worker that woke up for it would
+// wake up again and again, for as long as nobody removes the name of one that was killed.
+func TestWhatIsSilentIsNotWaitedForAgainAndAgain(t *testing.T) {
+	const lease = 4 * time.Second
+	began := time.Now()
+	at := func(d time.Duration) time.Time { return began.Add(d) }
+	b := newBoard("self", 2, lease)
+	b.recovered(began)
+	b.see(change{partition: -1, worker: "peer"}, at(time.Second))
+	b.see(change{partition: 1, value: record{Holder: "peer"}.marshal(), revision: 7}, at(2*time.Second))
+	for _, c := range []struct{ now, want time.Duration }{
+		{2 * time.Second, 3 * time.Second}, // until the peer is dead
+		{5 * time.Second, time.Second},     // until its partition may be claimed
+		{6 * time.Second, lease},
+		{time.Hour, lease},
+	} {
+		if got := b.wait(at(c.now)); got != c.want {
+			t.Errorf("after %v: %v, want %v", c.now, got, c.want)
+		}
+	}
+	b.outage()
+	if got := b.wait(at(time.Hour)); got != lease {
+		t.Errorf("out of sight: %v", got)
+	}
+	b.recovered(at(time.Hour))
+	if got := b.wait(at(time.Hour + time.Second)); got != lease-time.Second {
+		t.Errorf("a second after an outage: %v", got)
+	}
 }

@@ -20,7 +20,8 @@ type fakeBucket struct {
 	mu       sync.Mutex
 	revision uint64
 	cells    map[int]fakeCell
-	workers  map[string]uint64
+	workers  map[string]time.Time // when each has beaten last
+	last     time.Time            // when somebody has
 	watches  map[*fakeWatch]struct{}
 	put_     func(p int, r record, revision uint64) // is told each write, in its order
 }
@@ -40,7 +41,7 @@ type trouble struct {
 }
 
 func newFakeBucket() *fakeBucket {
-	return &fakeBucket{cells: map[int]fakeCell{}, workers: map[string]uint64{}, watches: map[*fakeWatch]struct{}{}}
+	return &fakeBucket{cells: map[int]fakeCell{}, workers: map[string]time.Time{}, watches: map[*fakeWatch]struct{}{}}
 }
 
 // request does what there is to do, in trouble or not.
@@ -112,7 +113,8 @@ func (b *fakeBucket) beat(ctx context.Context, worker string) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.revision++
-		b.workers[worker] = b.revision
+		b.last = time.Now()
+		b.workers[worker] = b.last
 		b.tellLocked(change{partition: -1, worker: worker})
 		return nil
 	})
@@ -127,6 +129,9 @@ func (b *fakeBucket) leave(ctx context.Context, worker string) error {
 		return nil
 	})
 }
+
+// tidy does nothing: what workers have left does not matter in a bubble.
+func (b *fakeBucket) tidy(context.Context, time.Duration) error { return nil }
 
 // fakeWatch is the news for one watcher, in order.
 type fakeWatch struct {
@@ -165,8 +170,8 @@ func (b *fakeBucket) watch(ctx context.Context) (<-chan change, func(), error) {
 	for p, c := range b.cells {
 		w.add(change{partition: p, value: c.value, revision: c.revision})
 	}
-	for worker := range b.workers {
-		w.add(change{partition: -1, worker: worker})
+	for worker, at := range b.workers {
+		w.add(change{partition: -1, worker: worker, age: b.last.Sub(at)})
 	}
 	w.add(change{partition: -1, known: true})
 	b.watches[w] = struct{}{}

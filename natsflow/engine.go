@@ -45,7 +45,7 @@ func (e jetStream[T]) bucket(ctx context.Context) (bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natsflow: bucket %q: %w", e.topic.leaseBucket(), err)
 	}
-	return kvBucket{kv}, nil
+	return kvBucket{e.js, kv}, nil
 }
 
 func (e jetStream[T]) source(p int, after uint64) source[T] {

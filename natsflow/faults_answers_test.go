@@ -29,7 +29,7 @@ func scriptTopic(t testing.TB, js jetstream.JetStream, name string, deaths int) 
 			t.Fatal(err)
 		}
 		r := record{Deaths: partition.Deaths{Count: deaths, Doubt: 1 << 40, Reach: partition.DefaultWindow}}
-		if _, err := (kvBucket{kv}).put(t.Context(), 0, r.marshal(), 0); err != nil {
+		if _, err := (kvBucket{kv: kv}).put(t.Context(), 0, r.marshal(), 0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -44,12 +44,16 @@ func (m *member[T]) run(ctx context.Context) error {
 	defer all.Wait()
 	defer stop()
 	sight, changes := make(chan bool), make(chan change)
-	all.Go(func() { m.beat(ctx, life, sight) })
-	all.Go(func() { m.watch(life, changes) })
+	begun := make(chan struct{})
+	all.Go(func() { m.beat(ctx, life, sight, begun) })
+	all.Go(func() {
+		<-begun // what the watch finds of others is compared with what was written last: that is of now then
+		m.watch(life, changes)
+	})
+	all.Go(func() { m.tidy(life) })
 	if m.worker.topic.MaxAge == 0 {
 		all.Go(func() { m.sweeper.run(life) })
 	}
-	m.board.recovered(time.Now())
 	timer := time.NewTimer(m.times.lease)
 	defer timer.Stop()
 	ctxDone, over := ctx.Done(), false // a context that never ends has no Done
@@ -129,8 +133,8 @@ func (m *member[T]) balance(life context.Context) {
 }
 
 // beat shows the others that this worker lives, until ctx ends; then that it has left. It tells when the bucket is not to be
-// reached, and when it is again.
-func (m *member[T]) beat(ctx, life context.Context, sight chan<- bool) {
+// reached, and when it is again. It closes begun when it has beaten once, or failed to.
+func (m *member[T]) beat(ctx, life context.Context, sight chan<- bool, begun chan<- struct{}) {
 	tick := time.NewTicker(m.times.renew())
 	defer tick.Stop()
 	visible := true
@@ -138,6 +142,10 @@ func (m *member[T]) beat(ctx, life context.Context, sight chan<- bool) {
 		attempt, cancel := context.WithTimeout(life, m.times.answer())
 		err := m.bucket.beat(attempt, m.id)
 		cancel()
+		if begun != nil {
+			close(begun)
+			begun = nil
+		}
 		if now := err == nil; now != visible {
 			visible = now
 			select {
@@ -195,6 +203,27 @@ func (m *member[T]) watchOnce(life context.Context, changes chan<- change) {
 			}
 		case <-silence.C:
 			return
+		case <-life.Done():
+			return
+		}
+	}
+}
+
+// tidyEvery is how often what workers have left in the bucket is removed: each Run has a name of its own, so there would be
+// more and more of it. What is older than that is no living worker's, unless Lease is of that order; then its next beat
+// shows it again.
+const tidyEvery = time.Hour
+
+// tidy removes what workers have left in the bucket that were killed, or have left in order.
+func (m *member[T]) tidy(life context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		attempt, cancel := context.WithTimeout(life, m.times.lease)
+		_ = m.bucket.tidy(attempt, tidyEvery) // else next time, or another worker
+		cancel()
+		select {
+		case <-tick.C:
 		case <-life.Done():
 			return
 		}
