@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -37,13 +38,28 @@ func (d deadLetters) Store(ctx context.Context, letter partition.DeadLetter) err
 		m.Header[name] = values
 	}
 	seq := strconv.FormatUint(letter.Position, 10)
-	reason := letter.Err.Error()
 	m.Header[headerID] = []string{d.topic.Name + "/" + seq}
 	m.Header[headerKey] = []string{url.PathEscape(letter.Key)}
 	m.Header[headerDeadSeq] = []string{seq}
 	m.Header[headerDeadEpoch] = []string{strconv.FormatUint(d.epoch, 10)}
 	m.Header[headerDeadAttempts] = []string{strconv.Itoa(letter.Attempts)}
-	m.Header[headerDeadReason] = []string{url.PathEscape(reason[:min(len(reason), maxReason)])}
+	m.Header[headerDeadReason] = []string{""}
+	size := m.Size() - len(m.Subject)
+	room := min(int(d.js.Conn().MaxPayload())-size, maxHeaders-(size-len(m.Data)))
+	m.Header[headerDeadReason] = []string{escapedReason(letter.Err.Error(), room)}
 	_, err := d.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 	return err
+}
+
+// escapedReason is as much of the text as goes into a header that has so much room.
+func escapedReason(text string, room int) string {
+	escaped := url.PathEscape(text[:min(len(text), maxReason)])
+	if len(escaped) <= room {
+		return escaped
+	}
+	escaped = escaped[:max(room, 0)]
+	if i := strings.LastIndexByte(escaped, '%'); i >= 0 && i > len(escaped)-len("%00") { // not a part of an escape
+		escaped = escaped[:i]
+	}
+	return escaped
 }

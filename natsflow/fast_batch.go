@@ -1,6 +1,7 @@
 package natsflow
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,7 @@ const (
 	fastStart  = "0"
 	fastAppend = "1"
 	fastCommit = "2" // with the last message
+	fastEnd    = "3" // behind the last message, without one
 	fastPing   = "4"
 )
 
@@ -53,9 +55,12 @@ var (
 
 // store stores the messages that next returns until it returns nil, in their order, and returns how many of them the server
 // says are stored: always a prefix. err is nil if and only if all are. Those that it doesn't say are stored may be all the
-// same. It returns early when ctx ends or next returns an error: then it sends nothing more. It calls next as the server takes
-// messages, one ahead of what it sends: the last message says that it is the last. So a message must stay as it is until the
-// next but one is asked for.
+// same. It calls next as the server takes messages, one ahead of what it sends: the last message says that it is the last. So
+// a message must stay as it is until the next but one is asked for.
+//
+// It returns early when ctx ends or next returns an error: then it sends no more messages. The server is told that the batch
+// is over, also when next panics: it would keep it open for ten seconds, in which it asks all other batches to wait for each
+// of their first messages. Where there is no connection to tell it by, it does.
 //
 // Of a message that was sent before, the server says that it is stored although it may be on its way only: see probe.
 func (p *publisher) store(ctx context.Context, next func() (*nats.Msg, error)) (stored int, err error) {
@@ -70,11 +75,17 @@ func (p *publisher) store(ctx context.Context, next func() (*nats.Msg, error)) (
 	}
 	defer p.end(e)
 	first := m.Subject // where pings go too
+	sent, ended := 0, false
+	defer func() {
+		if sent > 0 && !ended {
+			_ = p.ask(e, fastQuestion(sent+1, fastEnd), nats.NewMsg(first)) // its error is that there is no connection
+		}
+	}()
 	patience := time.NewTimer(p.patience)
 	defer patience.Stop()
 	ping := time.NewTicker(p.patience / 4)
 	defer ping.Stop()
-	for sent := 0; ; {
+	for {
 		p.mu.Lock()
 		state, share := *b, fastWindow/len(p.exchanges)
 		p.mu.Unlock()
@@ -84,11 +95,11 @@ func (p *publisher) store(ctx context.Context, next func() (*nats.Msg, error)) (
 		}
 		switch {
 		case m == nil && stored == sent:
+			ended = true
 			return stored, nil
-		case state.over && state.failure == nil:
-			return stored, errCut
 		case state.over:
-			return stored, state.failure
+			ended = true
+			return stored, cmp.Or(state.failure, errCut)
 		}
 		before := sent
 		for window := max(2*state.flow, share, 1); m != nil && sent-stored < window; sent++ {

@@ -108,10 +108,24 @@ func (g *Gateway[T]) verify(ctx context.Context) error {
 	return nil
 }
 
-// fits returns an error if no server would take the message.
+const (
+	maxHeaders = 1<<16 - 1 // what a stream takes of headers, in bytes
+	// deadLetterRoom is what the headers of a dead letter take beyond those of its message, at most: a message must not be
+	// taken that can't become one, since its key would wait for ever.
+	deadLetterRoom = 1024
+)
+
+// fits returns an error if no server would take the message, or not as a dead letter. Servers measure headers and data.
 func (g *Gateway[T]) fits(m *nats.Msg) error {
-	if size, most := int64(m.Size()), g.js.Conn().MaxPayload(); most > 0 && size > most {
-		return fmt.Errorf("natsflow: the message takes %d bytes with its headers, the server's max_payload is %d", size, most)
+	size := m.Size() - len(m.Subject) - len(m.Reply)
+	headers := size - len(m.Data)
+	most := g.js.Conn().MaxPayload()
+	switch {
+	case headers > maxHeaders-deadLetterRoom:
+		return fmt.Errorf("natsflow: the message's headers take %d bytes, of which its key is the most; the limit is %d", headers, maxHeaders-deadLetterRoom)
+	case most > 0 && int64(size) > most-deadLetterRoom:
+		return fmt.Errorf("natsflow: the message takes %d bytes with its headers; the server's max_payload is %d, of which %d are for a dead letter's",
+			size, most, deadLetterRoom)
 	}
 	return nil
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"example.com/flow"
 	"example.com/flow/natsflow/internal/natstest"
+	"github.com/nats-io/nats.go"
 	"google.golang.org/grpc/codes"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
@@ -287,7 +289,7 @@ func TestABatchIsMadeWhileItIsSent(t *testing.T) {
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": 1000})
 }
 
-// A codec that panics fails the call in the middle: what was sent before is sent again in later ones.
+// A codec that panics has what was sent before be sent again.
 func TestPanicOfACodecEndsItsOwnStreamAndRepeatsNothing(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))
 	_, topic := testTopic(t, js, nil)
@@ -323,4 +325,145 @@ func TestUnfitMessageBehindOneThatIsNotStoredWaits(t *testing.T) {
 		t.Error(s, err)
 	}
 	wantUploads(t, storedMessages(t, js, topic.Name), map[string]int{"u": int(s.Committed)})
+}
+
+// sized returns message n of an upload whose stored form takes so many bytes with its headers.
+func sized(t *testing.T, gw *Gateway[*request], upload string, n, size int) *request {
+	t.Helper()
+	r := requestOf(upload, n)
+	body := r.GetPayload().GetBody()
+	for pad := size - 1000; pad < size; pad++ {
+		r.Payload.Body = append(body[:len(body):len(body)], make([]byte, pad)...)
+		o := newOutgoing()
+		if err := gw.codec.message(o, gw.topic, messageID{session: "/" + upload, number: uint64(n)}, r); err != nil {
+			t.Fatal(err)
+		}
+		if o.Size()-len(o.Subject) == size {
+			return r
+		}
+	}
+	t.Fatalf("no message takes %d bytes", size)
+	return nil
+}
+
+// What a message takes is its headers and its data, wherever it is in a call: neither its subject nor where the answer goes.
+func TestTheLargestMessageIsStoredWhereverItIs(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	gw.pub.patience = time.Minute
+	f := oneCall(t, gw, 4, func(o *flow.Options) { o.Sessions = &flow.SessionOptions{Store: gw.Sessions()} })
+	size := int(js.Conn().MaxPayload()) - deadLetterRoom
+	var list []*request
+	for n := 1; n <= 4; n++ {
+		list = append(list, sized(t, gw, "s", n, size))
+	}
+	if s, err := run(f, "s", 1, list...); err != nil || s.Committed != 4 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := run(f, "t", 1, sized(t, gw, "t", 1, size+1)); status.Code(err) != codes.InvalidArgument || s.Committed != 0 {
+		t.Errorf("one byte more: %+v, %v", s, err)
+	}
+	if n := len(storedMessages(t, js, topic.Name)); n != 4 {
+		t.Errorf("%d are stored", n)
+	}
+}
+
+// That is what the servers measure: one that takes exactly max_payload is stored.
+func TestServersMeasureHeadersAndData(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	p, _ := testTopic(t, js, nil)
+	p.patience = time.Minute
+	list := messages(1, 3)
+	for i, m := range list {
+		m.Data = make([]byte, len(m.Data)+int(js.Conn().MaxPayload())-(m.Size()-len(m.Subject)))
+		if i == 2 {
+			m.Data = append(m.Data, 0)
+		}
+	}
+	if n, err := p.store(t.Context(), eachOf(list)); n > 2 || !errors.Is(err, nats.ErrMaxPayload) {
+		t.Errorf("one byte more: %d, %v", n, err)
+	}
+	if n, err := p.store(t.Context(), eachOf(list[:2])); n != 2 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// What is known of a session may be too old in a moment: then it is asked for, since the servers may take longer to answer.
+func TestFenceThatIsSoonTooOldIsAskedForAgain(t *testing.T) {
+	js := natstest.Connect(t, natstest.Embedded(t))
+	_, topic := testTopic(t, js, nil)
+	gw := newGateway(t, js, topic)
+	fences := gw.sessions.fences
+	soon := 20 * time.Millisecond
+	marshal := gw.codec.Marshal
+	gw.codec.Marshal = func(r *request) ([]byte, error) {
+		time.Sleep(2 * soon) // as servers may that are slow
+		return marshal(r)
+	}
+	f, err := flow.NewBatch(func(ctx context.Context, batch []flow.Message[*request], errs []error) error {
+		session := batch[0].Session()
+		fences.mu.Lock()
+		fences.known[session.ID] = fenceSeen{fence: session.Fence, at: time.Now().Add(soon - fences.good)}
+		fences.mu.Unlock()
+		return gw.Store(ctx, batch, errs)
+	}, nil, flow.Options{
+		Sessions:     &flow.SessionOptions{Store: gw.Sessions(), SaveEvery: time.Hour},
+		Backpressure: flow.BackpressureOptions{Capacity: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := run(f, "s", 1, requests("u", 1, 1)...); err != nil || s.Committed != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// A bucket that does not answer is waited for once in a call, not once for each of its sessions.
+func TestSessionsOfACallAreWaitedForTogether(t *testing.T) {
+	url := natstest.Embedded(t)
+	proxy := natstest.NewProxy(t, url)
+	_, topic := testTopic(t, natstest.Connect(t, url), nil)
+	gw := newGateway(t, natstest.Connect(t, proxy.URL(), nats.IgnoreDiscoveredServers()), topic)
+	const sessions = 8
+	store, release := together(gw)
+	f, err := flow.NewBatch(store, nil, flow.Options{
+		Sessions:     &flow.SessionOptions{Store: gw.Sessions(), SaveEvery: time.Hour},
+		Backpressure: flow.BackpressureOptions{Capacity: 1}, Batch: flow.BatchOptions{MaxMessages: sessions},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var streams sync.WaitGroup
+	streams.Go(func() { _, _ = run(f, "", 0, requests("first", 1, 1)...) })
+	for f.Stats().InFlight < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range sessions {
+		streams.Go(func() {
+			name := fmt.Sprint("s", i)
+			if _, err := run(f, name, 1, requests(name, 1, 1)...); status.Code(err) != codes.Unavailable {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	for f.Stats().Waiting < sessions {
+		time.Sleep(time.Millisecond)
+	}
+	var asked atomic.Int32
+	gw.sessions.fences.mu.Lock()
+	clear(gw.sessions.fences.known)
+	gw.sessions.fences.mu.Unlock()
+	proxy.OnFrame(func(f natstest.Frame) natstest.Fate {
+		if f.Direction == natstest.ToServer && strings.HasPrefix(f.Subject, "$JS.API.STREAM.MSG.GET.KV_"+topic.sessionsBucket()) {
+			asked.Add(1)
+			return natstest.Drop
+		}
+		return natstest.Pass
+	})
+	release()
+	streams.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("%d were waited for, one after the other", n)
+	}
 }

@@ -28,17 +28,24 @@ type storing[T any] struct {
 	of      []int     // which of the streams each message is of
 	until   time.Time // when what is known of the sessions is too old; zero: never
 
-	next  int   // the message of the batch that is looked at next
-	which []int // those that were made to be sent
-	made  [2]*outgoing
+	next   int // the message of the batch that is looked at next
+	making int // the one that the codec was last called for
+	sent   []sentMessage
+	made   [2]*outgoing
+}
+
+// sentMessage is a message that was made to be sent.
+type sentMessage struct {
+	index   int // in the batch
+	subject string
 }
 
 // batchStream is a stream, or a session, of which messages are in a batch.
 type batchStream struct {
 	name   string // for the ids of its messages
-	closed bool   // no more of its messages is sent
+	end    int    // no message of it is sent from this index of the batch on
 	failed bool   // one of its messages has failed: the later ones are not attempted
-	last   int    // 1 + the index of the last message that is said to be stored
+	last   int    // 1 + the index in sent of its last message that is said to be stored
 }
 
 // streamKey is what messages of one stream have in common: their session, or else their context.
@@ -50,7 +57,7 @@ type streamKey struct {
 func newStoring[T any](g *Gateway[T], batch []flow.Message[T], errs []error) *storing[T] {
 	s := &storing[T]{
 		Gateway: g, batch: batch, errs: errs, of: make([]int, len(batch)),
-		which: make([]int, 0, len(batch)), made: [2]*outgoing{newOutgoing(), newOutgoing()},
+		sent: make([]sentMessage, 0, len(batch)), made: [2]*outgoing{newOutgoing(), newOutgoing()},
 	}
 	found := map[streamKey]int{}
 	var before streamKey
@@ -67,7 +74,7 @@ func newStoring[T any](g *Gateway[T], batch []flow.Message[T], errs []error) *st
 		if !ok {
 			at = len(s.streams)
 			found[key] = at
-			s.streams = append(s.streams, batchStream{name: s.nameOf(key)})
+			s.streams = append(s.streams, batchStream{name: s.nameOf(key), end: len(batch)})
 		}
 		s.of[i], before = at, key
 	}
@@ -84,17 +91,25 @@ func (s *storing[T]) fail(i int, err error) {
 	s.errs[i] = err
 }
 
-// checkSessions closes the streams of those sessions that this process may not store for.
+// checkSessions ends the streams of those sessions that this process may not store for, before their first messages. The
+// bucket is waited for as long as one answer may take, however many it is asked for.
 func (s *storing[T]) checkSessions(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.pub.patience)
+	defer cancel()
 	checked := 0 // streams are numbered as their first messages are
 	for i, m := range s.batch {
 		if at := s.of[i]; at == checked {
 			checked++
 			if err := s.check(ctx, m.Session()); err != nil {
-				s.errs[i], s.streams[at].closed = err, true
+				s.refuse(i, err)
 			}
 		}
 	}
+}
+
+// refuse has message i fail, and no later one of its stream be sent.
+func (s *storing[T]) refuse(i int, err error) {
+	s.errs[i], s.streams[s.of[i]].end = err, i
 }
 
 // prepare makes what is sent of the next message that can be; nil if there is none. A batch is made while it is sent: the
@@ -103,16 +118,15 @@ func (s *storing[T]) prepare() (*nats.Msg, error) {
 	for s.next < len(s.batch) {
 		i := s.next
 		s.next++
-		stream := &s.streams[s.of[i]]
-		if stream.closed {
+		if i >= s.streams[s.of[i]].end {
 			continue
 		}
-		m, err := s.message(i, len(s.which))
+		m, err := s.message(i, len(s.sent))
 		if err != nil {
-			s.errs[i], stream.closed = unfitError(err), true
+			s.refuse(i, unfitError(err))
 			continue
 		}
-		s.which = append(s.which, i)
+		s.sent = append(s.sent, sentMessage{i, m.Subject})
 		return m, s.stopped()
 	}
 	return nil, s.stopped()
@@ -125,7 +139,7 @@ func (s *storing[T]) again(n int) (next func() (*nats.Msg, error)) {
 		if sent == n {
 			return nil, s.stopped()
 		}
-		m, err := s.message(s.which[sent], sent)
+		m, err := s.message(s.sent[sent].index, sent)
 		sent++
 		return m, cmp.Or(err, s.stopped())
 	}
@@ -134,6 +148,7 @@ func (s *storing[T]) again(n int) (next func() (*nats.Msg, error)) {
 // message makes what is sent of message i of the batch, as the nth. It is good until the next but one is made.
 func (s *storing[T]) message(i, nth int) (*nats.Msg, error) {
 	m, made := &s.batch[i], s.made[nth%len(s.made)]
+	s.making = i
 	if err := s.codec.message(made, s.topic, s.id(i), m.Value); err != nil {
 		return nil, err
 	}
@@ -160,11 +175,10 @@ func (s *storing[T]) check(ctx context.Context, session flow.Session) error {
 		return nil
 	}
 	fences := s.sessions.fences
-	fence, until, ok := fences.fence(session.ID, time.Now())
+	// What is too old soon would be so before the servers have answered: a call must not end with errStopped without a stop.
+	fence, until, ok := fences.fence(session.ID, time.Now().Add(fences.good/2))
 	if !ok {
 		asked := time.Now()
-		ctx, cancel := context.WithTimeout(ctx, s.pub.patience)
-		defer cancel()
 		state, version, err := s.sessions.Load(ctx, session.ID)
 		if err != nil {
 			return storeError(err)
@@ -189,18 +203,18 @@ func (s *storing[T]) store(ctx context.Context) {
 	refused := flow.ErrNotAttempted // the next call, which comes at once, will see
 	switch {
 	case unfitNumber(err) == stored+1:
-		s.errs[s.which[stored]] = unfitError(err)
+		s.errs[s.sent[stored].index] = unfitError(err)
 	case stored == 0 && err != nil:
 		refused = storeError(err)
 	}
 	doubts := make([]error, len(s.streams))
 	if stored > 0 && s.topic.Replicas > 1 {
-		doubts = s.confirm(ctx, s.which[:stored])
+		doubts = s.confirm(ctx, stored)
 	}
 	sent := 0
 	for i := range s.batch {
 		switch {
-		case sent == stored || s.which[sent] != i:
+		case sent == stored || s.sent[sent].index != i:
 			s.fail(i, cmp.Or(s.errs[i], refused))
 		case doubts[s.of[i]] != nil:
 			s.fail(i, storeError(doubts[s.of[i]]))
@@ -212,7 +226,23 @@ func (s *storing[T]) store(ctx context.Context) {
 }
 
 // send sends the batch, and returns how many of which are said to be stored, and why not all.
+//
+// The codec is the caller's, and may panic or exit its goroutine when a part of the batch is sent: that is the failure of the
+// message that it was called for and of no other. So it is called on another goroutine than Store, whose end would be the
+// failure of all, and the rest is sent with what was sent before, which the servers know by its ids.
 func (s *storing[T]) send(ctx context.Context) (stored int, err error) {
+	for {
+		crash := isolated(func() { stored, err = s.attempt(ctx) })
+		if crash == nil {
+			return stored, err
+		}
+		s.refuse(s.making, flow.Permanent(crash))
+		s.next, s.sent = 0, s.sent[:0]
+	}
+}
+
+// attempt is send, unless the codec crashes.
+func (s *storing[T]) attempt(ctx context.Context) (stored int, err error) {
 	stored, err = s.pub.store(ctx, s.prepare)
 	if n := unfitNumber(err); n > stored+1 { // it was refused before those in front of it were answered
 		var again error
@@ -223,21 +253,37 @@ func (s *storing[T]) send(ctx context.Context) (stored int, err error) {
 	return stored, err
 }
 
-// confirm asks for the last message of each stream among those that are said to be stored. If that is stored, so are those
-// before. It returns for each stream nil, or why it is not stored for certain.
-func (s *storing[T]) confirm(ctx context.Context, which []int) []error {
-	for _, i := range which {
-		s.streams[s.of[i]].last = i + 1
+var isolation = flow.NewEngine(func(_ context.Context, m flow.Message[func()]) error {
+	m.Value()
+	return nil
+}, flow.RetryOptions{})
+
+// isolated calls fn on a goroutine of its own and waits for it. It returns the panic or the runtime.Goexit that fn has ended
+// with, as flow knows it: the client is not told of it, and an Observer is.
+func isolated(fn func()) error {
+	err := isolation.Execute(context.Background(), flow.Message[func()]{Value: fn})
+	if f, ok := errors.AsType[*flow.Failure](err); ok {
+		return f.Err
+	}
+	return nil
+}
+
+// confirm asks for the last message of each stream among the first that were sent, so many of which are said to be stored.
+// If that is stored, so are those before. It returns for each stream nil, or why it is not stored for certain.
+func (s *storing[T]) confirm(ctx context.Context, stored int) []error {
+	for k, m := range s.sent[:stored] {
+		s.streams[s.of[m.index]].last = k + 1
 	}
 	asked := make([]*nats.Msg, 0, len(s.streams))
 	of := make([]int, 0, len(s.streams))
-	for k, stream := range s.streams {
+	for at, stream := range s.streams {
 		if stream.last == 0 {
 			continue
 		}
-		m := nats.NewMsg(s.topic.subject(partitionOf(s.codec.Key(s.batch[stream.last-1].Value), s.topic.Partitions)))
-		m.Header[headerID] = []string{s.id(stream.last - 1).String()}
-		asked, of = append(asked, m), append(of, k)
+		last := s.sent[stream.last-1]
+		m := nats.NewMsg(last.subject)
+		m.Header[headerID] = []string{s.id(last.index).String()}
+		asked, of = append(asked, m), append(of, at)
 	}
 	doubts := make([]error, len(s.streams))
 	for j, err := range s.pub.confirm(ctx, asked) {

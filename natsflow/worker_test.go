@@ -3,7 +3,9 @@ package natsflow
 import (
 	"context"
 	"errors"
+	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -338,5 +340,50 @@ func TestStatsOfAWorkerAreOfAllItsPartitions(t *testing.T) {
 		}
 		finish = make(chan struct{})
 		publish(t, w.js, w.topic, sequence(2, "a", "b", "c", "d")...)
+	}
+}
+
+// The largest message that a gateway takes can become a dead letter, whatever it failed with: else its key would wait for
+// ever.
+func TestTheLargestMessageFitsAsADeadLetter(t *testing.T) {
+	o := quick
+	o.DeadLetter = true
+	o.Flow.OnFailure = func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage }
+	w := mustWorker(t, func(context.Context, flow.Message[string]) error {
+		return flow.Permanent(errors.New(strings.Repeat("é", maxReason)))
+	}, o)
+	gw := &Gateway[string]{js: w.js}
+	m, err := storedWord(w.topic, messageID{session: "b", number: 1}, "a/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := "a/1" + strings.Repeat("x", int(w.js.Conn().MaxPayload())-deadLetterRoom-(m.Size()-len(m.Subject)))
+	m.Data = []byte(value)
+	if err := gw.fits(m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.js.PublishMsg(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	runWorker(t, w)
+	await(t, "it is settled", settledAll(t, w))
+	letters := deadOf(t, w)
+	if len(letters) != 1 || string(letters[0].Data) != value {
+		t.Fatalf("%d letters", len(letters))
+	}
+	reason, err := url.PathUnescape(letters[0].Header.Get(headerDeadReason))
+	if err != nil || !strings.HasPrefix(reason, "ééé") {
+		t.Errorf("reason %q, %v", reason, err)
+	}
+}
+
+func TestEscapedReasonIsCutBetweenEscapes(t *testing.T) {
+	for room, want := range map[int]string{-1: "", 0: "", 1: "a", 2: "a", 3: "a", 4: "a%20", 5: "a%20b", 9: "a%20b"} {
+		if got := escapedReason("a b", room); got != want {
+			t.Errorf("%d: %q, want %q", room, got, want)
+		}
+	}
+	if got := escapedReason(strings.Repeat("x", 2*maxReason), 4*maxReason); len(got) != maxReason {
+		t.Errorf("%d bytes", len(got))
 	}
 }
