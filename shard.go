@@ -113,9 +113,10 @@ func (sh *shard[T]) next() *run[T] {
 			continue
 		}
 		// To yield once here spares a lone message 0.3 µs: its worker often is back before the shard would have slept, and
-		// need not wake it. Beside long runs the shard sleeps instead, and is woken by the first that is back: a goroutine that
-		// has yielded runs behind all others, by when all runs were back and a processor had gone to sleep for lack of them.
-		if sh.sent > 0 && len(sh.runs.long) == 0 { // what was sent may be quick, and back by the time that others have run
+		// need not wake it. Where runs take long the shard sleeps at once, and is woken by the first that is back: a goroutine
+		// that has yielded runs behind all others, by when all runs were back and a processor had gone to sleep for lack of
+		// them.
+		if sh.sent > 0 && (len(sh.runs.long) == 0 || sh.pace.each <= swiftTime) {
 			sh.sent = 0
 			runtime.Gosched()
 			if len(sh.events) > 0 {
