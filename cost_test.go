@@ -3,6 +3,7 @@ package flow_test
 import (
 	"context"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
@@ -319,7 +320,12 @@ func allocsPerMessage(n int, run func(n int)) float64 {
 		return float64(least)
 	}
 	run(n) // fills the pools
-	return (count(2*n) - count(n)) / float64(n)
+	// On a busy machine goroutines are preempted, for which others are started: what each message costs is there each time.
+	got := math.Inf(1)
+	for try := 0; try < 3 && got >= allocSlack; try++ {
+		got = min(got, (count(2*n)-count(n))/float64(n))
+	}
+	return got
 }
 
 // allocSlack is a rounding: one allocation in a hundred messages is no cost of each.
