@@ -2,6 +2,7 @@ package natsflow
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -35,8 +36,8 @@ func (b *board) see(c change, now time.Time) {
 	case c.worker == b.self:
 	case c.worker != "" && c.gone:
 		delete(b.peers, c.worker)
+	case c.worker != "" && c.age >= b.lease: // a watch tells of the dead, too
 	case c.worker != "":
-		// A watch that was made anew tells of the dead again: they must not come to life by that.
 		if at := now.Add(-c.age); at.After(b.peers[c.worker]) {
 			b.peers[c.worker] = at
 		}
@@ -58,6 +59,13 @@ func (b *board) outage() { b.blind = true }
 // recovered notes that until now the bucket was out of sight. Silence meanwhile says nothing of others: all of them get the
 // whole Lease again to show that they live, so that an outage of the servers looks like no deaths.
 func (b *board) recovered(now time.Time) { b.blind, b.sight = false, now }
+
+// forget removes the workers that are dead: else an outage would bring them to life for a Lease.
+func (b *board) forget(now time.Time) {
+	if !b.blind {
+		maps.DeleteFunc(b.peers, func(_ string, at time.Time) bool { return b.since(at, now) >= b.lease })
+	}
+}
 
 // since is for how long what was seen at a time has not changed, as far as could be seen.
 func (b *board) since(at, now time.Time) time.Duration {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,6 +223,36 @@ func TestAnOutageOfTheBucketLooksLikeNoDeath(t *testing.T) {
 	})
 }
 
+// Silence in an outage says nothing of anybody, but who was dead before is dead behind it: else partitions are given back to
+// him that nobody takes.
+func TestAnOutageBringsNobodyToLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lease = 4 * time.Second
+		f := newFleet(t, 8, WorkerOptions{Lease: lease})
+		var down atomic.Bool
+		f.e.bucket_.trouble = func(string) trouble { return trouble{fails: down.Load()} }
+		leave := []func(){f.join("a"), f.join("b")}
+		if err := f.e.bucket_.beat(t.Context(), "dead"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * lease)
+		moved := len(f.log.of(EventReleased))
+		down.Store(true)
+		time.Sleep(lease / 2)
+		down.Store(false)
+		time.Sleep(3 * lease)
+		if n := len(f.log.of(EventReleased)) - moved; n > 0 {
+			t.Errorf("%d partitions are given back", n)
+		}
+		if got := f.holders(); !slices.Equal(got, []int{4, 4}) {
+			t.Errorf("holders %v", got)
+		}
+		for _, l := range leave {
+			l()
+		}
+	})
+}
+
 // Whatever the bucket does to requests, no two workers run one partition at once, nothing is lost or out of order, the
 // guarded effects are exact, and of each partition's record the writes are those of a register: claims deepen the epoch, a
 // deposed holder writes nothing, and the frontier never goes back.
@@ -395,6 +426,11 @@ func TestAWatchMadeAnewBringsNobodyToLife(t *testing.T) {
 	b.see(change{partition: -1, worker: "other"}, began.Add(lease+time.Second))
 	b.see(change{partition: -1, worker: "other", age: lease - 1}, began.Add(lease+time.Second)) // by a clock that jumps
 	want(2*lease, 1)
+	b.forget(began.Add(3 * lease))
+	b.outage()
+	b.recovered(began.Add(4 * lease))
+	b.see(change{partition: -1, worker: "other", age: 2 * lease}, began.Add(4*lease))
+	want(4*lease, 2)
 }
 
 // What has been silent for a Lease is claimed at once, or when the bucket is in sight again: a worker that woke up for it would

@@ -3,7 +3,6 @@ package natsflow
 import (
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,16 +26,18 @@ func TestAWatchThatEndsEarlyLeavesNothingRunning(t *testing.T) {
 	js := natstest.Connect(t, natstest.Embedded(t))
 	_, topic := testTopic(t, js, nil)
 	b := leasesOf(t, js, topic)
-	for i := range 600 { // more than the client library has room for
-		if err := b.beat(t.Context(), strconv.Itoa(i)); err != nil {
+	for p := range 600 { // more than the client library has room for
+		if _, err := b.put(t.Context(), p, record{Holder: "somebody"}.marshal(), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 3 {
-		_, stop, err := b.watch(t.Context())
+		changes, stop, err := b.watch(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
+		<-changes
+		time.Sleep(50 * time.Millisecond) // all the others arrive
 		stop()
 	}
 	await(t, "the library's goroutines have ended", func() bool {

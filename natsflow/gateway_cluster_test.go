@@ -153,3 +153,24 @@ func TestNothingIsAcknowledgedWithoutAMajority(t *testing.T) {
 	}
 	wantUploads(t, storedMessages(t, c.js, topic.Name), map[string]int{"u": 5})
 }
+
+// Whether what was stored is on a majority is asked for by the subjects that were sent to: the codec is called before anything
+// of its message is sent, and never after.
+func TestKeyIsAskedForOnceForEachMessage(t *testing.T) {
+	c := startCluster(t)
+	_, topic := testTopic(t, c.js, func(topic *Topic) { topic.Replicas = 3 })
+	gw := newGateway(t, c.js, topic)
+	gw.pub.patience = 20 * time.Second
+	key := gw.codec.Key
+	asked := map[*request]int{}
+	gw.codec.Key = func(r *request) string {
+		if asked[r]++; asked[r] > 1 {
+			panic("asked again")
+		}
+		return key(r)
+	}
+	if s, err := run(oneCall(t, gw, 20, nil), "", 0, requests("u", 1, 20)...); err != nil || s.Committed != 20 {
+		t.Error(s, err)
+	}
+	wantUploads(t, storedMessages(t, c.js, topic.Name), map[string]int{"u": 20})
+}

@@ -101,6 +101,7 @@ func (m *member[T]) balance(life context.Context) {
 		return
 	}
 	now := time.Now()
+	m.board.forget(now)
 	n := 0
 	for _, h := range m.held {
 		if !h.leaving {

@@ -104,6 +104,8 @@ var mutants = []mutant{
 		"		f.changes[i].age = f.last.Sub(f.created[i])\n", "		f.changes[i].age = 0\n", ""},
 	{"a watch that was made anew brings the dead to life", "BringsNobody", "balance.go",
 		"		if at := now.Add(-c.age); at.After(b.peers[c.worker]) {\n", "		if at := now; at.After(b.peers[c.worker]) {\n", ""},
+	{"an outage brings the dead to life", "OutageBringsNobody", "member.go",
+		"	m.board.forget(now)\n", "", ""},
 	{"a watch that ends leaves somebody behind", "EndsEarly", "bucket.go",
 		"	for range w.Updates() {\n	}\n", "", ""},
 	{"what a killed worker has left stays in the bucket", "LeftInTheBucket", "bucket.go",
