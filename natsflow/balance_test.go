@@ -438,7 +438,7 @@ func TestAWatchMadeAnewBringsNobodyToLife(t *testing.T) {
 func TestWhatIsSilentIsNotWaitedForAgainAndAgain(t *testing.T) {
 	const lease = 4 * time.Second
 	began := time.Now()
-	at := func(d time.Duration) time.Time { return began.Add(d) }
+	at := began.Add
 	b := newBoard("self", 2, lease)
 	b.recovered(began)
 	b.see(change{partition: -1, worker: "peer"}, at(time.Second))
