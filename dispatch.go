@@ -358,111 +358,115 @@ func (sh *shard[T]) handOut(r *run[T]) {
 // dispatch sends runs out while there is something to run and it may run. It reports whether it has sent any. It is called
 // by the shard's loop once all events have been heeded.
 //
-// A slot is taken before a run is filled: messages of a run that waited for a slot would stay in front of whatever gets its
-// turn meanwhile. Where messages may be refused, each message has a slot of its own; otherwise a run has one.
+// What was lined up may have been refused, and have finished, though no run was sent: readers are told of it in any case.
 func (sh *shard[T]) dispatch() (sent bool) {
 	if sh.batches != nil {
 		return sh.batches.dispatch()
 	}
-	p := sh.r.gate.pressure
-	for sh.nready > 0 || sh.hasMail() {
-		length := sh.pace.length
-		swift := sh.pace.isSwift() && (sh.processors <= 2 || sh.turns.len()+sh.mail.len() <= 1)
-		if swift {
-			length = maxRun
-		}
-		// A mail run is for messages that are as quick as can be, or that the shard runs itself; only if nothing is ready that
-		// should run before.
-		own, direct, mailed := false, false, int32(0)
-		s := sh.mail.first()
-		if sh.nready == 0 && sh.mayMail(s) {
-			b := &s.backlog
-			if !b.fetch(&s.box, &sh.r.chunks) {
-				b.inMail = false
-				sh.mail.pop()
-				sh.touch(s) // it may be able to do with less memory now
-				continue
-			}
-			mailed = b.fetched(maxMail)
-			own = sh.pace.own(mailed, sh.mail.len() > 1, sh.processors)
-			direct = own || length == maxRun
-		}
-		// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a
-		// look, after which this is called again.
-		if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
-			break
-		}
-		sh.slots.cover(sh.nready)
-		slots := sh.slots.take(int(length))
-		if slots == 0 {
-			sh.askForSlot()
-			break
-		}
-		// The stream leaves the ring, since only its worker may take from the mailbox now; mailBack attends to it again.
-		if direct {
-			if r := sh.mailRun(s, mailed); r != nil {
-				sh.mail.pop()
-				s.backlog.inMail = false
-				r.slots = slots
-				sh.runs.long = append(sh.runs.long, r)
-				sent = true
-				if own {
-					sh.runOwn(r)
-					break
-				}
-				sh.give(r)
-				continue
-			}
-		}
-		// cover has found this many slots for messages that are ready, and none may run without one.
-		if p.refuses() {
-			length = int32(slots)
-		}
-		r := sh.runs.new(runExecute)
-		sh.fill(r, length)
-		if p.refuses() {
-			sh.slots.unused(slots - len(r.list))
-			slots = len(r.list)
-		}
-		if r.slots = slots; len(r.list) == 0 {
-			sh.slots.unused(slots)
-			sh.runs.reuse(r)
-			if sh.nready > 0 { // of slow keys, which run alone
-				continue
-			}
-			break
-		}
-		// Whether other messages were waiting tells the pace if a longer run would have been of use.
-		r.first = r.list[0].stream
-		r.more = sh.nready > 0 || sh.mail.len() > 0 || sh.follower(r.tail()) != nil
-		if len(r.list) > 1 {
-			sh.runs.long = append(sh.runs.long, r)
-		}
-		// A soft policy refuses nothing, it only counts executions: runBack counts this one off. There are no mail runs with
-		// it.
-		if p.soft() {
-			pressured := p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
-			for _, m := range r.list {
-				m.pressured = pressured
-			}
-		}
-		sent = true
-		if !r.alone && sh.pace.own(r.len(), r.more, sh.processors) {
-			sh.runOwn(r)
-			break
-		}
-		sh.give(r)
-		if length == 1 { // it may be quick, and back before another worker is started
-			sh.sent = 0
-			runtime.Gosched()
-			break
-		}
+	for more := true; more && (sh.nready > 0 || sh.hasMail()); {
+		var some bool
+		some, more = sh.send()
+		sent = sent || some
 	}
-	// What was lined up may have been refused, and have finished, though no run was sent: readers are told of it in any
-	// case.
 	sh.slots.count(sh.nready)
 	sh.flush()
 	return sent
+}
+
+// send sends one run, if any may run now: a mail run if there can be one, or else one of what is ready or may be lined up. more
+// says that another may follow.
+//
+// A slot is taken before a run is filled: messages of a run that waited for a slot would stay in front of whatever gets its
+// turn meanwhile. Where messages may be refused, each message has a slot of its own; otherwise a run has one.
+func (sh *shard[T]) send() (sent, more bool) {
+	length := sh.pace.length
+	swift := sh.pace.isSwift() && (sh.processors <= 2 || sh.turns.len()+sh.mail.len() <= 1)
+	if swift {
+		length = maxRun
+	}
+	// A mail run is for messages that are as quick as can be, or that the shard runs itself.
+	mail := sh.mailLength()
+	if sh.nready == 0 && sh.mail.len() == 0 { // the mailboxes were empty
+		return false, false
+	}
+	own := mail > 0 && sh.pace.own(mail, sh.mail.len() > 1, sh.processors)
+	direct := own || mail > 0 && length == maxRun
+	// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a look,
+	// after which this is called again.
+	if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
+		return false, false
+	}
+	sh.slots.cover(sh.nready)
+	slots := sh.slots.take(int(length))
+	if slots == 0 {
+		sh.askForSlot()
+		return false, false
+	}
+	if direct {
+		if r := sh.mailRun(sh.mail.first(), mail); r != nil {
+			r.slots = slots
+			sh.sendMail(r, own)
+			return true, !own
+		}
+	}
+	return sh.sendReady(length, slots)
+}
+
+// sendMail sends r, a mail run of the stream whose turn it is. The stream leaves the ring, since only its worker may take from
+// the mailbox now; mailBack attends to it again.
+func (sh *shard[T]) sendMail(r *run[T], own bool) {
+	sh.mail.pop()
+	r.mail.s.backlog.inMail = false
+	sh.runs.long = append(sh.runs.long, r)
+	if own {
+		sh.runOwn(r)
+	} else {
+		sh.give(r)
+	}
+}
+
+// sendReady sends a run of up to length messages, for which so many slots were taken. There may turn out to be none: behind
+// those that wait only some that are refused, or of slow keys, which run alone.
+func (sh *shard[T]) sendReady(length int32, slots int) (sent, more bool) {
+	p := sh.r.gate.pressure
+	if p.refuses() { // cover has found so many slots for messages that are ready, and none may run without one
+		length = int32(slots)
+	}
+	r := sh.runs.new(runExecute)
+	sh.fill(r, length)
+	if len(r.list) == 0 {
+		sh.slots.unused(slots)
+		sh.runs.reuse(r)
+		return false, sh.nready > 0
+	}
+	if r.slots = slots; p.refuses() {
+		sh.slots.unused(slots - len(r.list))
+		r.slots = len(r.list)
+	}
+	// Whether other messages were waiting tells the pace if a longer run would have been of use.
+	r.first = r.list[0].stream
+	r.more = sh.nready > 0 || sh.mail.len() > 0 || sh.follower(r.tail()) != nil
+	if len(r.list) > 1 {
+		sh.runs.long = append(sh.runs.long, r)
+	}
+	// A soft policy refuses nothing, it only counts executions: runBack counts this one off. There are no mail runs with it.
+	if p.soft() {
+		pressured := p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal
+		for _, m := range r.list {
+			m.pressured = pressured
+		}
+	}
+	if !r.alone && sh.pace.own(r.len(), r.more, sh.processors) {
+		sh.runOwn(r)
+		return true, false
+	}
+	sh.give(r)
+	if length == 1 { // it may be quick, and back before another worker is started
+		sh.sent = 0
+		runtime.Gosched()
+		return true, false
+	}
+	return true, true
 }
 
 // wantsSlot reports whether there is something that may run if there is a slot. A shard that is about to sleep stops asking

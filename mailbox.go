@@ -225,8 +225,8 @@ const maxMail = 2 * maxRun
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
 // mailRun makes a mail run of the next n messages of s, which must have been taken out of its mailbox: the worker must
-// not look for more there, since the mailbox is not its own. It returns nil if too many keys are busy. dispatch calls it
-// with a slot in hand, and for a stream for which mayMail holds.
+// not look for more there, since the mailbox is not its own. It returns nil if too many keys are busy. send calls it with
+// a slot in hand, and for a stream for which mayMail holds.
 func (mr mailRuns[T]) mailRun(s *stream[T], n int32) *run[T] {
 	sh := mr.sh
 	b := &s.backlog
@@ -242,6 +242,26 @@ func (mr mailRuns[T]) mailRun(s *stream[T], n int32) *run[T] {
 	x.s, x.chunk, x.pos, x.n = s, b.chunk, b.pos, n
 	b.mailRun = r
 	return r
+}
+
+// mailLength returns of how many entries a mail run of the stream whose turn it is would be: 0 if it may have none, or if
+// anything is ready, which should run before. It takes streams out of the ring whose mailbox turns out to be empty.
+func (mr mailRuns[T]) mailLength() int32 {
+	sh := mr.sh
+	for sh.nready == 0 && sh.hasMail() {
+		s := sh.mail.first()
+		b := &s.backlog
+		if !sh.mayMail(s) {
+			return 0
+		}
+		if b.fetch(&s.box, &sh.r.chunks) {
+			return b.fetched(maxMail)
+		}
+		b.inMail = false
+		sh.mail.pop()
+		sh.touch(s) // it may be able to do with less memory now
+	}
+	return 0
 }
 
 // mayMail reports whether s may have a mail run. It may not where each message needs more than its handler: events for an

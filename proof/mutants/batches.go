@@ -15,7 +15,7 @@ var batchBugs = []mutant{
 	bug("a part does not wait for what is retried before it", "Batches|BatchIsolation",
 		"batch_run.go", "		case before != nil && before.run != r:\n", "		case before != nil && before.run != r && m.seq == 0:\n"),
 	bug("a message that was not attempted counts as an attempt", "Batches|BatchNotAttempted",
-		"batch_run.go", "		if m.attempts--; s.isOver() {", "		if s.over() {"),
+		"batch_run.go", "		if m.attempts--; s.isOver() {", "		if s.isOver() {"),
 	bug("a call of which nothing was attempted has not failed", "Batches|BatchAllNotAttempted",
 		"batch_run.go", "		if untouched == len(c.errs) {", "		if untouched > len(c.errs) {"),
 	bug("a batch that has failed is not called together again", "Batches|BatchWholeFailure",

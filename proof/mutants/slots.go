@@ -61,14 +61,14 @@ var slotBugs = []mutant{
 	bug("a place in the queue is not counted", "Slots|QueueCapacity",
 		"pressure.go", "	s.short++\n", ""),
 	bug("a run that finds nothing keeps its slot", "LongRuns",
-		"dispatch.go", `			sh.slots.unused(slots)
-			sh.runs.reuse(r)
-			if`, `			sh.runs.reuse(r)
-			if`),
+		"dispatch.go", `		sh.slots.unused(slots)
+		sh.runs.reuse(r)
+		return`, `		sh.runs.reuse(r)
+		return`),
 	bug("an execution under a soft policy is counted for ever", "SoftAllow|Pressure",
 		"dispatch.go", "		sh.r.gate.pressure.end()\n", ""),
 	bug("nobody is told of pressure", "SoftAllow|Pressure",
-		"dispatch.go", "				m.pressured = pressured\n", "				m.pressured = false && pressured\n"),
+		"dispatch.go", "			m.pressured = pressured\n", "			m.pressured = false && pressured\n"),
 	bug("pressure begins one too early", "SoftAllow|Pressure",
 		"pressure.go", "p.inUse.Add(1) > int64(p.opts.Capacity)", "p.inUse.Add(1) >= int64(p.opts.Capacity)"),
 	bug("HardReject lets one more in", "HardReject",
