@@ -49,7 +49,7 @@ type chunk[T any] struct {
 
 // Lengths of chunks. A stream with one message pending pays for a small chunk only: ten thousand streams may be so.
 const (
-	smallChunk = 512     // bytes, about; at least one entry
+	smallChunk = 256     // bytes, about; at least one entry
 	fullChunk  = 4 << 10 // bytes, about; at most 64 entries
 )
 
