@@ -1366,8 +1366,11 @@ func TestMessageThatGetsItsTurnByALongRunStartsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var second time.Duration
+		goOn := make(chan struct{})
 		f, err := flow.New(func(_ context.Context, m flow.Message[string]) error {
 			switch m.Value {
+			case "a1":
+				<-goOn
 			case "a2":
 				second = time.Since(start)
 			case "b1":
@@ -1379,6 +1382,8 @@ func TestMessageThatGetsItsTurnByALongRunStartsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, source := inLongRuns(t, f, 2, "a1", "b1")
+		synctest.Wait() // the shard sleeps
+		close(goOn)
 		synctest.Wait() // a1 is over, and b1 runs
 		source.Send("a2")
 		source.End()

@@ -703,3 +703,37 @@ func TestShutdownIsNotNilWhileAnObserverRunsThatWasToldOfAStream(t *testing.T) {
 		})
 	}
 }
+
+// A run's messages may be of many streams, and what has not begun is dropped whatever the one that runs does.
+func TestShutdownDropsWhatIsBehindAHandlerThatStandsStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn, dropped := make(chan string), 0
+		f := testkit.New(t, func(_ context.Context, m flow.Message[string]) error {
+			for v := range goOn {
+				if v == m.Value {
+					break
+				}
+				t.Errorf("%s runs", m.Value)
+			}
+			return nil
+		}, flow.Options{Ordering: testkit.Keyed, Backpressure: flow.BackpressureOptions{Capacity: 1}, Observer: func(_ context.Context, e flow.Event) {
+			if e.Kind == flow.EventDrop {
+				dropped++
+			}
+		}})
+		s, source := inLongRuns(t, f, 8, "a1", "b1", "c1", "d1")
+		synctest.Wait() // a1 runs
+		goOn <- "a1"
+		synctest.Wait() // b1 runs, and c1 and d1 are behind it in its run
+		down := shutdownOf(t, f)
+		if dropped != 2 {
+			t.Errorf("%d of 2 messages have been dropped beside the one that runs", dropped)
+		}
+		goOn <- "b1"
+		source.End()
+		if sum, err := s.Wait(); sum.Succeeded != 2 {
+			t.Errorf("Wait() = %+v, %v", sum, err)
+		}
+		wantIn(t, down)
+	})
+}

@@ -824,6 +824,18 @@ func TestMailboxHasTheShardToldWhenItMayNotLook(t *testing.T) {
 	}
 }
 
+// What recv returns while a shutdown begins may be put before the reader has seen that.
+func TestMailboxOfAStoppedStreamReceivesNothing(t *testing.T) {
+	for _, drain := range []bool{false, true} {
+		r := NewReceiver(NewGate(nil, nil, nil), NewEngine(func(context.Context, Message[int]) error { return nil }, RetryOptions{}))
+		s := r.newStream(t.Context(), nil)
+		s.stop(drain)
+		if ok, _ := s.box.put(&entry[int]{seq: 1}, &r.chunks); ok {
+			t.Errorf("with drain %v a message was received after the shutdown", drain)
+		}
+	}
+}
+
 func TestMailboxThatIsClosedReceivesNothing(t *testing.T) {
 	var b mailbox[int]
 	var pool sync.Pool

@@ -60,7 +60,7 @@ var endBugs = []mutant{
 		"message.go", "		l.counts.Rejected++\n", "		l.counts.Failed++\n"),
 	bug("what is pending is settled", "Ledger|Progress",
 		"message.go", "	open = slices.Concat(l.counts.Unsettled, pending)\n", "	open = slices.Clone(l.counts.Unsettled)\n"),
-	bug("a shutdown reads on", "ShutdownReadsStreamsNoFurther",
+	bug("a shutdown reads on", "ShutdownReadsStreamsNoFurther|MailboxOfAStopped",
 		"stream.go", `	s.box.close()
 	if s.state.stop(drain) {`, "	if s.state.stop(drain) {"),
 	bug("a stream ends with mail unread", "RunReturnsWhenAll|OrderingAccounts|KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream|OrderingKeeps",
@@ -77,7 +77,7 @@ var endBugs = []mutant{
 		"shard.go", "		case stateOut, stateAsking: // they come back", "		case stateAsking: // it comes back"),
 	bug("who asks a resolver is dropped at the end", "OwnResolver",
 		"shard.go", "		case stateOut, stateAsking: // they come back", "		case stateOut: // it comes back"),
-	bug("an end leaves a run to its worker", "ShutdownDropsWhat|OrderingAccounts|ShutdownWithoutDrain",
+	bug("an end leaves a run to its worker", "ShutdownDropsWhat|BehindAHandlerThat|OrderingAccounts|ShutdownWithoutDrain",
 		"shard.go", "	sh.recallAll(s)\n", ""),
 	bug("what was ready is counted on after the end", "Shutdown|Failure|FirstFailure",
 		"shard.go", "	sh.nready -= b.ready.n\n", ""),
