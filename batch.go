@@ -157,6 +157,7 @@ type batches[T any] struct {
 	*batching[T]
 	forming *run[T]       // the one that waits for more, without a slot; nil: none does
 	due     time.Duration // when it has lingered for long enough
+	lingers bool          // it waits for that, and not for a slot
 	again   []*run[T]     // those that are called again as a whole, and only lack a slot
 	out     []*run[T]     // those with workers
 	spare   []*run[T]
@@ -247,6 +248,7 @@ func (b *batches[T]) dispatch() (sent bool) {
 	sh := b.sh
 	for sh.wantsSlot() {
 		if sh.slots.take(1) == 0 {
+			b.lingers = false
 			sh.askForSlot()
 			break
 		}
@@ -289,6 +291,7 @@ func (b *batches[T]) form() *run[T] {
 		if b.forming == nil {
 			b.forming, b.due = r, sh.clock()+b.Linger
 		}
+		b.lingers = true
 		return nil
 	}
 	b.forming = nil

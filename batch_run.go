@@ -573,7 +573,7 @@ func (b *batches[T]) holdTogether(r *run[T]) {
 		r.list = nil
 		defer b.callNext(r)
 	} else {
-		sh.slots.free(r.slots, 1)
+		sh.slots.free(r.slots, 1, 1)
 		r.slots, r.worker = 0, nil
 	}
 	// What is kept of the last call is nothing to the next; the messages have their failures themselves.
@@ -600,7 +600,7 @@ func (b *batches[T]) callNext(r *run[T]) {
 			return
 		}
 	}
-	sh.slots.free(r.slots, 1)
+	sh.slots.free(r.slots, 1, 1)
 	r.worker = nil
 	b.reuse(r)
 }

@@ -592,7 +592,6 @@ func (sh *shard[T]) runBack(r *run[T]) {
 		}
 		sh.r.gate.pressure.end()
 	}
-	sh.ranIn(r.slots)
 	if first := sh.turns.first(); first != nil && first == r.first {
 		// It has had its turn: streams that came while its run was out are before it.
 		sh.turns.pop()
@@ -604,13 +603,18 @@ func (sh *shard[T]) runBack(r *run[T]) {
 	if k < r.end {
 		sh.retry(r.list[k])
 	}
+	sh.ranIn(r.slots, int(k))
 	sh.crew.back(r.worker)
 	sh.runs.reuse(r)
 }
 
-// ranIn takes back n slots in which messages have run. A stream that has some in its ready queue and more in its mailbox is in
-// both rings; it counts once.
-func (sh *shard[T]) ranIn(n int) { sh.slots.free(n, max(sh.turns.len(), sh.mail.len())) }
+// ranIn takes back n slots in which messages have run. Its callers have settled those, so that what has come
+// behind them by now counts as waiting: a stream that has some in its ready queue and more in its mailbox is in both rings, and
+// counts once. A long run is of as many streams as wait, or of one message each.
+func (sh *shard[T]) ranIn(n, messages int) {
+	streams := max(1, sh.turns.len(), sh.mail.len())
+	sh.slots.free(n, max(n, min(messages, streams)), streams)
+}
 
 // retry has m wait for its next try. m stays the head of its lane: no later message of its key runs before its last attempt.
 // The slot is not m's any more, so that what waits for its next try costs no capacity. A stream that was swept while m was
@@ -730,16 +734,18 @@ func (sh *shard[T]) recall(r *run[T]) {
 	r.recalled = true
 	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
 	// messages were refused for lack of them.
+	free := 0
 	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
 		keep := 0
 		if at >= 0 {
 			keep = 1
 		}
-		sh.ranIn(r.slots - keep)
+		free = r.slots - keep
 		r.slots = keep
 	}
 	sh.takeBack(r, max(0, at+1))
 	sh.settleUpTo(r, at)
+	sh.ranIn(free, free)
 }
 
 // settleUpTo settles what r's worker has done: everything before at, which it has claimed. The worker is done with a message

@@ -320,13 +320,13 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 		sh.settle(m)
 		m = nil
 	}
+	free := r.slots
 	switch {
 	case m == nil:
-		sh.ranIn(r.slots)
 	case x.err == nil: // the worker has claimed it, and then left it alone
-		sh.ranIn(r.slots)
 		sh.readyUnlessSwept(m)
 	default:
+		free = 0
 		// The attempt has been made: what is left is to decide what comes of it, in the slot in which it was made.
 		m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause
 		next := sh.runs.new(runExecute)
@@ -336,6 +336,7 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	}
 	x.s, x.chunk, x.err, x.crashed, x.last = nil, nil, nil, false, nil
 	sh.attend(s)
+	sh.ranIn(free, 1)
 }
 
 // lift makes a message of an entry that is in front of all others of its lane. It has its turn by that, since no lane

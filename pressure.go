@@ -299,9 +299,13 @@ func (s *slots) cover(ready int) {
 
 // count keeps how many of so many ready messages lack a slot, where that bounds what is accepted, and gives back what
 // none of them needs. Each dispatch ends with it, and so corrects what queue has counted on receipt: only the difference is
-// told to p, where other shards and direct callers count too.
+// told to p, where other shards and direct callers count too. Elsewhere what no run has taken by then lies idle, and goes to
+// those who ask.
 func (s *slots) count(ready int) {
 	if !s.p.refuses() {
+		if s.others() > 0 {
+			s.trim(0)
+		}
 		return
 	}
 	s.trim(min(s.spare, ready))
@@ -310,36 +314,35 @@ func (s *slots) count(ready int) {
 	s.short = short
 }
 
-// free takes back n slots in which something has run. If others ask, one goes to them each time that something has run for
-// each of streams, as many as the shard has that wait for a slot: so one that was asked for is kept for so many turns. Those
-// who ask are served in order, so all streams have the same share, whichever shard they are of, and a direct caller has that
-// of a stream. When a slot was given away after each turn, shards had the same share, and a stream that was alone on its own
-// three times what each of three others had; a shard that gave none away while it has something to run would let others wait
-// for ever. Its own asker is not among them, since it would only bring the slot back.
-func (s *slots) free(n, streams int) {
-	if s.p.slots == nil {
+// free takes back n slots in which ran streams have run something, where so many streams wait. If others ask, one goes to them
+// each time that all that wait could have had a turn: so one that was asked for is kept for so many turns. Those who ask are
+// served in order, so all streams have about the same share, whichever shard they are of, and a direct caller has that of a
+// stream. When a slot was given away after each turn, shards had the same share, and a stream that was alone on its own three
+// times what each of three others had; a shard that gave none away while it has something to run would let others wait for
+// ever. What is kept is used at once, or given back by count.
+func (s *slots) free(n, ran, streams int) {
+	if s.p.slots == nil || n == 0 { // a run that only brings messages to their end has none
 		return
 	}
 	s.inUse -= n
 	s.spare += n
-	others := s.p.asking.Load()
-	if s.asking {
-		others--
-	}
-	streams = max(1, streams)
-	s.turns = min(s.turns, streams-1) + n // who asks after nobody has for long is served at once
-	given := min(int64(s.turns/streams), others, int64(s.spare))
-	if given > 0 { // who asked before comes first, also before what waits here
-		s.turns -= int(given) * streams
-		s.trim(s.spare - int(given))
+	s.turns = min(s.turns, streams-1) + ran // who asks after nobody has for long is served at once
+	if given := min(s.turns/streams, s.others(), s.spare); given > 0 {
+		s.turns -= given * streams
+		s.trim(s.spare - given) // who asked before comes first, also before what waits here
 	}
 }
 
 // unused takes back n slots of a run in which nothing has run after all. Whoever else asks gets them at once.
-func (s *slots) unused(n int) {
-	if n > 0 {
-		s.free(n, 1)
+func (s *slots) unused(n int) { s.free(n, n, 1) }
+
+// others returns how many ask for a slot beside this shard, which would only bring one back to itself.
+func (s *slots) others() int {
+	n := int(s.p.asking.Load())
+	if s.asking {
+		n--
 	}
+	return n
 }
 
 // trim gives back all but keep of those that are in no run.

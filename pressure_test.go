@@ -419,17 +419,19 @@ func TestStreamWithAThousandWaitingDelaysAnothersMessageByOneExecution(t *testin
 
 // Streams are spread over shards, whose number depends on that of processors. An even share is by stream, not by shard.
 func TestStreamsShareCapacityEvenly(t *testing.T) {
-	for _, processors := range []int{1, 8, 12, 32} { // 1, 2, 3 and 8 shards
-		t.Run(fmt.Sprint(processors), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { shareEvenly(t, processors) })
-		})
+	for _, o := range []flow.OrderingOptions{testkit.Unordered, testkit.Keyed, {Mode: flow.OrderingFIFO}} {
+		for _, processors := range []int{1, 8, 12, 32} { // 1, 2, 3 and 8 shards
+			t.Run(fmt.Sprintf("%v with %d processors", o.Mode, processors), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { shareEvenly(t, o, processors) })
+			})
+		}
 	}
 }
 
-func shareEvenly(t *testing.T, processors int) {
+func shareEvenly(t *testing.T, o flow.OrderingOptions, processors int) {
 	h := newSlow()
 	before := runtime.GOMAXPROCS(processors)
-	f := testkit.New(t, h.handle, flow.Options{Ordering: testkit.Unordered, Backpressure: flow.BackpressureOptions{Capacity: 2}})
+	f := testkit.New(t, h.handle, flow.Options{Ordering: o, Backpressure: flow.BackpressureOptions{Capacity: 2}})
 	runtime.GOMAXPROCS(before)
 	var calls []*testkit.Stream
 	for i := range 5 { // the later a stream comes, the less it has waiting
@@ -441,7 +443,13 @@ func shareEvenly(t *testing.T, processors int) {
 	for key, n := range h.count {
 		// An even share is 40. Two handlers end at one instant, and which of them lines up again first is up to the
 		// scheduler, so shares drift by a few: in 900 runs they were between 37 and 44. Without turns one had nearly all.
-		if n < 35 || n > 46 {
+		// Where a stream is one lane, one that is alone on its shard asks only when its last message has finished, and so
+		// has a sixth less: when shards shared instead of streams it had a third more.
+		least, most := 35, 46
+		if o != testkit.Unordered {
+			least, most = 31, 50
+		}
+		if n < least || n > most {
 			t.Errorf("%s had %d of about 200 executions: %v", key, n, h.count)
 		}
 	}

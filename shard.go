@@ -280,7 +280,7 @@ func (sh *shard[T]) arm() {
 		consider(sh.crew.next(now), true)
 	}
 	if b := sh.batches; b != nil {
-		consider(b.due, b.forming != nil && b.due > now) // once it is due it lacks a slot
+		consider(b.due, b.forming != nil && b.lingers) // it may be due by now, and then the alarm fires at once
 	}
 	if any {
 		sh.alarm.set(now, first)

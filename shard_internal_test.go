@@ -664,7 +664,7 @@ func TestSlotsWithoutACapacityAreEndless(t *testing.T) {
 			t.Fatal("there is none")
 		}
 	}
-	s.free(100, 1)
+	s.free(100, 100, 1)
 	wantSlots(t, s, 0, 0, 0)
 }
 
@@ -674,13 +674,13 @@ func TestSlotsARunTakesOneHoweverLongItIs(t *testing.T) {
 		t.Errorf("three runs got %d, %d and %d of 2", a, b, c)
 	}
 	wantSlots(t, s, 0, 2, 2)
-	s.free(1, 1)
+	s.free(1, 1, 1)
 	wantSlots(t, s, 1, 1, 2) // kept for the next run
 	if s.take(128) != 1 {
 		t.Error("what it kept is not there")
 	}
 	wantSlots(t, s, 0, 2, 2)
-	s.free(2, 1)
+	s.free(2, 2, 1)
 	s.trim(0)
 	wantSlots(t, s, 0, 0, 0)
 }
@@ -705,7 +705,7 @@ func TestSlotsWhereMessagesMayBeRefusedARunTakesWhatItsMessagesHave(t *testing.T
 	if got := s.take(2); got != 1 {
 		t.Errorf("the next two got %d of the one that is left", got)
 	}
-	s.free(3, 1)
+	s.free(3, 3, 1)
 	s.count(0) // nothing is ready: what is free is free for everybody
 	wantSlots(t, s, 0, 0, 0)
 }
@@ -738,7 +738,7 @@ func TestSlotsCountWhatWaitsForOneUpToQueueCapacity(t *testing.T) {
 	s.take(1)
 	s.count(2) // the other two
 	want(2, 2)
-	s.free(1, 1)
+	s.free(1, 1, 1)
 	s.count(2)
 	want(1, 1) // one of them has the slot
 	if !s.queue() {
@@ -774,7 +774,7 @@ func TestSlotsGoToWhoAskedFirst(t *testing.T) {
 			got = a
 		}()
 		synctest.Wait()
-		s.free(1, 1)
+		s.free(1, 1, 1)
 		synctest.Wait()
 		if got.a == nil {
 			t.Fatal("who asked has no slot, though one is free")
@@ -794,7 +794,7 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 		s := &slots{p: p}
 		s.take(1)
 		for range 5 { // long before anybody asks
-			s.free(1, 3)
+			s.free(1, 1, 3)
 			s.take(1)
 		}
 		asked, ctx := 0, t.Context()
@@ -810,7 +810,7 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 			synctest.Wait()
 		}
 		// The first is served at once, and its slot goes on to the others, and then back to s, which has asked behind them.
-		s.free(1, 3)
+		s.free(1, 1, 3)
 		synctest.Wait()
 		if asked != 3 {
 			t.Fatalf("%d of 3 who asked had a slot", asked)
@@ -824,7 +824,7 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 		}()
 		synctest.Wait()
 		for turn := 1; turn <= 3; turn++ {
-			s.free(1, 3)
+			s.free(1, 1, 3)
 			synctest.Wait()
 			if want := turn / 3; asked != want {
 				t.Errorf("after %d turns of 3 streams %d who asked had a slot, want %d", turn, asked, want)
@@ -837,11 +837,40 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 			a.Release()
 		}()
 		synctest.Wait()
+		s.turns = 2
+		s.free(0, 0, 2) // a run that had no slot
+		if s.turns != 2 {
+			t.Errorf("after no more turns %d of 2 are counted", s.turns)
+		}
 		s.unused(1)
 		synctest.Wait()
 		if asked != 2 {
 			t.Error("a slot that was not used is kept from who asks")
 		}
+	})
+}
+
+// Where nothing is refused: what many runs at once have given back is not needed by a few that are quick.
+func TestSlotsThatNoRunHasTakenGoToWhoAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPressureController(BackpressureOptions{Capacity: 3})
+		s := &slots{p: p}
+		for range 3 {
+			s.take(1)
+		}
+		for range 2 {
+			go func() {
+				if _, err := p.Acquire(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		synctest.Wait()
+		s.free(3, 1, 100)
+		s.take(1)
+		s.count(50)
+		synctest.Wait()
+		wantSlots(t, s, 0, 1, 3)
 	})
 }
 
@@ -863,7 +892,7 @@ func TestSlotsAskOnceAndInTheirTurn(t *testing.T) {
 		if !b.asking || entered != 1 || p.asking.Load() != 1 {
 			t.Errorf("asking: %v, %d times, %d of all", b.asking, entered, p.asking.Load())
 		}
-		a.free(1, 1)
+		a.free(1, 1, 1)
 		synctest.Wait()
 		if err := <-answers; err != nil {
 			t.Fatal(err)
@@ -934,7 +963,7 @@ func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
 				s.count(ready[i])
 			case 2: // one is back
 				if len(runs[i]) > 0 {
-					s.free(runs[i][0], 1)
+					s.free(runs[i][0], runs[i][0], 1)
 					runs[i] = runs[i][1:]
 					s.count(ready[i])
 				}
@@ -965,7 +994,7 @@ func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
 		}
 		for i, s := range both {
 			for _, n := range runs[i] {
-				s.free(n, 1)
+				s.free(n, n, 1)
 			}
 			s.count(0)
 			s.trim(0)
@@ -1409,6 +1438,82 @@ func TestWorkersThatHaveLedDoNotPileUp(t *testing.T) {
 			}
 		})
 		close(values)
+		if _, err := s.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Between the look whether a batch has lingered for long enough and the look for what is due, time passes. A batch that had
+// become due by then once had no alarm, and waited for whatever happened next.
+func TestBatchThatIsDueByTheTimeTheAlarmIsSetBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, calls := make(chan int), 0
+		f, err := NewBatch(func(context.Context, []Message[int], []error) error {
+			calls++
+			return nil
+		}, nil, Options{Backpressure: BackpressureOptions{Capacity: 1}, Batch: BatchOptions{Linger: time.Minute}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := f.Start(t.Context(), FromChan(t.Context(), source))
+		source <- 1
+		time.Sleep(time.Second) // it lingers
+		var due, armed time.Duration
+		onShard(f.receiver.shards[0], func(sh *shard[int]) {
+			sh.alarm.stop()
+			sh.alarm.at = 0
+			due = sh.clock()
+			sh.batches.due = due
+			sh.arm()
+			armed = sh.alarm.at
+		})
+		synctest.Wait()
+		if armed != due || calls != 1 {
+			t.Errorf("the alarm was set to %v, want %v, and %d calls were made", armed, due, calls)
+		}
+		close(source)
+		if _, err := s.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestBatchThatIsDueAndLacksASlotWaitsForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, start := make(chan int), time.Now()
+		var calls []time.Duration
+		f, err := NewBatch(func(context.Context, []Message[int], []error) error {
+			switch calls = append(calls, time.Since(start)); len(calls) {
+			case 1:
+				return errors.New("again")
+			case 2:
+				time.Sleep(time.Second)
+			}
+			return nil
+		}, nil, Options{
+			Ordering:     OrderingOptions{Mode: OrderingNone},
+			Backpressure: BackpressureOptions{Capacity: 1}, Batch: BatchOptions{Linger: 50 * time.Millisecond},
+			Retry: RetryOptions{MaxAttempts: 2, Backoff: 10 * time.Millisecond},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := f.Start(t.Context(), FromChan(t.Context(), source))
+		source <- 1
+		time.Sleep(51 * time.Millisecond) // its call has failed, and waits for the next try without a slot
+		source <- 2                       // lingers until that has the slot
+		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
+		if len(calls) != 2 {
+			t.Fatalf("calls at %v", calls)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(calls) != 3 || calls[2] != calls[1]+time.Second {
+			t.Errorf("calls at %v, want the third as soon as the second is over", calls)
+		}
+		close(source)
 		if _, err := s.Wait(); err != nil {
 			t.Error(err)
 		}

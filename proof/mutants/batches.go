@@ -2,6 +2,10 @@ package main
 
 // batchBugs break batches: who is in a call, and what comes of its end.
 var batchBugs = []mutant{
+	bug("a batch that is due when the alarm is set has none", "DueByTheTime",
+		"shard.go", "b.forming != nil && b.lingers)", "b.forming != nil && b.due > now)"),
+	bug("a batch that lacks a slot wakes the shard for ever", "LacksASlotWaits",
+		"batch.go", "			b.lingers = false\n", ""),
 	bug("errs are off by one", "Batches|BatchOutcomes",
 		"batch_run.go", "	switch err := c.errs[m.index]; {", "	switch err := c.errs[(m.index+1)%len(c.errs)]; {"),
 	{name: "a batch is one larger than it may be", run: "Batches|BatchHot|BatchThatIsFull", edits: []edit{
