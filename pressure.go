@@ -299,11 +299,11 @@ func (s *slots) cover(ready int) {
 
 // count keeps how many of so many ready messages lack a slot, where that bounds what is accepted, and gives back what
 // none of them needs. Each dispatch ends with it, and so corrects what queue has counted on receipt: only the difference is
-// told to p, where other shards and direct callers count too. Elsewhere what no run has taken by then lies idle, and goes to
-// those who ask.
+// told to p, where other shards and direct callers count too. Elsewhere what is held lies idle if nothing is ready, and goes
+// to those who ask.
 func (s *slots) count(ready int) {
 	if !s.p.refuses() {
-		if s.others() > 0 {
+		if ready == 0 && s.others() > 0 {
 			s.trim(0)
 		}
 		return

@@ -869,6 +869,8 @@ func TestSlotsThatNoRunHasTakenGoToWhoAsks(t *testing.T) {
 		s.free(3, 1, 100)
 		s.take(1)
 		s.count(50)
+		wantSlots(t, s, 2, 1, 3)
+		s.count(0)
 		synctest.Wait()
 		wantSlots(t, s, 0, 1, 3)
 	})
@@ -1482,9 +1484,14 @@ func TestBatchThatIsDueByTheTimeTheAlarmIsSetBegins(t *testing.T) {
 func TestBatchThatIsDueAndLacksASlotWaitsForIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source, start := make(chan int), time.Now()
+		var mu sync.Mutex
 		var calls []time.Duration
 		f, err := NewBatch(func(context.Context, []Message[int], []error) error {
-			switch calls = append(calls, time.Since(start)); len(calls) {
+			mu.Lock()
+			calls = append(calls, time.Since(start))
+			n := len(calls)
+			mu.Unlock()
+			switch n {
 			case 1:
 				return errors.New("again")
 			case 2:
@@ -1503,13 +1510,10 @@ func TestBatchThatIsDueAndLacksASlotWaitsForIt(t *testing.T) {
 		source <- 1
 		time.Sleep(51 * time.Millisecond) // its call has failed, and waits for the next try without a slot
 		source <- 2                       // lingers until that has the slot
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(1500 * time.Millisecond)
 		synctest.Wait()
-		if len(calls) != 2 {
-			t.Fatalf("calls at %v", calls)
-		}
-		time.Sleep(time.Second)
-		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		if len(calls) != 3 || calls[2] != calls[1]+time.Second {
 			t.Errorf("calls at %v, want the third as soon as the second is over", calls)
 		}

@@ -22,7 +22,7 @@ var slotBugs = []mutant{
 	bug("what had no slot ends a round of turns", "TurnOfEachStream",
 		"pressure.go", "s.p.slots == nil || n == 0 {", "s.p.slots == nil {"),
 	bug("a slot that no run has taken is kept from others", "SlotsThatNoRunHasTaken",
-		"pressure.go", "		if s.others() > 0 {\n", "		if s.others() < 0 {\n"),
+		"pressure.go", "ready == 0 && s.others() > 0 {", "ready < 0 && s.others() > 0 {"),
 	bug("turns of long ago count as turns", "TurnOfEachStream",
 		"pressure.go", "min(s.turns, streams-1) + ran", "s.turns + ran"),
 	bug("who asks first waits for a turn of all streams", "TurnOfEachStream",
