@@ -65,7 +65,7 @@ leaks: ## goroutines that nothing can wake, by an experiment of Go's
 alloc: ## allocations a message
 	go test -run Alloc .
 
-mutants: ## break the library on purpose, and see whether the tests notice; an hour (with -short five minutes)
+mutants: ## break the library on purpose, and see whether the tests notice; ten minutes (with -short five)
 	cd proof && go run ./mutants
 
 .PHONY: fmt tidy vet lint
