@@ -592,6 +592,10 @@ func (sh *shard[T]) runBack(r *run[T]) {
 		}
 		sh.r.gate.pressure.end()
 	}
+	if sh.r.gate.pressure.refuses() {
+		sh.slots.freeAtOnce(r.slots, sh.nready)
+		r.slots = 0
+	}
 	if first := sh.turns.first(); first != nil && first == r.first {
 		// It has had its turn: streams that came while its run was out are before it.
 		sh.turns.pop()
@@ -734,18 +738,16 @@ func (sh *shard[T]) recall(r *run[T]) {
 	r.recalled = true
 	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
 	// messages were refused for lack of them.
-	free := 0
+	sh.takeBack(r, max(0, at+1))
 	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
 		keep := 0
 		if at >= 0 {
 			keep = 1
 		}
-		free = r.slots - keep
+		sh.slots.freeAtOnce(r.slots-keep, sh.nready)
 		r.slots = keep
 	}
-	sh.takeBack(r, max(0, at+1))
 	sh.settleUpTo(r, at)
-	sh.ranIn(free, free)
 }
 
 // settleUpTo settles what r's worker has done: everything before at, which it has claimed. The worker is done with a message

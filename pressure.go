@@ -333,6 +333,15 @@ func (s *slots) free(n, ran, streams int) {
 	}
 }
 
+// freeAtOnce is free where messages may be refused: what no message that is ready needs is nobody's from here on. It is called
+// before anything is received that a finished message makes room for: once the slot was given back only by count, and by then
+// a message had been refused though nothing ran.
+func (s *slots) freeAtOnce(n, ready int) {
+	s.inUse -= n
+	s.spare += n
+	s.trim(min(s.spare, ready))
+}
+
 // unused takes back n slots of a run in which nothing has run after all. Whoever else asks gets them at once.
 func (s *slots) unused(n int) { s.free(n, n, 1) }
 

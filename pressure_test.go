@@ -246,6 +246,27 @@ func TestHardRejectRefusesOnReceipt(t *testing.T) {
 	})
 }
 
+// Who knows by Run's return that a handler has ended finds its slot free.
+func TestHardRejectAcceptsWhatComesAfterARun(t *testing.T) {
+	f := testkit.New(t, func(context.Context, flow.Message[string]) error { return nil }, flow.Options{
+		Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureHardReject, Capacity: 1},
+	})
+	source := make(chan string) // another stream, whose shard is used by those below
+	other := f.Start(t.Context(), flow.FromChan(t.Context(), source))
+	for range 1000 {
+		one := make(chan string, 1)
+		one <- "a"
+		close(one)
+		if _, err := f.Run(t.Context(), flow.FromChan(t.Context(), one)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(source)
+	if _, err := other.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRefusalForPressureFailsTheStreamByDefault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testkit.NewManualHandler()

@@ -876,6 +876,22 @@ func TestSlotsThatNoRunHasTakenGoToWhoAsks(t *testing.T) {
 	})
 }
 
+func TestSlotsWhereMessagesMayBeRefusedAreFreeAtOnce(t *testing.T) {
+	s := newSlots(BackpressureOptions{Policy: BackpressureHardReject, Capacity: 3})
+	for range 3 {
+		s.reserve()
+	}
+	s.take(3)
+	if !s.p.rejects() {
+		t.Error("it accepts more than there are slots")
+	}
+	s.freeAtOnce(2, 1) // one has been taken back, and is ready
+	wantSlots(t, s, 1, 1, 2)
+	if s.p.rejects() {
+		t.Error("it rejects though a slot is free")
+	}
+}
+
 func TestSlotsAskOnceAndInTheirTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := NewPressureController(BackpressureOptions{Capacity: 1})

@@ -38,7 +38,7 @@ var runBugs = []mutant{
 	bug("what stood still long ago is never forgotten", "Pace",
 		"run.go", "p.needed, p.sound = max(p.needed/2, quickRuns), 0", "p.sound = 0"),
 	bug("a run that stands still keeps the slots of what was taken back", "KeepsNoSlot",
-		"dispatch.go", "		free = r.slots - keep\n		r.slots = keep\n", "		_ = keep\n"),
+		"dispatch.go", "		sh.slots.freeAtOnce(r.slots-keep, sh.nready)\n		r.slots = keep\n", "		_ = keep\n"),
 	bug("what gets its turn by a long run waits for the next look", "GetsItsTurnByALong",
 		"dispatch.go", "return some || sh.nready > before", "return some || before < 0"),
 	bug("runs grow without a bound", "Pace",
