@@ -43,10 +43,9 @@ type shard[T any] struct {
 	runs    runSet[T]
 	pace    pace
 	slots   slots
-	batches *batches[T]   // nil: each message runs by itself
-	sent    int           // runs since the shard last let others run
-	blind   int           // runs since it last did what it does before it sleeps
-	lookAt  time.Duration // when to look whether long runs stand still; 0: not at all
+	batches *batches[T] // nil: each message runs by itself
+	sent    int         // runs since the shard last let others run
+	blind   int         // runs since it last did what it does before it sleeps
 }
 
 // queues are the streams of a shard for which there is something to do.
@@ -253,13 +252,11 @@ func (sh *shard[T]) wakeOwed() {
 }
 
 // arm sets the alarm for what is due first. It may leave the alarm at an earlier time than that: what then is not due costs
-// one more round of the loop. Its callers have just looked at the long runs, so the next look is due lookTime later; to save
-// the timer work it may be half of that.
+// one more round of the loop. Its callers have just looked at the long runs, so the next look is due lookTime later.
 func (sh *shard[T]) arm() {
 	hoards := sh.hoards()
 	settled := !hoards || sh.crew.idleFrom > 0 && sh.alarm.isSet(sh.crew.idleFrom+idleTime)
 	if len(sh.runs.long) == 0 && len(sh.backoff.waits) == 0 && sh.batches == nil && settled {
-		sh.lookAt = 0
 		return // to look at the clock takes longer than many a message
 	}
 	now := sh.clock()
@@ -269,12 +266,7 @@ func (sh *shard[T]) arm() {
 			first, any = at, true
 		}
 	}
-	if len(sh.runs.long) == 0 {
-		sh.lookAt = 0
-	} else if sh.lookAt < now+lookTime/2 {
-		sh.lookAt = now + lookTime
-	}
-	consider(sh.lookAt, sh.lookAt > 0)
+	consider(now+lookTime, len(sh.runs.long) > 0)
 	consider(sh.backoff.next())
 	if hoards {
 		consider(sh.crew.next(now), true)
@@ -309,9 +301,6 @@ func (sh *shard[T]) doDue() {
 		} else {
 			sh.resume(m)
 		}
-	}
-	if sh.lookAt > 0 && now >= sh.lookAt {
-		sh.lookAt = 0
 	}
 	switch {
 	case !sh.hoards():

@@ -41,7 +41,7 @@ var wakeBugs = []mutant{
 	bug("an alarm for what is overdue does not fire", "AlarmForWhatIsOverdue",
 		"shard.go", "d := max(0, at-now); a.timer == nil", "d := at - now; d > 0 && a.timer == nil"),
 	bug("nobody looks whether a run stands still", "OrderingLets|StressStuck|MessageOfABusyKey",
-		"shard.go", "	consider(sh.lookAt, sh.lookAt > 0)\n", ""),
+		"shard.go", "	consider(now+lookTime, len(sh.runs.long) > 0)\n", ""),
 	bug("a verdict is not given", "HardReject",
 		"dispatch.go", "			s.verdict.give(b.ledger.received)\n", ""),
 	bug("a verdict is asked for of the message before", "Refus|HardReject|QueueCapacity|OnFailureDecidesOnReceipt",
