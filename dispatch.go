@@ -736,9 +736,9 @@ func (sh *shard[T]) recall(r *run[T]) {
 	}
 	at := r.at.Swap(recalled)
 	r.recalled = true
+	sh.takeBack(r, max(0, at+1))
 	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
 	// messages were refused for lack of them.
-	sh.takeBack(r, max(0, at+1))
 	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
 		keep := 0
 		if at >= 0 {

@@ -797,10 +797,10 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 			s.free(1, 1, 3)
 			s.take(1)
 		}
-		asked, ctx := 0, t.Context()
-		for range 3 {
+		asked := 0
+		ask := func() {
 			go func() {
-				a, err := p.Acquire(ctx)
+				a, err := p.Acquire(t.Context())
 				if err != nil {
 					t.Error(err)
 				}
@@ -808,6 +808,9 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 				a.Release()
 			}()
 			synctest.Wait()
+		}
+		for range 3 {
+			ask()
 		}
 		// The first is served at once, and its slot goes on to the others, and then back to s, which has asked behind them.
 		s.free(1, 1, 3)
@@ -817,12 +820,7 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 		}
 		s.take(1)
 		asked = 0
-		go func() {
-			a, _ := p.Acquire(ctx)
-			asked++
-			a.Release()
-		}()
-		synctest.Wait()
+		ask()
 		for turn := 1; turn <= 3; turn++ {
 			s.free(1, 1, 3)
 			synctest.Wait()
@@ -831,12 +829,7 @@ func TestSlotsAreKeptForATurnOfEachStream(t *testing.T) {
 			}
 			s.take(1)
 		}
-		go func() {
-			a, _ := p.Acquire(ctx)
-			asked++
-			a.Release()
-		}()
-		synctest.Wait()
+		ask()
 		s.turns = 2
 		s.free(0, 0, 2) // a run that had no slot
 		if s.turns != 2 {

@@ -44,8 +44,8 @@ func (d deadLetters) Store(ctx context.Context, letter partition.DeadLetter) err
 	m.Header[headerDeadEpoch] = []string{strconv.FormatUint(d.epoch, 10)}
 	m.Header[headerDeadAttempts] = []string{strconv.Itoa(letter.Attempts)}
 	m.Header[headerDeadReason] = []string{""}
-	size := m.Size() - len(m.Subject)
-	room := min(int(d.js.Conn().MaxPayload())-size, maxHeaders-(size-len(m.Data)))
+	headers, size := measured(m)
+	room := min(int(d.js.Conn().MaxPayload())-size, maxHeaders-headers)
 	m.Header[headerDeadReason] = []string{escapedReason(letter.Err.Error(), room)}
 	_, err := d.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 	return err

@@ -115,10 +115,15 @@ const (
 	deadLetterRoom = 1024
 )
 
-// fits returns an error if no server would take the message, or not as a dead letter. Servers measure headers and data.
+// measured returns what servers measure of a message: the bytes of its headers, and those of headers and data.
+func measured(m *nats.Msg) (headers, size int) {
+	size = m.Size() - len(m.Subject) - len(m.Reply)
+	return size - len(m.Data), size
+}
+
+// fits returns an error if no server would take the message, or not as a dead letter.
 func (g *Gateway[T]) fits(m *nats.Msg) error {
-	size := m.Size() - len(m.Subject) - len(m.Reply)
-	headers := size - len(m.Data)
+	headers, size := measured(m)
 	most := g.js.Conn().MaxPayload()
 	switch {
 	case headers > maxHeaders-deadLetterRoom:

@@ -138,10 +138,10 @@ func (r *reader[T]) decode(p *partition.Message[T], data []byte, withKey bool) (
 		}
 	}()
 	v, err := r.codec.Unmarshal(data)
-	if err == nil && withKey {
-		p.Key = r.codec.Key(v)
-	}
 	if err == nil {
+		if withKey {
+			p.Key = r.codec.Key(v)
+		}
 		p.Value = v
 	}
 	returned = true
