@@ -12,7 +12,8 @@ import "runtime"
 func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 	m := sh.free.get(&sh.r.messages)
 	b := &s.backlog
-	m.stream, m.entry, m.home = s, *e, sh
+	m.stream, m.home = s, sh
+	m.entry = *e // by itself: assigned together, they went by way of the stack, which took 35 ns
 	b.ledger.accept(e.seq)
 	*e = entry[T]{}
 	b.live.add(m)
@@ -50,7 +51,7 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 		if !first {
 			// A run executes its messages one after the other, so a message may join the run that the one before it in its
 			// lane is in. It stays in the lane all the same: should the run be recalled, its place must be known.
-			if open != nil && sh.isIn(open, m.prev) {
+			if open != nil && sh.isIn(open, m.before()) {
 				open.add(m)
 			}
 			if sh.batches != nil {
@@ -84,14 +85,38 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 	}
 }
 
-// isIn reports whether the message of t is in r. The owner of a turn in a shared lane may be a direct caller instead of a
-// message, or a message of another Receiver's shard, whose run is never r.
-func (sh *shard[T]) isIn(r *run[T], t *turn) bool {
-	m, ok := t.owner.(*message[T])
-	return ok && m.run == r
+// isIn reports whether m is in r; nil is in none.
+func (sh *shard[T]) isIn(r *run[T], m *message[T]) bool { return m != nil && m.run == r }
+
+// lineUpSoon sees to it that s, which is direct and has mail, does not leave it in the mailbox for long: it is lined up by
+// dispatch, which runs what it can of it, and when it can run nothing more, all that is left (see lineUpDirect). To line all
+// of it up at once would be as good, and was done once; but of a thousand messages each then was out of the processor's caches
+// before it ran, which made a message with an Ordering.KeyCapacity a third dearer.
+//
+// Where streams share their lanes, what others have received before comes first.
+func (sh *shard[T]) lineUpSoon(s *stream[T]) {
+	if b := &s.backlog; !b.inDirect {
+		b.inDirect = true
+		sh.direct.push(s)
+	}
+	if s.order.shared != nil && sh.direct.len() > 1 {
+		sh.lineUpDirect()
+	}
 }
 
-// lineUpAll lines up everything that s has received. It is called for streams that are direct. It stops at a refusal, behind
+// lineUpDirect lines up all that direct streams have received: what is to be refused is refused now, and what can't run yet has
+// its place in its lane, or in the queue for a slot.
+func (sh *shard[T]) lineUpDirect() {
+	for s := sh.direct.first(); s != nil; s = sh.direct.first() {
+		sh.direct.pop()
+		s.backlog.inDirect = false
+		if !s.backlog.ended {
+			sh.lineUpAll(s)
+		}
+	}
+}
+
+// lineUpAll lines up everything that s, which is direct, has received. It stops at a refusal, behind
 // which everything waits in the mailbox until settle attends to the stream again. It leaves the mailbox alone while a mail
 // run reads it, which a stream may have whose first key has just been skipped: mailBack attends to it again.
 //
@@ -126,6 +151,10 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 		if open == nil {
 			share = min(share, most)
 		}
+		if s.verdict.isAsked() {
+			sh.lineUpAll(s)
+			more = false
+		}
 		for ; share > 0 && more && !full(); share-- {
 			e := b.next(&s.box, &sh.r.chunks)
 			if e == nil {
@@ -150,7 +179,7 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 // mail run, calls attend, which puts the stream into the ring again or lines up all that it has.
 func (sh *shard[T]) hasMail() bool {
 	for s := sh.mail.first(); s != nil; s = sh.mail.first() {
-		if b := &s.backlog; !b.swept && !b.ended && !b.refusing && !b.direct && b.mailRun == nil {
+		if b := &s.backlog; !b.swept && !b.ended && !b.refusing && b.mailRun == nil {
 			return true
 		}
 		s.backlog.inMail = false
@@ -368,6 +397,9 @@ func (sh *shard[T]) dispatch() (sent bool) {
 		some, more = sh.send()
 		sent = sent || some
 	}
+	if !sent {
+		sh.lineUpDirect()
+	}
 	sh.slots.count(sh.nready)
 	sh.flush()
 	return sent
@@ -375,9 +407,6 @@ func (sh *shard[T]) dispatch() (sent bool) {
 
 // send sends one run, if any may run now: a mail run if there can be one, or else one of what is ready or may be lined up. more
 // says that another may follow.
-//
-// A slot is taken before a run is filled: messages of a run that waited for a slot would stay in front of whatever gets its
-// turn meanwhile. Where messages may be refused, each message has a slot of its own; otherwise a run has one.
 func (sh *shard[T]) send() (sent, more bool) {
 	length := sh.pace.length
 	swift := sh.pace.isSwift() && (sh.processors <= 2 || sh.turns.len()+sh.mail.len() <= 1)
@@ -390,46 +419,72 @@ func (sh *shard[T]) send() (sent, more bool) {
 		return false, false
 	}
 	own := mail > 0 && sh.pace.own(mail, sh.mail.len() > 1, sh.processors)
-	direct := own || mail > 0 && length == maxRun
+	straight := own || mail > 0 && length == maxRun
 	// Enough long runs are out: one of them comes back soon, or is found to stand still, and either is an event or a look,
 	// after which this is called again.
-	if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, direct) {
+	if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, straight) {
 		return false, false
 	}
-	sh.slots.cover(sh.nready)
-	slots := sh.slots.take(int(length))
-	if slots == 0 {
-		sh.askForSlot()
-		return false, false
-	}
-	if direct {
-		if r := sh.mailRun(sh.mail.first(), mail); r != nil {
-			r.slots = slots
-			sh.sendMail(r, own)
-			return true, !own
+	if straight {
+		if r := sh.newMailRun(sh.mail.first()); r != nil {
+			sent = sh.sendMail(r, mail, own)
+			return sent, sent && !own
 		}
 	}
-	return sh.sendReady(length, slots)
+	return sh.sendReady(length)
 }
 
-// sendMail sends r, a mail run of the stream whose turn it is. The stream leaves the ring, since only its worker may take from
-// the mailbox now; mailBack attends to it again.
-func (sh *shard[T]) sendMail(r *run[T], own bool) {
+// takeSlots takes slots for a run of up to n messages, and asks for one if it gets none. It is called before a run is filled:
+// messages of a run that waited for a slot would stay in front of whatever gets its turn meanwhile. Where messages may be
+// refused, each has a slot of its own; otherwise a run has one.
+func (sh *shard[T]) takeSlots(n int32) int {
+	sh.slots.cover(int(n))
+	got := sh.slots.take(int(n))
+	if got == 0 {
+		sh.askForSlot()
+	}
+	return got
+}
+
+// sendMail sends r, a mail run of up to n messages of the stream whose turn it is, if there is a slot. The stream leaves the
+// ring, since only its worker may take from the mailbox now; mailBack attends to it again.
+func (sh *shard[T]) sendMail(r *run[T], n int32, own bool) (sent bool) {
+	slots := sh.takeSlots(n)
+	if slots == 0 {
+		sh.runs.reuse(r)
+		return false
+	}
+	if sh.r.gate.pressure.refuses() {
+		n = int32(slots)
+	}
+	s := sh.mail.first()
 	sh.mail.pop()
-	r.mail.s.backlog.inMail = false
+	s.backlog.inMail = false
+	r.slots = slots
+	sh.beginMail(r, s, n)
 	sh.runs.long = append(sh.runs.long, r)
 	if own {
 		sh.runOwn(r)
 	} else {
 		sh.give(r)
 	}
+	return true
 }
 
-// sendReady sends a run of up to length messages, for which so many slots were taken. There may turn out to be none: behind
-// those that wait only some that are refused, or of slow keys, which run alone.
-func (sh *shard[T]) sendReady(length int32, slots int) (sent, more bool) {
+// sendReady sends a run of up to length messages, if there is a slot. There may turn out to be none: behind those that wait
+// only some that are refused, or of slow keys, which run alone.
+func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
 	p := sh.r.gate.pressure
-	if p.refuses() { // cover has found so many slots for messages that are ready, and none may run without one
+	if p.refuses() {
+		if length = min(length, sh.lineUpReady(length)); length == 0 {
+			return false, false
+		}
+	}
+	slots := sh.takeSlots(length)
+	if slots == 0 {
+		return false, false
+	}
+	if p.refuses() { // none may run without a slot of its own
 		length = int32(slots)
 	}
 	r := sh.runs.new(runExecute)
@@ -467,6 +522,15 @@ func (sh *shard[T]) sendReady(length int32, slots int) (sent, more bool) {
 		return true, false
 	}
 	return true, true
+}
+
+// lineUpReady lines up some of what is in the mailboxes while nothing is ready. It returns how many messages are. It is for
+// messages that may be refused: such a one can have its slot only when it is lined up.
+func (sh *shard[T]) lineUpReady(length int32) int32 {
+	for sh.nready == 0 && sh.hasMail() {
+		sh.lineUp(nil, 0, 2*length)
+	}
+	return int32(sh.nready)
 }
 
 // wantsSlot reports whether there is something that may run if there is a slot. A shard that is about to sleep stops asking
@@ -541,9 +605,12 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 			sh.turns.push(s)
 		}
 	}
-	if r.len() < length {
+	switch {
+	case sh.r.gate.pressure.refuses(): // what is lined up now has no slot yet, and can't join
+		sh.lineUp(nil, 0, r.len()/2) // none beside the last one: then a mail run may come next
+	case r.len() < length:
 		sh.lineUp(r, length, 2*length)
-	} else if sh.mail.len() > 0 {
+	default:
 		sh.lineUp(nil, 0, (r.len()+1)/2)
 	}
 }
@@ -737,17 +804,23 @@ func (sh *shard[T]) recall(r *run[T]) {
 	at := r.at.Swap(recalled)
 	r.recalled = true
 	sh.takeBack(r, max(0, at+1))
-	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
-	// messages were refused for lack of them.
-	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
-		keep := 0
-		if at >= 0 {
-			keep = 1
-		}
-		sh.slots.freeAtOnce(r.slots-keep, sh.nready)
-		r.slots = keep
-	}
+	sh.freeRecalled(r, at)
 	sh.settleUpTo(r, at)
+}
+
+// freeRecalled takes back the slots of r, which has been recalled, but for that of the message that its worker has claimed,
+// where each message has one of its own. Once a run that stood still kept those of what was taken back from it: free slots were
+// not used, and other messages were refused for lack of them.
+func (sh *shard[T]) freeRecalled(r *run[T], at int32) {
+	if !sh.r.gate.pressure.refuses() {
+		return
+	}
+	keep := 0
+	if at >= 0 {
+		keep = 1
+	}
+	sh.slots.freeAtOnce(r.slots-keep, sh.nready)
+	r.slots = keep
 }
 
 // settleUpTo settles what r's worker has done: everything before at, which it has claimed. The worker is done with a message

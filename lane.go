@@ -364,9 +364,10 @@ type backlog[T any] struct {
 	bytes   int64 // of messages that have finished since the last flush
 	skipped skippedKeys
 
-	direct   bool // messages are lined up as they are received, since that decides something
+	direct   bool // none waits in the mailbox for long, since to line it up decides something
 	inMail   bool // it is in the shard's list of streams that have mail
 	inTurns  bool // it is in the shard's list of streams that have something ready
+	inDirect bool // it is in the shard's list of direct streams
 	touched  bool // it is in the shard's list of streams to look at
 	owed     bool // it is in the shard's list of streams whose readers wait for little room
 	refusing bool // a refusal is under way: what comes behind it waits in the mailbox

@@ -224,24 +224,28 @@ const maxMail = 2 * maxRun
 // set of busy keys is not changed while the run is out.
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
-// mailRun makes a mail run of the next n messages of s, which must have been taken out of its mailbox: the worker must
-// not look for more there, since the mailbox is not its own. It returns nil if too many keys are busy. send calls it with
-// a slot in hand, and for a stream for which mayMail holds.
-func (mr mailRuns[T]) mailRun(s *stream[T], n int32) *run[T] {
+// newMailRun returns a mail run for s, which beginMail is to fill. It returns nil if too many keys are busy. send calls it for
+// a stream for which mayMail holds.
+func (mr mailRuns[T]) newMailRun(s *stream[T]) *run[T] {
 	sh := mr.sh
-	b := &s.backlog
 	r := sh.runs.new(runMail)
 	if r.mail == nil {
 		r.mail = new(mailRun[T])
 	}
-	x := r.mail
-	if !sh.busyKeys(s, &x.busy) {
+	if !sh.busyKeys(s, &r.mail.busy) {
 		sh.runs.reuse(r)
 		return nil
 	}
+	return r
+}
+
+// beginMail makes r one of the next n messages of s, which must have been taken out of its mailbox: the worker must not look
+// for more there, since the mailbox is not its own.
+func (mr mailRuns[T]) beginMail(r *run[T], s *stream[T], n int32) {
+	b := &s.backlog
+	x := r.mail
 	x.s, x.chunk, x.pos, x.n = s, b.chunk, b.pos, n
 	b.mailRun = r
-	return r
 }
 
 // mailLength returns of how many entries a mail run of the stream whose turn it is would be: 0 if it may have none, or if
@@ -265,13 +269,15 @@ func (mr mailRuns[T]) mailLength() int32 {
 }
 
 // mayMail reports whether s may have a mail run. It may not where each message needs more than its handler: events for an
-// Observer, a decision on receipt, or to be counted by a soft policy. In a FIFO stream all messages are of one lane, so
-// nothing of it may be under way; with keys those that have a lane are left alone.
+// Observer, a turn that others give too, or to be counted by a soft policy; nor while its reader waits for a verdict, for which
+// all is lined up. In a FIFO stream all messages are of one lane, so nothing of it may be under way, and no key skipped; with
+// keys those that have a lane, and those that are skipped, are left alone.
 func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
 	sh := mr.sh
 	b := &s.backlog
-	return sh.r.observer == nil && !b.direct && b.mailRun == nil && !sh.r.gate.pressure.soft() &&
-		(s.order.resolver == nil || b.live.first == nil || s.order.line == 0)
+	keyed := s.order.resolver != nil && s.order.line == 0
+	return sh.r.observer == nil && b.mailRun == nil && !sh.r.gate.pressure.soft() && !s.order.sharesTurns() && !s.verdict.isAsked() &&
+		(keyed || b.skipped.len() == 0 && (s.order.resolver == nil || b.live.first == nil))
 }
 
 // busyKeys collects the keys of s that a mail run must leave alone. It reports whether they are few. To look at each lane
@@ -279,6 +285,11 @@ func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
 func (mr mailRuns[T]) busyKeys(s *stream[T], busy *busyKeys) bool {
 	sh := mr.sh
 	busy.clear()
+	for key := range s.backlog.skipped.all() {
+		if hash, ordered := s.order.place(key); !ordered || !busy.add(hash) {
+			return false
+		}
+	}
 	return s.order.resolver == nil || sh.pace.slowInto(busy) && s.order.own.hashesInto(busy)
 }
 
@@ -295,6 +306,14 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	s := x.s
 	b := &s.backlog
 	m := x.last
+	if sh.r.gate.pressure.refuses() { // all but the one that has failed have finished
+		keep := 0
+		if x.err != nil {
+			keep = 1
+		}
+		sh.slots.freeAtOnce(r.slots-keep, sh.nready)
+		r.slots = keep
+	}
 	if !r.recalled {
 		sh.runs.forget(r)
 		switch {
@@ -363,6 +382,7 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 	s := x.s
 	b := &s.backlog
 	sh.settleMail(r, max(0, at))
+	sh.freeRecalled(r, at)
 	b.mailRun = nil
 	if at >= 0 {
 		// Its worker may be about to read the entry: so that, and the chunk, are left as they are, and what is behind it

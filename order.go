@@ -342,8 +342,11 @@ func (o *streamOrder) init(ctx context.Context, id uint64, r OrderingResolver) {
 // refused, because others line up in the same lanes and the order of receipt counts, or because a caller's own resolver is to
 // be asked as soon as its turn has come. All other streams leave messages in the mailbox until a run has room for them.
 func (o *streamOrder) decidesOnReceipt() bool {
-	return o.external != nil || o.shared != nil || o.refuses()
+	return o.sharesTurns() || o.refuses()
 }
+
+// sharesTurns reports whether others than the stream give its messages their turns.
+func (o *streamOrder) sharesTurns() bool { return o.external != nil || o.shared != nil }
 
 // mayRefuse reports whether one of so many messages that are to be lined up may find a bound reached, where so many of the
 // stream are pending. The reader calls it, and waits for a verdict if so. It may say yes in vain but not no, as far as the
@@ -435,13 +438,17 @@ func (o *streamOrder) isHead(t *turn, hash uint64) bool {
 	return t.lane.head == t
 }
 
-// before returns the turn in front of t, which is in a lane. It returns nil if t has its turn. The lock is given back before
-// the caller looks at what is returned, so that must be the caller's own: see message.before.
+// before returns the turn in front of t, which is in a lane, if that is of the same home; nil otherwise, and if t has its
+// turn. The lock is given back before the caller, a shard, looks at what is returned: so that must be its own.
 func (o *streamOrder) before(t *turn, hash uint64) *turn {
-	if o.shared != nil {
-		sh := o.shared.shard(hash)
-		sh.mu.Lock()
-		defer sh.mu.Unlock()
+	if o.shared == nil {
+		return t.prev
+	}
+	sh := o.shared.shard(hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if t.prev == nil || t.prev.home != t.home {
+		return nil
 	}
 	return t.prev
 }

@@ -108,16 +108,16 @@ func (p *PressureController) rejects() bool {
 	return p.opts.Policy == BackpressureHardReject && p.inUse.Load() >= int64(p.opts.Capacity)
 }
 
-// try takes a slot if one is free and nobody waits for it: the semaphore lets nobody overtake who has asked before. It does
-// not block, so a shard may call it.
-func (p *PressureController) try() bool {
+// try takes n slots if so many are free and nobody waits for one: the semaphore lets nobody overtake who has asked before. It
+// takes all of them or none, and does not block, so a shard may call it.
+func (p *PressureController) try(n int) bool {
 	if p.slots == nil {
 		return true
 	}
-	if !p.slots.TryAcquire(1) {
+	if !p.slots.TryAcquire(int64(n)) {
 		return false
 	}
-	p.inUse.Add(1)
+	p.inUse.Add(int64(n))
 	return true
 }
 
@@ -131,11 +131,11 @@ func (p *PressureController) ask(ctx context.Context) error {
 	return nil
 }
 
-// giveBack gives a slot back to the semaphore, which hands it to who has asked first.
-func (p *PressureController) giveBack() {
+// giveBack gives n slots back to the semaphore, which hands them to those who have asked first.
+func (p *PressureController) giveBack(n int) {
 	if p.slots != nil {
-		p.inUse.Add(-1) // before the release: whoever gets the slot must not see it counted twice
-		p.slots.Release(1)
+		p.inUse.Add(int64(-n)) // before the release: whoever gets a slot must not see it counted twice
+		p.slots.Release(int64(n))
 	}
 }
 
@@ -182,7 +182,7 @@ func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured b
 	if p.soft() {
 		return p.begin() && p.opts.Policy == BackpressureSoftAllowWithSignal, nil
 	}
-	if p.try() {
+	if p.try(1) {
 		return false, nil
 	}
 	switch {
@@ -203,7 +203,7 @@ func (p *PressureController) admit(ctx context.Context, fresh bool) (pressured b
 // leave gives back what admit has given: a slot, or the count of an execution. One of the two does nothing.
 func (p *PressureController) leave() {
 	p.end()
-	p.giveBack()
+	p.giveBack(1)
 }
 
 // Acquire takes a slot, as the policy says: it waits for one, is refused (FailureBackpressure), or goes on without.
@@ -261,7 +261,7 @@ func (s *slots) take(n int) (got int) {
 	case s.spare > 0:
 		s.spare--
 		got = 1
-	case s.p.try():
+	case s.p.try(1):
 		got = 1
 	}
 	s.inUse += got
@@ -272,7 +272,7 @@ func (s *slots) take(n int) (got int) {
 // not when the run is made: otherwise one received later, or a direct caller, could take it, and HardReject would have
 // accepted more than there are slots for.
 func (s *slots) reserve() bool {
-	if !s.p.try() {
+	if !s.p.try(1) {
 		return false
 	}
 	s.spare++
@@ -291,9 +291,14 @@ func (s *slots) queue() bool {
 // cover tries to get a slot for each of so many ready messages, where each needs one of its own. Those that were queued on
 // receipt have none yet, and those that come back for their next try have given up theirs.
 func (s *slots) cover(ready int) {
-	if s.p.refuses() {
-		for s.spare < ready && s.reserve() {
-		}
+	if !s.p.refuses() || s.spare >= ready {
+		return
+	}
+	if s.p.try(ready - s.spare) { // at once, since the semaphore has a lock
+		s.spare = ready
+		return
+	}
+	for s.spare < ready && s.reserve() {
 	}
 }
 
@@ -356,8 +361,9 @@ func (s *slots) others() int {
 
 // trim gives back all but keep of those that are in no run.
 func (s *slots) trim(keep int) {
-	for ; s.spare > keep; s.spare-- {
-		s.p.giveBack()
+	if n := s.spare - keep; n > 0 {
+		s.p.giveBack(n)
+		s.spare = keep
 	}
 }
 

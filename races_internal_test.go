@@ -46,7 +46,7 @@ func TestNoSlotIsCountedTwice(t *testing.T) {
 				t.Error("a slot that nobody has was given back")
 			}
 		}()
-		p.giveBack()
+		p.giveBack(1)
 	}()
 	if n := p.inUse.Load(); n != -1 {
 		t.Errorf("the slot was given back before it was counted off: %d in use", n)
@@ -370,7 +370,8 @@ func TestMessageThatAMailRunLeavesToItsEndNeedsNoSlot(t *testing.T) {
 	receives(s, 1)
 	onShard(sh, func(sh *shard[int]) {
 		s.backlog.fetch(&s.box, &sh.r.chunks)
-		r := sh.mailRun(s, s.backlog.fetched(maxMail))
+		r := sh.newMailRun(s)
+		sh.beginMail(r, s, s.backlog.fetched(maxMail))
 		sh.runs.long = append(sh.runs.long, r)
 		r.at.Store(0) // its worker claims the message,
 		s.state.fail(&Failure{Kind: FailureInternal})

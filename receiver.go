@@ -511,6 +511,9 @@ type verdict struct {
 // know of the question would give no answer.
 func (v *verdict) ask(seq uint64) { v.asked.Store(seq) }
 
+// isAsked reports whether the reader waits, or is about to.
+func (v *verdict) isAsked() bool { return v.asked.Load() > 0 }
+
 // give is told that everything up to seq is lined up. It must not block, since it is called by the shard: it puts one token
 // for each question, and the reader asks the next one only when it has taken that.
 func (v *verdict) give(seq uint64) {

@@ -52,8 +52,9 @@ type shard[T any] struct {
 type queues[T any] struct {
 	mail   ring[T]      // those whose mailbox may have something
 	turns  ring[T]      // those that have something ready
+	direct ring[T]      // those in mail that are direct, and some that were
 	nready int          // messages in all ready queues
-	gone   int          // streams that have ended in mail or turns since these were last looked through
+	gone   int          // streams that have ended in one of these since they were last looked through
 	look   []*stream[T] // those that have changed since the last flush
 	owed   []*stream[T] // those whose readers wait for less room than is worth waking them for
 
@@ -338,11 +339,16 @@ func (sh *shard[T]) attend(s *stream[T]) {
 	}
 	switch {
 	case b.swept || b.refusing || b.mailRun != nil: // later
-	case b.direct:
+	case sh.batches != nil:
 		sh.lineUpAll(s)
-	case !b.inMail:
-		b.inMail = true
-		sh.mail.push(s)
+	default:
+		if !b.inMail {
+			b.inMail = true
+			sh.mail.push(s)
+		}
+		if b.direct {
+			sh.lineUpSoon(s)
+		}
 	}
 	sh.touch(s)
 }
@@ -429,20 +435,21 @@ func (sh *shard[T]) end(s *stream[T]) {
 	sh.over = sh.r.leave(sh)
 }
 
-// forget sees to it that mail and turns do not keep s alive, which has ended: whoever looks there may do so much later, when
+// forget sees to it that the rings do not keep s alive, which has ended: whoever looks there may do so much later, when
 // there is a slot. To look through them costs as much as there is in them, so it is done once so many streams have ended
 // there that at most half of what is left may be ended ones: two steps for each stream, however many end at once.
 func (q *queues[T]) forget(s *stream[T]) {
-	if !s.backlog.inMail && !s.backlog.inTurns {
+	if !s.backlog.inMail && !s.backlog.inTurns && !s.backlog.inDirect {
 		return
 	}
-	if q.gone++; 2*q.gone < q.mail.len()+q.turns.len() {
+	if q.gone++; 2*q.gone < q.mail.len()+q.turns.len()+q.direct.len() {
 		return
 	}
 	q.gone = 0
 	lives := func(s *stream[T]) bool { return !s.backlog.ended }
 	q.mail.keep(lives)
 	q.turns.keep(lives)
+	q.direct.keep(lives)
 }
 
 // sweep drops everything of s that has not begun. attend calls it as soon as the stream aborts, and it does its work once.

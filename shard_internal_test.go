@@ -1014,11 +1014,11 @@ func TestSlotsAreNeitherLostNorDoubled(t *testing.T) {
 			t.Fatalf("%d are in use in the end, %d lack one", p.inUse.Load(), p.queued.Load())
 		}
 		for range o.Capacity {
-			if !p.try() {
+			if !p.try(1) {
 				t.Fatal("one is lost")
 			}
 		}
-		if p.try() {
+		if p.try(1) {
 			t.Fatal("there is one more than before")
 		}
 	})
