@@ -24,7 +24,7 @@ func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 }
 
 // receive lines up what was received. open is the run that is being filled, which the message joins if it may; it may be
-// nil. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
+// nil, and is where messages may be refused for lack of a slot. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
 // BackpressureHardReject refuses before the message lines up, whether or not its turn would have come; but not a message of
 // a skipped key, which needs no capacity and is rejected as skipped. Only then does it join its lane, and only a message
 // that has its turn reserves capacity.
@@ -51,7 +51,7 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 		if !first {
 			// A run executes its messages one after the other, so a message may join the run that the one before it in its
 			// lane is in. It stays in the lane all the same: should the run be recalled, its place must be known.
-			if open != nil && sh.isIn(open, m.before()) {
+			if open != nil && sh.mayFollow(m) && sh.isIn(open, m.before()) {
 				open.add(m)
 			}
 			if sh.batches != nil {
@@ -85,6 +85,13 @@ func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 	}
 }
 
+// mayFollow reports whether m needs nothing but the end of the message before it in its lane. It does need more if a caller's own
+// resolver gives the turns, which each message has to itself; and one of a skipped key must not run: a FIFO lane holds messages
+// of many keys.
+func (sh *shard[T]) mayFollow(m *message[T]) bool {
+	return m.stream.order.external == nil && !m.stream.backlog.isSkipped(m)
+}
+
 // isIn reports whether m is in r; nil is in none.
 func (sh *shard[T]) isIn(r *run[T], m *message[T]) bool { return m != nil && m.run == r }
 
@@ -112,6 +119,7 @@ func (sh *shard[T]) lineUpDirect() {
 		s.backlog.inDirect = false
 		if !s.backlog.ended {
 			sh.lineUpAll(s)
+			sh.touch(s) // so that its reader sees that nothing is undecided
 		}
 	}
 }
@@ -119,19 +127,26 @@ func (sh *shard[T]) lineUpDirect() {
 // lineUpAll lines up everything that s, which is direct, has received. It stops at a refusal, behind
 // which everything waits in the mailbox until settle attends to the stream again. It leaves the mailbox alone while a mail
 // run reads it, which a stream may have whose first key has just been skipped: mailBack attends to it again.
-//
-// The verdict is given when the mailbox is empty: the reader waits for it only after it has put its message there, so
-// everything that it may have asked about is lined up by then.
 func (sh *shard[T]) lineUpAll(s *stream[T]) {
 	b := &s.backlog
 	for !b.refusing && !b.swept && b.mailRun == nil {
-		e := b.next(&s.box, &sh.r.chunks)
+		e := sh.nextEntry(s)
 		if e == nil {
-			s.verdict.give(b.ledger.received)
 			return
 		}
 		sh.receive(s, e, nil)
 	}
+}
+
+// nextEntry takes the next entry out of the mailbox of s, to be lined up. If there is none, the verdict is given: the reader
+// waits for it only after it has put its message there, so everything that it may have asked about is lined up by then.
+func (sh *shard[T]) nextEntry(s *stream[T]) *entry[T] {
+	b := &s.backlog
+	e := b.next(&s.box, &sh.r.chunks)
+	if e == nil {
+		s.verdict.give(b.ledger.received)
+	}
+	return e
 }
 
 // lineUp takes up to most messages out of the mailboxes, of the streams in turn. Those that have their turn and may run join
@@ -156,7 +171,7 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 			more = false
 		}
 		for ; share > 0 && more && !full(); share-- {
-			e := b.next(&s.box, &sh.r.chunks)
+			e := sh.nextEntry(s)
 			if e == nil {
 				more = false
 				break
@@ -176,7 +191,7 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 
 // hasMail reports whether a stream that goes on may have something in its mailbox. It takes those out of the front of the
 // ring that must not be read now. None is forgotten by that: whatever ends the reason, be it the end of a refusal or of a
-// mail run, calls attend, which puts the stream into the ring again or lines up all that it has.
+// mail run, calls attend, which puts the stream into the ring again.
 func (sh *shard[T]) hasMail() bool {
 	for s := sh.mail.first(); s != nil; s = sh.mail.first() {
 		if b := &s.backlog; !b.swept && !b.ended && !b.refusing && b.mailRun == nil {
@@ -392,16 +407,24 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	if sh.batches != nil {
 		return sh.batches.dispatch()
 	}
+	sent = sh.sendAll()
+	if !sent && sh.direct.len() > 0 {
+		sh.slots.count(sh.nready)
+		sh.lineUpDirect()
+		sent = sh.sendAll() // what has come since the last look may run
+	}
+	sh.slots.count(sh.nready)
+	sh.flush()
+	return sent
+}
+
+// sendAll sends runs while there is something to run and it may run. It reports whether it has sent any.
+func (sh *shard[T]) sendAll() (sent bool) {
 	for more := true; more && (sh.nready > 0 || sh.hasMail()); {
 		var some bool
 		some, more = sh.send()
 		sent = sent || some
 	}
-	if !sent {
-		sh.lineUpDirect()
-	}
-	sh.slots.count(sh.nready)
-	sh.flush()
 	return sent
 }
 
@@ -446,21 +469,16 @@ func (sh *shard[T]) takeSlots(n int32) int {
 	return got
 }
 
-// sendMail sends r, a mail run of up to n messages of the stream whose turn it is, if there is a slot. The stream leaves the
+// sendMail sends r, a mail run of the next n messages of the stream whose turn it is, if there is a slot. The stream leaves the
 // ring, since only its worker may take from the mailbox now; mailBack attends to it again.
 func (sh *shard[T]) sendMail(r *run[T], n int32, own bool) (sent bool) {
-	slots := sh.takeSlots(n)
-	if slots == 0 {
+	if r.slots = sh.takeSlots(1); r.slots == 0 {
 		sh.runs.reuse(r)
 		return false
-	}
-	if sh.r.gate.pressure.refuses() {
-		n = int32(slots)
 	}
 	s := sh.mail.first()
 	sh.mail.pop()
 	s.backlog.inMail = false
-	r.slots = slots
 	sh.beginMail(r, s, n)
 	sh.runs.long = append(sh.runs.long, r)
 	if own {
@@ -524,9 +542,13 @@ func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
 	return true, true
 }
 
-// lineUpReady lines up some of what is in the mailboxes while nothing is ready. It returns how many messages are. It is for
-// messages that may be refused: such a one can have its slot only when it is lined up.
+// lineUpReady lines up some of what is in the mailboxes if fewer than length messages are ready, and goes on while none is. It
+// returns how many are. It is for messages that may be refused: such a one can have its slot only when it is lined up.
 func (sh *shard[T]) lineUpReady(length int32) int32 {
+	if sh.nready < int(length) {
+		sh.slots.count(sh.nready)
+		sh.lineUp(nil, 0, 2*length)
+	}
 	for sh.nready == 0 && sh.hasMail() {
 		sh.lineUp(nil, 0, 2*length)
 	}
@@ -605,12 +627,10 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 			sh.turns.push(s)
 		}
 	}
-	switch {
-	case sh.r.gate.pressure.refuses(): // what is lined up now has no slot yet, and can't join
-		sh.lineUp(nil, 0, r.len()/2) // none beside the last one: then a mail run may come next
-	case r.len() < length:
+	if r.len() < length && !sh.r.gate.pressure.refuses() { // what is lined up now has no slot there, and can't join
 		sh.lineUp(r, length, 2*length)
-	default:
+	} else if sh.mail.len() > 0 {
+		sh.slots.count(sh.nready)
 		sh.lineUp(nil, 0, (r.len()+1)/2)
 	}
 }
@@ -661,7 +681,6 @@ func (sh *shard[T]) runBack(r *run[T]) {
 	}
 	if sh.r.gate.pressure.refuses() {
 		sh.slots.freeAtOnce(r.slots, sh.nready)
-		r.slots = 0
 	}
 	if first := sh.turns.first(); first != nil && first == r.first {
 		// It has had its turn: streams that came while its run was out are before it.
@@ -684,7 +703,14 @@ func (sh *shard[T]) runBack(r *run[T]) {
 // counts once. A long run is of as many streams as wait, or of one message each.
 func (sh *shard[T]) ranIn(n, messages int) {
 	streams := max(1, sh.turns.len(), sh.mail.len())
-	sh.slots.free(n, max(n, min(messages, streams)), streams)
+	ran := max(n, min(messages, streams))
+	switch {
+	case n == 0:
+	case sh.r.gate.pressure.refuses(): // freeAtOnce has taken them back
+		sh.slots.share(ran, streams)
+	default:
+		sh.slots.free(n, ran, streams)
+	}
 }
 
 // retry has m wait for its next try. m stays the head of its lane: no later message of its key runs before its last attempt.
@@ -753,8 +779,8 @@ func (sh *shard[T]) settle(m *message[T]) {
 	sh.free.put(m, &sh.r.messages)
 }
 
-// skip sees to it that no message of m's key behind m runs. From now on they are lined up as they come: those of the key
-// need no capacity, and so must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream
+// skip sees to it that no message of m's key behind m runs. From now on s is direct: those of the key need no capacity, and so
+// must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream
 // that exceeds it fails. That is not done by stream.fail, which tells the shard by its own channel: if that is full, the
 // shard would wait for itself. attend sweeps the stream instead.
 func (sh *shard[T]) skip(m *message[T]) {
@@ -804,23 +830,17 @@ func (sh *shard[T]) recall(r *run[T]) {
 	at := r.at.Swap(recalled)
 	r.recalled = true
 	sh.takeBack(r, max(0, at+1))
-	sh.freeRecalled(r, at)
+	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
+	// messages were refused for lack of them.
+	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
+		keep := 0
+		if at >= 0 {
+			keep = 1
+		}
+		sh.slots.freeAtOnce(r.slots-keep, sh.nready)
+		r.slots = keep
+	}
 	sh.settleUpTo(r, at)
-}
-
-// freeRecalled takes back the slots of r, which has been recalled, but for that of the message that its worker has claimed,
-// where each message has one of its own. Once a run that stood still kept those of what was taken back from it: free slots were
-// not used, and other messages were refused for lack of them.
-func (sh *shard[T]) freeRecalled(r *run[T], at int32) {
-	if !sh.r.gate.pressure.refuses() {
-		return
-	}
-	keep := 0
-	if at >= 0 {
-		keep = 1
-	}
-	sh.slots.freeAtOnce(r.slots-keep, sh.nready)
-	r.slots = keep
 }
 
 // settleUpTo settles what r's worker has done: everything before at, which it has claimed. The worker is done with a message
@@ -841,12 +861,14 @@ func (sh *shard[T]) settleUpTo(r *run[T], at int32) {
 	}
 }
 
-// settleLong settles what the workers of long runs have done so far. Whatever needs an exact view of a stream has it called
-// first: Stats, Snapshot, Progress, a shutdown's count.
+// settleLong settles what the workers of long runs have done so far, and lines up what direct streams have received: who has
+// seen that a message was received, and then calls Gate.Admit for its key, comes after it. Whatever needs an exact view of a
+// stream has it called first: Stats, Snapshot, Progress, a shutdown's count.
 func (sh *shard[T]) settleLong() {
 	for _, r := range sh.runs.long {
 		sh.settleUpTo(r, r.at.Load())
 	}
+	sh.lineUpDirect()
 }
 
 // recallStuck recalls the runs that have stood still since the last look, or are out for far too long, and settles what the

@@ -269,15 +269,20 @@ func (mr mailRuns[T]) mailLength() int32 {
 }
 
 // mayMail reports whether s may have a mail run. It may not where each message needs more than its handler: events for an
-// Observer, a turn that others give too, or to be counted by a soft policy; nor while its reader waits for a verdict, for which
-// all is lined up. In a FIFO stream all messages are of one lane, so nothing of it may be under way, and no key skipped; with
-// keys those that have a lane, and those that are skipped, are left alone.
+// Observer, a turn that others give too, a slot of its own since it may be refused, or to be counted by a soft policy; nor while
+// its reader waits for a verdict, for which all is lined up. In a FIFO stream all messages are of one lane, so nothing of it may
+// be under way, and no key skipped; with keys those that have a lane, and those that are skipped, are left alone.
 func (mr mailRuns[T]) mayMail(s *stream[T]) bool {
 	sh := mr.sh
 	b := &s.backlog
-	keyed := s.order.resolver != nil && s.order.line == 0
-	return sh.r.observer == nil && b.mailRun == nil && !sh.r.gate.pressure.soft() && !s.order.sharesTurns() && !s.verdict.isAsked() &&
-		(keyed || b.skipped.len() == 0 && (s.order.resolver == nil || b.live.first == nil))
+	p := sh.r.gate.pressure
+	if sh.r.observer != nil || p.soft() || p.refuses() || s.order.sharesTurns() || s.verdict.isAsked() || b.mailRun != nil {
+		return false
+	}
+	if s.order.resolver != nil && s.order.line == 0 {
+		return true
+	}
+	return b.skipped.len() == 0 && (s.order.resolver == nil || b.live.first == nil)
 }
 
 // busyKeys collects the keys of s that a mail run must leave alone. It reports whether they are few. To look at each lane
@@ -306,14 +311,6 @@ func (mr mailRuns[T]) mailBack(r *run[T]) {
 	s := x.s
 	b := &s.backlog
 	m := x.last
-	if sh.r.gate.pressure.refuses() { // all but the one that has failed have finished
-		keep := 0
-		if x.err != nil {
-			keep = 1
-		}
-		sh.slots.freeAtOnce(r.slots-keep, sh.nready)
-		r.slots = keep
-	}
 	if !r.recalled {
 		sh.runs.forget(r)
 		switch {
@@ -382,7 +379,6 @@ func (mr mailRuns[T]) recallMail(r *run[T]) {
 	s := x.s
 	b := &s.backlog
 	sh.settleMail(r, max(0, at))
-	sh.freeRecalled(r, at)
 	b.mailRun = nil
 	if at >= 0 {
 		// Its worker may be about to read the entry: so that, and the chunk, are left as they are, and what is behind it

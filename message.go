@@ -212,9 +212,9 @@ func (m *message[T]) runs() bool {
 	return r.at.Load() >= 0 && r.list[r.settled] == m
 }
 
-// before returns the message that m stands behind in its lane. It returns nil if there is none: then m has its turn. Only
-// batches ask this. With them nobody but their shard has messages in the lanes, even with ScopeFlow: NewBatch allows for one
-// shard, and shares its Gate with no direct caller, whose place in a lane would be taken for none.
+// before returns the message that m stands behind in its lane, if that is of the same shard; nil otherwise. With batches nobody
+// but their shard has messages in the lanes, even with ScopeFlow: NewBatch allows for one shard, and shares its Gate with no
+// direct caller. So there nil says that m has its turn.
 func (m *message[T]) before() *message[T] {
 	if m.lane == nil {
 		return nil

@@ -338,9 +338,10 @@ func (o *streamOrder) init(ctx context.Context, id uint64, r OrderingResolver) {
 	}
 }
 
-// decidesOnReceipt reports whether it matters at once where a message that is received stands in its lane: because it may be
-// refused, because others line up in the same lanes and the order of receipt counts, or because a caller's own resolver is to
-// be asked as soon as its turn has come. All other streams leave messages in the mailbox until a run has room for them.
+// decidesOnReceipt reports whether it matters where a message that is received stands in its lane, though it can't run yet:
+// because it may be refused, because others line up in the same lanes and the order of receipt counts, or because a caller's own
+// resolver is to be asked as soon as its turn has come. All other streams leave messages in the mailbox until a run has room
+// for them.
 func (o *streamOrder) decidesOnReceipt() bool {
 	return o.sharesTurns() || o.refuses()
 }

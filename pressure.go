@@ -329,8 +329,18 @@ func (s *slots) free(n, ran, streams int) {
 	if s.p.slots == nil || n == 0 { // a run that only brings messages to their end has none
 		return
 	}
+	s.back(n)
+	s.share(ran, streams)
+}
+
+// back takes back n slots of a run.
+func (s *slots) back(n int) {
 	s.inUse -= n
 	s.spare += n
+}
+
+// share gives others who ask what is theirs: see free.
+func (s *slots) share(ran, streams int) {
 	s.turns = min(s.turns, streams-1) + ran // who asks after nobody has for long is served at once
 	if given := min(s.turns/streams, s.others(), s.spare); given > 0 {
 		s.turns -= given * streams
@@ -338,12 +348,11 @@ func (s *slots) free(n, ran, streams int) {
 	}
 }
 
-// freeAtOnce is free where messages may be refused: what no message that is ready needs is nobody's from here on. It is called
-// before anything is received that a finished message makes room for: once the slot was given back only by count, and by then
-// a message had been refused though nothing ran.
+// freeAtOnce is the first part of free where messages may be refused: what no message that is ready needs is nobody's from here
+// on. It is called before anything is received that a finished message makes room for: once the slot was given back only by
+// count, and by then a message had been refused though nothing ran. share follows it when that is lined up.
 func (s *slots) freeAtOnce(n, ready int) {
-	s.inUse -= n
-	s.spare += n
+	s.back(n)
 	s.trim(min(s.spare, ready))
 }
 

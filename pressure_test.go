@@ -407,35 +407,39 @@ func TestStreamWithAThousandWaitingDelaysAnothersMessageByOneExecution(t *testin
 			Retry: flow.RetryOptions{MaxAttempts: 9},
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				h := newSlow()
-				handle := func(ctx context.Context, m flow.Message[string]) error {
-					if err := h.handle(ctx, m); err != nil || o.Retry.MaxAttempts == 0 || m.Key == "single" {
-						return err
-					}
-					return testkit.ErrHandler
-				}
-				f := testkit.New(t, handle, o)
-				big := testkit.Start(t, f, append(numbered("a", 500), numbered("b", 500)...)...)
-				time.Sleep(10*time.Second + 500*time.Millisecond)
-				single := testkit.Start(t, f, "single1")
-				single.End()
-				time.Sleep(10 * time.Second)
-				synctest.Wait()
-				h.mu.Lock()
-				at := h.begun["single1"]
-				h.mu.Unlock()
-				if at != 11*time.Second { // when the execution ends that ran when it came
-					t.Errorf("the single message began at %v, want 11s", at)
-				}
-				if _, err := single.Result(t); err != nil {
-					t.Error(err)
-				}
-				big.Cancel(nil)
+		for _, processors := range []int{1, 8} { // one shard, and one for each stream
+			t.Run(fmt.Sprintf("%s with %d processors", name, processors), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { delaysByOne(t, o, processors) })
 			})
-		})
+		}
 	}
+}
+
+func delaysByOne(t *testing.T, o flow.Options, processors int) {
+	h := newSlow()
+	handle := func(ctx context.Context, m flow.Message[string]) error {
+		if err := h.handle(ctx, m); err != nil || o.Retry.MaxAttempts == 0 || m.Key == "single" {
+			return err
+		}
+		return testkit.ErrHandler
+	}
+	f := newOn(t, processors, handle, o)
+	big := testkit.Start(t, f, append(numbered("a", 500), numbered("b", 500)...)...)
+	time.Sleep(10*time.Second + 500*time.Millisecond)
+	single := testkit.Start(t, f, "single1")
+	single.End()
+	time.Sleep(10 * time.Second)
+	synctest.Wait()
+	h.mu.Lock()
+	at := h.begun["single1"]
+	h.mu.Unlock()
+	if at != 11*time.Second { // when the execution ends that ran when it came
+		t.Errorf("the single message began at %v, want 11s", at)
+	}
+	if _, err := single.Result(t); err != nil {
+		t.Error(err)
+	}
+	big.Cancel(nil)
 }
 
 // Streams are spread over shards, whose number depends on that of processors. An even share is by stream, not by shard.
@@ -449,11 +453,15 @@ func TestStreamsShareCapacityEvenly(t *testing.T) {
 	}
 }
 
+// newOn returns a Flow that has as many shards as on so many processors.
+func newOn(t *testing.T, processors int, h flow.Handler[string], o flow.Options) *flow.Flow[string] {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(processors))
+	return testkit.New(t, h, o)
+}
+
 func shareEvenly(t *testing.T, o flow.OrderingOptions, processors int) {
 	h := newSlow()
-	before := runtime.GOMAXPROCS(processors)
-	f := testkit.New(t, h.handle, flow.Options{Ordering: o, Backpressure: flow.BackpressureOptions{Capacity: 2}})
-	runtime.GOMAXPROCS(before)
+	f := newOn(t, processors, h.handle, flow.Options{Ordering: o, Backpressure: flow.BackpressureOptions{Capacity: 2}})
 	var calls []*testkit.Stream
 	for i := range 5 { // the later a stream comes, the less it has waiting
 		calls = append(calls, testkit.Start(t, f, numbered(string(rune('a'+i)), 500-80*i)...))

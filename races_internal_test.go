@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -524,4 +525,181 @@ func TestShardWithoutASlotKeepsNoStreamThatHasEnded(t *testing.T) {
 	}
 	taken.Release()
 	endStream(waits)
+}
+
+// A FIFO lane holds messages of many keys, and a run takes what is behind its messages: the message of a skipped key once
+// joined it by that.
+func TestSkippedKeyDoesNotRunBehindAnother(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{
+		Ordering: OrderingOptions{Mode: OrderingFIFO},
+	})
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	receives(s, 2)
+	onShard(sh, func(sh *shard[int]) {
+		r := sh.runs.new(runExecute)
+		sh.receive(s, s.backlog.next(&s.box, &sh.r.chunks), r)
+		s.backlog.skipped.add("", 1, streamSkips)
+		sh.receive(s, s.backlog.next(&s.box, &sh.r.chunks), r)
+		if len(r.list) != 1 {
+			t.Errorf("the run has %d messages, want the one that came before its key was skipped", len(r.list))
+		}
+		r.list[0].outcome = outcomeSucceeded
+		sh.settle(r.list[0])
+		sh.runs.reuse(r)
+	})
+	endStream(s)
+	if c := s.backlog.ledger.counts; c.Succeeded != 1 || c.Rejected != 1 {
+		t.Errorf("%d succeeded and %d were rejected, want 1 and 1", c.Succeeded, c.Rejected)
+	}
+}
+
+// A mail run leaves the messages of skipped keys alone, and there is none where it can't know them by their lane.
+func TestMailRunLeavesSkippedKeysAlone(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		mode    OrderingMode
+		skipped int
+		may     bool
+	}{
+		{"keyed", OrderingKeyedFIFO, 1, true},
+		{"keyed, many keys", OrderingKeyedFIFO, 33, false},
+		{"FIFO", OrderingFIFO, 1, false},
+		{"no order", OrderingNone, 1, false},
+		{"FIFO without", OrderingFIFO, 0, true},
+	} {
+		f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+			Ordering: OrderingOptions{Mode: test.mode},
+		})
+		s := f.receiver.newStream(t.Context(), nil)
+		sh := enterShard(s)
+		onShard(sh, func(sh *shard[int]) {
+			for i := range test.skipped {
+				s.backlog.skipped.add(strconv.Itoa(i), 1, streamSkips)
+			}
+			may := sh.mayMail(s)
+			if may {
+				r := sh.newMailRun(s)
+				may = r != nil
+				if hash, _ := s.order.place("0"); may && r.mail.busy.has(hash) != (test.skipped > 0) {
+					t.Errorf("%s: the run does not leave the skipped key alone", test.name)
+				}
+			}
+			if may != test.may {
+				t.Errorf("%s: there may be a mail run: %v, want %v", test.name, may, test.may)
+			}
+		})
+		endStream(s)
+	}
+}
+
+// A caller's own resolver gives each message a turn to itself: none may go together with the one before it in its lane, whose
+// turn ends with it.
+func TestMessageBehindAnotherAsksTheCallersOwnResolver(t *testing.T) {
+	var asked atomic.Int64
+	resolver := resolverOf(func(context.Context, string) (ReleaseFunc, error) {
+		asked.Add(1)
+		return func() {}, nil
+	})
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+		Ordering: OrderingOptions{Mode: OrderingKeyedFIFO, Resolver: resolver},
+	})
+	s := f.receiver.newStream(t.Context(), func(int) string { return "" })
+	sh := enterShard(s)
+	receives(s, 2)
+	onShard(sh, func(sh *shard[int]) {
+		r := sh.runs.new(runExecute)
+		m := sh.accept(s, s.backlog.next(&s.box, &sh.r.chunks))
+		s.order.join(m.key, m.hash, &m.turn)
+		r.add(m) // it has been answered, and is in the run that is being filled
+		sh.receive(s, s.backlog.next(&s.box, &sh.r.chunks), r)
+		if len(r.list) != 1 {
+			t.Error("the one behind it has joined its run")
+		}
+		m.outcome = outcomeSucceeded
+		sh.settle(m)
+		sh.runs.reuse(r)
+	})
+	endStream(s)
+	if asked.Load() != 1 {
+		t.Errorf("the resolver was asked %d times for the one behind, want once", asked.Load())
+	}
+}
+
+// Two messages were queued, and have just been sent. Another was refused then, as if they were still waiting.
+func TestQueueHasRoomAsSoonAsWhatWaitedThereIsSent(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, nil, Options{
+		Ordering:     OrderingOptions{Mode: OrderingNone},
+		Backpressure: BackpressureOptions{Capacity: 2, QueueCapacity: 2},
+	})
+	p := f.receiver.gate.pressure
+	if !p.try(2) {
+		t.Fatal("there are no slots")
+	}
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	receives(s, 2)
+	onShard(sh, func(sh *shard[int]) {
+		sh.attend(s)
+		sh.lineUpDirect()
+		if sh.slots.short != 2 || p.queued.Load() != 2 {
+			t.Errorf("%d wait for a slot, want 2", p.queued.Load())
+		}
+		receives(s, 1)
+		sh.attend(s)
+		p.giveBack(2)
+		sh.pace.length = 2
+		sh.sendAll()
+		if s.backlog.refusing {
+			t.Error("the third is refused")
+		}
+	})
+	endStream(s)
+	if c := s.backlog.ledger.counts; c.Succeeded != 3 {
+		t.Errorf("%d have succeeded, want 3", c.Succeeded)
+	}
+}
+
+// A reader waits for its verdict until all before it is lined up: that must not take as long as all that can run before.
+func TestVerdictDoesNotWaitForRunsToHaveRoom(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+		Ordering: OrderingOptions{Mode: OrderingKeyedFIFO, KeyCapacity: 2},
+	})
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	s.verdict.ask(3)
+	receives(s, 3)
+	onShard(sh, func(sh *shard[int]) {
+		sh.attend(s)
+		sh.lineUp(sh.runs.new(runExecute), 1, 1)
+		if s.verdict.isAsked() {
+			t.Errorf("%d of 3 messages are lined up, and the reader waits", s.backlog.ledger.received)
+		}
+	})
+	endStream(s)
+}
+
+// What is to be refused, or is of a skipped key, must not wait in its mailbox for a slot, however long runs are by then.
+func TestDirectStreamIsLinedUpThoughNothingCanRun(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+		Ordering:     OrderingOptions{Mode: OrderingKeyedFIFO, KeyCapacity: 9},
+		Backpressure: BackpressureOptions{Capacity: 1},
+	})
+	taken, err := f.receiver.gate.pressure.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	receives(s, 5)
+	onShard(sh, func(sh *shard[int]) {
+		sh.pace.length = 2
+		sh.attend(s)
+		sh.dispatch()
+		if n := s.backlog.ledger.received; n != 5 {
+			t.Errorf("%d of 5 messages are lined up", n)
+		}
+	})
+	taken.Release()
+	endStream(s)
 }

@@ -158,9 +158,9 @@ func (r *Receiver[T]) Receive(ctx context.Context, recv func() (T, error), key O
 
 // newStream returns a stream that nobody else knows yet: begin makes it known to Stats and to a shutdown.
 //
-// It decides how the stream is lined up. It is direct if it matters at once where a message stands: with batches, which look
-// at lanes and not at mailboxes; where a message may be refused on receipt; and where others line up in the same lanes, or a
-// caller's own resolver is to be asked. Where it may be refused, its reader waits for verdicts.
+// It decides how the stream is lined up. It is direct if it matters where a message stands, though it can't run yet: with
+// batches, which look at lanes and not at mailboxes; where a message may be refused on receipt; and where others line up in the
+// same lanes, or a caller's own resolver is to be asked. Where it may be refused, its reader waits for verdicts.
 func (r *Receiver[T]) newStream(ctx context.Context, key OrderingKeyFunc[T]) *stream[T] {
 	s := &stream[T]{
 		r: r, id: r.ids.Add(1), parent: ctx, start: time.Now(), keyOf: key, done: make(chan struct{}),

@@ -43,7 +43,7 @@ func (o *oracle) ended(m *modelMessage, how ending) {
 		o.finish(m, &st.sum.Failed, false)
 	case how == endPanic, how == endGoexit:
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureInternal))
-	case how == endContextError && !st.lives():
+	case (how == endContextError || how == endByTimeout) && !st.lives(): // it says nothing about the message, nor takes a token
 		o.finish(m, &st.sum.Failed, false)
 	case how == endPermanent, how == endByCode, !o.retries(m):
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureHandlerError))

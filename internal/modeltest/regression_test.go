@@ -61,6 +61,15 @@ var regressions = map[string]script{
 			{Do: doSend, Stream: 1, Verdict: flow.SkipMessage, IgnoresContext: true}, {Do: doEnd, How: endPanic},
 		},
 	},
+	"an attempt that is over only after its stream takes none": {
+		Options: flow.Options{
+			Ordering: flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, UnorderedEmptyKey: true},
+			Retry: flow.RetryOptions{
+				MaxAttempts: 2, AttemptTimeout: 113 * time.Millisecond, Budget: flow.RetryBudget{MaxTokens: 2.5, TokenRatio: 2.25},
+			},
+		},
+		Moves: []move{{Do: doSend}, {Do: doSend}, {Do: doSend}, {Do: doSend}},
+	},
 	"an attempt that panics takes a token": {
 		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3, TokenRatio: 0.5}}},
 		Moves: []move{
