@@ -459,7 +459,7 @@ func (sh *shard[T]) send() (sent, more bool) {
 
 // takeSlots takes slots for a run of up to n messages, and asks for one if it gets none. It is called before a run is filled:
 // messages of a run that waited for a slot would stay in front of whatever gets its turn meanwhile. Where messages may be
-// refused, each has a slot of its own; otherwise a run has one.
+// refused, each that has its turn has a slot of its own; otherwise a run has one.
 func (sh *shard[T]) takeSlots(n int32) int {
 	sh.slots.cover(int(n))
 	got := sh.slots.take(int(n))
@@ -493,28 +493,29 @@ func (sh *shard[T]) sendMail(r *run[T], n int32, own bool) (sent bool) {
 // only some that are refused, or of slow keys, which run alone.
 func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
 	p := sh.r.gate.pressure
+	heads := length // how many may be taken from the ready queues
 	if p.refuses() {
-		if length = min(length, sh.lineUpReady(length)); length == 0 {
+		if heads = min(length, sh.lineUpReady(length)); heads == 0 {
 			return false, false
 		}
 	}
-	slots := sh.takeSlots(length)
+	slots := sh.takeSlots(heads)
 	if slots == 0 {
 		return false, false
 	}
-	if p.refuses() { // none may run without a slot of its own
-		length = int32(slots)
+	if p.refuses() {
+		heads = int32(slots)
 	}
 	r := sh.runs.new(runExecute)
-	sh.fill(r, length)
+	left := sh.fill(r, length, heads)
 	if len(r.list) == 0 {
 		sh.slots.unused(slots)
 		sh.runs.reuse(r)
 		return false, sh.nready > 0
 	}
 	if r.slots = slots; p.refuses() {
-		sh.slots.unused(slots - len(r.list))
-		r.slots = len(r.list)
+		sh.slots.unused(int(left))
+		r.slots -= int(left)
 	}
 	// Whether other messages were waiting tells the pace if a longer run would have been of use.
 	r.first = r.list[0].stream
@@ -542,12 +543,11 @@ func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
 	return true, true
 }
 
-// lineUpReady lines up some of what is in the mailboxes if fewer than length messages are ready, and goes on while none is. It
-// returns how many are. It is for messages that may be refused: such a one can have its slot only when it is lined up.
+// lineUpReady lines up some of what is in the mailboxes while nothing is ready. It returns how many messages are. It is for
+// messages that may be refused: such a one can have its slot only when it is lined up.
 func (sh *shard[T]) lineUpReady(length int32) int32 {
-	if sh.nready < int(length) {
-		sh.slots.count(sh.nready)
-		sh.lineUp(nil, 0, 2*length)
+	if sh.nready == 0 {
+		sh.slots.count(0)
 	}
 	for sh.nready == 0 && sh.hasMail() {
 		sh.lineUp(nil, 0, 2*length)
@@ -593,27 +593,31 @@ func (sh *shard[T]) askForSlot() {
 // fill puts into r what is ready, of the streams in turn, each with some of those behind it, and then what comes out of
 // the mailboxes with its turn. For every two that it takes from the ready queues it lines up one from the mailboxes:
 // otherwise a key with a long lane would keep others waiting there. As many as it takes would be too many: see lineUpIdle.
-func (sh *shard[T]) fill(r *run[T], length int32) {
+//
+// It takes up to so many heads of lanes out of the ready queues, and returns how many it has left there. What comes with a head
+// needs no slot where each head has one: it runs when that has finished.
+func (sh *shard[T]) fill(r *run[T], length, heads int32) (left int32) {
 	if r.list == nil {
 		r.list = make([]*message[T], 0, length)
 	}
-	for r.len() < length && sh.turns.len() > 0 {
+	for r.len() < length && heads > 0 && sh.turns.len() > 0 {
 		s := sh.turns.first()
 		b := &s.backlog
 		// The streams that have something ready share what is left of the run, so that one with many ready messages does not
 		// fill it alone.
-		for quota := min(length, r.len()+max(1, (length-r.len())/int32(sh.turns.len()))); r.len() < quota && b.ready.head != nil; {
+		for quota := min(length, r.len()+max(1, (length-r.len())/int32(sh.turns.len()))); r.len() < quota && heads > 0 && b.ready.head != nil; {
 			m := b.ready.head
 			// A slow key begins the next run, which it has for itself.
 			if sh.pace.isSlow(m.hash) {
 				if len(r.list) > 0 {
-					return
+					return heads
 				}
 				r.alone = true
 				length, quota = 1, 1
 			}
 			b.ready.pop()
 			sh.nready--
+			heads--
 			r.add(m)
 			// Followers come with their head: each by itself would cost a run, and its two hops. A skipped key must be
 			// looked for: followers were once put into a run although their key had just been skipped, since FIFO lanes
@@ -627,12 +631,23 @@ func (sh *shard[T]) fill(r *run[T], length int32) {
 			sh.turns.push(s)
 		}
 	}
-	if r.len() < length && !sh.r.gate.pressure.refuses() { // what is lined up now has no slot there, and can't join
-		sh.lineUp(r, length, 2*length)
-	} else if sh.mail.len() > 0 {
-		sh.slots.count(sh.nready)
-		sh.lineUp(nil, 0, (r.len()+1)/2)
+	if sh.mail.len() == 0 {
+		return heads
 	}
+	most := (r.len() + 1) / 2
+	if r.len() < length {
+		most = 2 * length
+	}
+	switch {
+	case sh.r.gate.pressure.refuses(): // what is lined up now can't join: it has no slot yet
+		sh.slots.count(sh.nready)
+		sh.lineUp(nil, 0, most)
+	case r.len() < length:
+		sh.lineUp(r, length, most)
+	default:
+		sh.lineUp(nil, 0, most)
+	}
+	return heads
 }
 
 // runBack takes a run back from its worker. The event has been sent by the worker as its last act with r, so all of r is the
@@ -832,7 +847,7 @@ func (sh *shard[T]) recall(r *run[T]) {
 	sh.takeBack(r, max(0, at+1))
 	// Once a run that stood still kept the slots of what was taken back from it: free slots were not used, and other
 	// messages were refused for lack of them.
-	if sh.r.gate.pressure.refuses() { // then each message has a slot of its own
+	if sh.r.gate.pressure.refuses() { // then each that has its turn has a slot of its own
 		keep := 0
 		if at >= 0 {
 			keep = 1

@@ -232,9 +232,10 @@ func pressureFailure(ctx context.Context, err error, key string) *Failure {
 
 // slots are what a shard holds of the capacity. A run takes them when it is sent and gives them back when it returns.
 //
-// Where messages may be refused, a slot belongs to one message from the moment that it is admitted: a run has as many as
-// it has messages, and what is free is free for everybody at once. Everywhere else a run takes one, since it executes one
-// message at a time, and the shard keeps a free one for its next run unless others ask.
+// Where messages may be refused, a slot belongs to one message from the moment that it has its turn: a run has as many as it
+// has messages that had theirs when it was filled, and hands them on to those behind these in their lanes; and what is free is
+// free for everybody at once. Everywhere else a run takes one, since it executes one message at a time, and the shard keeps a
+// free one for its next run unless others ask.
 //
 // It is the shard's alone and has no lock; all that it shares with others is in p. What is held is in inUse or in spare, and
 // spare is given back before the shard sleeps and when it ends: otherwise a slot would lie idle where nobody looks for it.

@@ -703,3 +703,26 @@ func TestDirectStreamIsLinedUpThoughNothingCanRun(t *testing.T) {
 	taken.Release()
 	endStream(s)
 }
+
+// A message that stands behind another of its lane in a run holds no slot: it runs in that of the one before it.
+func TestMessageBehindAnotherHoldsNoSlot(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+		Ordering:     OrderingOptions{Mode: OrderingKeyedFIFO},
+		Backpressure: BackpressureOptions{Policy: BackpressureHardReject, Capacity: 2},
+	})
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	receives(s, 3)
+	onShard(sh, func(sh *shard[int]) {
+		sh.pace.length = 8
+		sh.attend(s)
+		sh.sendAll()
+		if len(sh.runs.long) != 1 || len(sh.runs.long[0].list) != 3 || sh.r.gate.pressure.inUse.Load() != 1 {
+			t.Errorf("%d long runs are out, and hold %d slots; want one of 3 messages with 1", len(sh.runs.long), sh.r.gate.pressure.inUse.Load())
+		}
+	})
+	endStream(s)
+	if n := sh.r.gate.pressure.inUse.Load(); n != 0 {
+		t.Errorf("%d slots are in use at the end", n)
+	}
+}
