@@ -23,8 +23,8 @@ func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 	return m
 }
 
-// receive lines up what was received. open is the run that is being filled, which the message joins if it may; it may be
-// nil, and is where messages may be refused for lack of a slot. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
+// receive lines up what was received. open is the run that is being filled, which the message joins if it may. It is nil if
+// there is none, and always where a message may be refused for lack of a slot. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
 // BackpressureHardReject refuses before the message lines up, whether or not its turn would have come; but not a message of
 // a skipped key, which needs no capacity and is rejected as skipped. Only then does it join its lane, and only a message
 // that has its turn reserves capacity.
@@ -114,6 +114,10 @@ func (sh *shard[T]) lineUpSoon(s *stream[T]) {
 // lineUpDirect lines up all that direct streams have received: what is to be refused is refused now, and what can't run yet has
 // its place in its lane, or in the queue for a slot.
 func (sh *shard[T]) lineUpDirect() {
+	if sh.direct.len() == 0 {
+		return
+	}
+	sh.slots.count(sh.nready)
 	for s := sh.direct.first(); s != nil; s = sh.direct.first() {
 		sh.direct.pop()
 		s.backlog.inDirect = false
@@ -155,7 +159,7 @@ func (sh *shard[T]) nextEntry(s *stream[T]) *entry[T] {
 // and behind them lie some that could run.
 //
 // Each stream gives a share and then goes to the end of the ring, so that one whose client sends fast does not keep the
-// others in their mailboxes.
+// others in their mailboxes. But all of a stream is lined up whose reader waits for that.
 func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 	full := func() bool { return open != nil && open.len() >= limit }
 	for (most > 0 || open != nil && open.len() == 0) && !full() && sh.hasMail() {
@@ -194,7 +198,9 @@ func (sh *shard[T]) lineUp(open *run[T], limit, most int32) {
 // mail run, calls attend, which puts the stream into the ring again.
 func (sh *shard[T]) hasMail() bool {
 	for s := sh.mail.first(); s != nil; s = sh.mail.first() {
-		if b := &s.backlog; !b.swept && !b.ended && !b.refusing && b.mailRun == nil {
+		b := &s.backlog
+		linedUp := b.direct && !b.inDirect // all of it: see lineUpDirect
+		if !linedUp && !b.swept && !b.ended && !b.refusing && b.mailRun == nil {
 			return true
 		}
 		s.backlog.inMail = false
@@ -409,7 +415,6 @@ func (sh *shard[T]) dispatch() (sent bool) {
 	}
 	sent = sh.sendAll()
 	if !sent && sh.direct.len() > 0 {
-		sh.slots.count(sh.nready)
 		sh.lineUpDirect()
 		sent = sh.sendAll() // what has come since the last look may run
 	}
@@ -507,16 +512,19 @@ func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
 		heads = int32(slots)
 	}
 	r := sh.runs.new(runExecute)
-	left := sh.fill(r, length, heads)
+	left := int(sh.fill(r, length, heads))
+	if p.refuses() { // what is left is of messages that are ready, and counts as theirs before more are received
+		slots -= left
+		sh.slots.back(left)
+		sh.slots.count(sh.nready)
+	}
+	sh.lineUpBeside(r, length)
 	if len(r.list) == 0 {
 		sh.slots.unused(slots)
 		sh.runs.reuse(r)
 		return false, sh.nready > 0
 	}
-	if r.slots = slots; p.refuses() {
-		sh.slots.unused(int(left))
-		r.slots -= int(left)
-	}
+	r.slots = slots
 	// Whether other messages were waiting tells the pace if a longer run would have been of use.
 	r.first = r.list[0].stream
 	r.more = sh.nready > 0 || sh.mail.len() > 0 || sh.follower(r.tail()) != nil
@@ -590,12 +598,9 @@ func (sh *shard[T]) askForSlot() {
 	})
 }
 
-// fill puts into r what is ready, of the streams in turn, each with some of those behind it, and then what comes out of
-// the mailboxes with its turn. For every two that it takes from the ready queues it lines up one from the mailboxes:
-// otherwise a key with a long lane would keep others waiting there. As many as it takes would be too many: see lineUpIdle.
-//
-// It takes up to so many heads of lanes out of the ready queues, and returns how many it has left there. What comes with a head
-// needs no slot where each head has one: it runs when that has finished.
+// fill puts into r what is ready, of the streams in turn, each with some of those behind it. It takes up to so many heads of
+// lanes out of the ready queues, and returns how many of these it has not used. What comes with a head needs no slot where each
+// head has one: it runs when that has finished.
 func (sh *shard[T]) fill(r *run[T], length, heads int32) (left int32) {
 	if r.list == nil {
 		r.list = make([]*message[T], 0, length)
@@ -631,23 +636,21 @@ func (sh *shard[T]) fill(r *run[T], length, heads int32) (left int32) {
 			sh.turns.push(s)
 		}
 	}
-	if sh.mail.len() == 0 {
-		return heads
-	}
-	most := (r.len() + 1) / 2
-	if r.len() < length {
-		most = 2 * length
-	}
-	switch {
-	case sh.r.gate.pressure.refuses(): // what is lined up now can't join: it has no slot yet
-		sh.slots.count(sh.nready)
-		sh.lineUp(nil, 0, most)
-	case r.len() < length:
-		sh.lineUp(r, length, most)
-	default:
-		sh.lineUp(nil, 0, most)
-	}
 	return heads
+}
+
+// lineUpBeside lines up some of what is in the mailboxes when r has been filled. If all that was ready is in r, and there is
+// room, what has its turn joins it, unless it needs a slot of its own. Otherwise one is lined up for every two in r: a key with
+// a long lane would keep others waiting in the mailboxes. As many as are in r would be too many: see lineUpIdle.
+func (sh *shard[T]) lineUpBeside(r *run[T], length int32) {
+	switch {
+	case sh.nready > 0 || r.len() >= length || r.alone:
+		sh.lineUp(nil, 0, (r.len()+1)/2)
+	case sh.r.gate.pressure.refuses():
+		sh.lineUp(nil, 0, 2*length)
+	default:
+		sh.lineUp(r, length, 2*length)
+	}
 }
 
 // runBack takes a run back from its worker. The event has been sent by the worker as its last act with r, so all of r is the

@@ -192,7 +192,7 @@ func (b *mailbox[T]) visit(see func(*entry[T])) {
 // receipt, so it keeps every order. It costs 62 ns of processor time a message where a run of lined-up ones costs 132.
 //
 // It ends at the first message that does not simply succeed, or that belongs to one of the few keys that are busy
-// elsewhere: a key that is known to be slow, or has messages in a lane. That one becomes an ordinary message. A mail run
+// elsewhere: a key that is known to be slow, or skipped, or has messages in a lane. That one becomes an ordinary message. A mail run
 // that stands still is recalled like any other: the message that runs becomes an ordinary one, in front of its lane, and
 // what lies behind it is lined up.
 //

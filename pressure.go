@@ -357,7 +357,7 @@ func (s *slots) freeAtOnce(n, ready int) {
 	s.trim(min(s.spare, ready))
 }
 
-// unused takes back n slots of a run in which nothing has run after all. Whoever else asks gets them at once.
+// unused takes back n slots of a run that is not sent after all. Whoever else asks gets them at once.
 func (s *slots) unused(n int) { s.free(n, n, 1) }
 
 // others returns how many ask for a slot beside this shard, which would only bring one back to itself.

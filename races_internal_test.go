@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -724,5 +725,34 @@ func TestMessageBehindAnotherHoldsNoSlot(t *testing.T) {
 	endStream(s)
 	if n := sh.r.gate.pressure.inUse.Load(); n != 0 {
 		t.Errorf("%d slots are in use at the end", n)
+	}
+}
+
+// A run of a hot key took more slots than it had heads, and until they were given back, what was received next was refused as if
+// the queue were full.
+func TestQueueIsEmptyBesideARunOfAHotKey(t *testing.T) {
+	f := mustNewInside(t, func(context.Context, Message[int]) error { return nil }, func(int) string { return "" }, Options{
+		Ordering:     OrderingOptions{Mode: OrderingKeyedFIFO},
+		Backpressure: BackpressureOptions{Capacity: 2, QueueCapacity: 1},
+	})
+	s := f.receiver.newStream(t.Context(), nil)
+	sh := enterShard(s)
+	for i, key := range strings.Split("aaaaaaaaaaaaaaabc", "") {
+		e := entry[int]{seq: uint64(i + 1), key: key}
+		e.hash, _ = s.order.place(key)
+		s.box.put(&e, &s.r.chunks)
+	}
+	onShard(sh, func(sh *shard[int]) {
+		sh.pace.length = 8
+		sh.attend(s)
+		sh.sendAll()
+		sh.lineUpDirect()
+		if s.backlog.refusing {
+			t.Error("a message is refused")
+		}
+	})
+	endStream(s)
+	if c := s.backlog.ledger.counts; c.Succeeded != 17 {
+		t.Errorf("%d have succeeded, want 17", c.Succeeded)
 	}
 }

@@ -499,7 +499,7 @@ func (a *activity) noted(at time.Duration) { a.last.Store(int64(at)) }
 
 // verdict lets a reader wait until what it has received is lined up, and until a refusal has come to its end. The reader asks
 // before it puts the message and awaits after it; the shard gives, when it has lined up everything there is and no refusal is
-// under way (see lineUpAll). Both count what the stream has received, without duplicates of a session.
+// under way (see shard.nextEntry). Both count what the stream has received, without duplicates of a session.
 type verdict struct {
 	// asked is set by the reader and cleared by the shard. Between the two the reader asks nothing else: it is blocked in
 	// await, or has left since the stream takes nothing more.

@@ -96,8 +96,9 @@ func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
 
 // next does one thing after the other until there is a run for the shard's own goroutine, which it returns, or until there
 // are no users any more, when it returns nil. What has come is heeded first, since it settles messages and gives turns: then
-// a run is filled with all that may run by now. Only a shard that has nothing to heed and nothing to send looks into
-// mailboxes for what can't run yet, and only then does it sleep.
+// a run is filled with all that may run by now. What can't run yet stays in the mailboxes, but for some that a run lines up for
+// the next one, until there is nothing to heed and nothing to send: then some of it, or all of direct streams, is lined up, and
+// only then does the shard sleep.
 func (sh *shard[T]) next() *run[T] {
 	for !sh.over {
 		if sh.poll() {
@@ -211,7 +212,9 @@ func (sh *shard[T]) wait() {
 		return
 	}
 	sh.wakeOwed()
-	sh.slots.trim(0)
+	if !sh.r.gate.pressure.refuses() { // there each is a ready message's, once dispatch has counted them
+		sh.slots.trim(0)
+	}
 	if !sh.wantsSlot() && !sh.hasMail() {
 		sh.slots.stopAsking()
 	}
@@ -557,7 +560,7 @@ func (a *alarm) stop() {
 }
 
 // ring holds streams that take turns. It is a FIFO: a stream that has had its turn is pushed again if it has more. Whether a
-// stream is in it is kept in its backlog (inMail, inTurns), since it must not be in it twice: it would have two turns.
+// stream is in it is kept in its backlog (inMail, inTurns, inDirect), since it must not be in it twice: it would have two turns.
 type ring[T any] struct {
 	list []*stream[T]
 	from int // of the first

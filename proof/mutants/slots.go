@@ -36,7 +36,7 @@ var slotBugs = []mutant{
 	bug("a slot is given back in the books only", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
 		"pressure.go", "		s.p.giveBack(n)\n", ""),
 	bug("the queue is full of what has been sent", "QueueHasRoom",
-		"dispatch.go", "it has no slot yet\n		sh.slots.count(sh.nready)\n", "it has no slot yet\n"),
+		"dispatch.go", "		sh.slots.back(left)\n		sh.slots.count(sh.nready)\n", "		sh.slots.back(left)\n"),
 	bug("what may be refused waits in its mailbox for a slot", "DirectStreamIsLinedUp",
 		"dispatch.go", "		sh.lineUpDirect()\n		sent = sh.sendAll()", "		sent = sh.sendAll()"),
 	bug("a slot is taken twice", "CapacityCounts|StaysWithinCapacity|Slots|GateShares",
