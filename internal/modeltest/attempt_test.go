@@ -35,6 +35,9 @@ func (o *oracle) contextEnded(m *modelMessage, why error) {
 // ended says that m's handler has ended so.
 func (o *oracle) ended(m *modelMessage, how ending) {
 	st := m.st
+	if o.instant++; m.began < o.now {
+		o.instant = 0
+	}
 	switch {
 	case how == endWell:
 		o.give()
@@ -43,7 +46,9 @@ func (o *oracle) ended(m *modelMessage, how ending) {
 		o.finish(m, &st.sum.Failed, false)
 	case how == endPanic, how == endGoexit:
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureInternal))
-	case (how == endContextError || how == endByTimeout) && !st.lives(): // it says nothing about the message, nor takes a token
+	case !st.lives() && (how == endContextError || how == endByTimeout && m.seq%2 == 0):
+		// DeadlineExceeded may be the stream's, and so takes no token; ErrAttemptTimeout is the attempt's. Which of them the
+		// handler returns goes by the message: see ending.returned.
 		o.finish(m, &st.sum.Failed, false)
 	case how == endPermanent, how == endByCode, !o.retries(m):
 		o.finish(m, &st.sum.Failed, o.decide(m, flow.FailureHandlerError))
@@ -55,6 +60,18 @@ func (o *oracle) ended(m *modelMessage, how ending) {
 			m.state = ready
 		}
 	}
+}
+
+// takesNoTime says that attempts may soon have taken no time for so long that two messages come to one worker: if the first of
+// them stands still the other waits for a moment, of which the oracle knows nothing.
+func (o *oracle) takesNoTime() bool {
+	n := o.instant
+	for m := range o.pending() {
+		if m.state == runsNow && m.began == o.now {
+			n++
+		}
+	}
+	return n > 8 && !o.Batches
 }
 
 // delay is the time before the try after the n-th.

@@ -18,6 +18,7 @@ type oracle struct {
 	lanes     map[string][]*modelMessage // those that wait for a turn and, first, the one whose turn it is
 	end       modelEnd
 	tokens    float64 // of the retry budget
+	instant   int     // attempts that took no time, one after the other
 	seen      *sight  // what the last move led to
 	calls     []*modelCall
 	groups    []*modelGroup

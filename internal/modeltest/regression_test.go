@@ -70,6 +70,16 @@ var regressions = map[string]script{
 		},
 		Moves: []move{{Do: doSend}, {Do: doSend}, {Do: doSend}, {Do: doSend}},
 	},
+	"an attempt that is over only after its stream takes none, beside one that goes on": {
+		Options: flow.Options{
+			Ordering:     flow.OrderingOptions{Mode: flow.OrderingKeyedFIFO, UnorderedEmptyKey: true},
+			Backpressure: flow.BackpressureOptions{Policy: flow.BackpressureSoftAllow, Capacity: 1},
+			Retry: flow.RetryOptions{
+				MaxAttempts: 2, AttemptTimeout: 113 * time.Millisecond, Budget: flow.RetryBudget{MaxTokens: 2.5, TokenRatio: 2.25},
+			},
+		},
+		Moves: []move{{Do: doSend, IgnoresContext: true}, {Do: doSend}, {Do: doSend}, {Do: doSend}, {Do: doSend}},
+	},
 	"an attempt that panics takes a token": {
 		Options: flow.Options{Retry: flow.RetryOptions{MaxAttempts: 2, Budget: flow.RetryBudget{MaxTokens: 3, TokenRatio: 0.5}}},
 		Moves: []move{

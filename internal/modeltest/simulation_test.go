@@ -137,6 +137,11 @@ func (w *simulation) make(m move) string {
 	if m.Do == doAdvance {
 		return w.advance(time.Duration(m.N) * tick)
 	}
+	if m.Do != doSend && w.o.takesNoTime() {
+		if wrong := w.advance(tick); wrong != "" {
+			return "while time passes: " + wrong
+		}
+	}
 	if m.Do == doCancel && m.IgnoresContext && w.o.mayWait() {
 		return w.cancelInRecv(m)
 	}
