@@ -76,7 +76,7 @@ func (p *publisher) confirm(ctx context.Context, list []*nats.Msg) []error {
 				errs[i] = errInFlight
 				again = append(again, i)
 			default:
-				errs[i] = cmp.Or(err, errNoProgress)
+				errs[i] = cmp.Or(errs[i], err, errNoProgress) // what was said before says more
 				again = append(again, i)
 			}
 		}
