@@ -24,10 +24,10 @@ func (sh *shard[T]) accept(s *stream[T], e *entry[T]) *message[T] {
 }
 
 // receive lines up what was received. open is the run that is being filled, which the message joins if it may. It is nil if
-// there is none, and always where a message may be refused for lack of a slot. The order of the decisions matters. A message whose key function panicked has no key, and belongs to no lane.
-// BackpressureHardReject refuses before the message lines up, whether or not its turn would have come; but not a message of
-// a skipped key, which needs no capacity and is rejected as skipped. Only then does it join its lane, and only a message
-// that has its turn reserves capacity.
+// there is none, and always where a message may be refused for lack of a slot. The order of the decisions matters. A message
+// whose key function panicked has no key, and belongs to no lane. BackpressureHardReject refuses before the message lines up,
+// whether or not its turn would have come; but not a message of a skipped key, which needs no capacity and is rejected as
+// skipped. Only then does it join its lane, and only a message that has its turn reserves capacity.
 func (sh *shard[T]) receive(s *stream[T], e *entry[T], open *run[T]) {
 	m := sh.accept(s, e)
 	p := sh.r.gate.pressure
@@ -128,9 +128,9 @@ func (sh *shard[T]) lineUpDirect() {
 	}
 }
 
-// lineUpAll lines up everything that s, which is direct, has received. It stops at a refusal, behind
-// which everything waits in the mailbox until settle attends to the stream again. It leaves the mailbox alone while a mail
-// run reads it, which a stream may have whose first key has just been skipped: mailBack attends to it again.
+// lineUpAll lines up everything that s, which is direct, has received. It stops at a refusal, behind which everything waits in
+// the mailbox until settle attends to the stream again. It leaves the mailbox alone while a mail run reads it: mailBack attends
+// to it again.
 func (sh *shard[T]) lineUpAll(s *stream[T]) {
 	b := &s.backlog
 	for !b.refusing && !b.swept && b.mailRun == nil {
@@ -453,13 +453,20 @@ func (sh *shard[T]) send() (sent, more bool) {
 	if (!swift || sh.processors > 2) && !own && length > 1 && len(sh.runs.long) >= sh.pace.most(sh.processors, straight) {
 		return false, false
 	}
-	if straight {
-		if r := sh.newMailRun(sh.mail.first()); r != nil {
-			sent = sh.sendMail(r, mail, own)
-			return sent, sent && !own
+	slots := 0
+	if !sh.r.gate.pressure.refuses() { // otherwise sendReady takes one for each message that has its turn
+		if slots = sh.takeSlots(length); slots == 0 {
+			return false, false
 		}
 	}
-	return sh.sendReady(length)
+	if straight {
+		if r := sh.mailRun(sh.mail.first(), mail); r != nil {
+			r.slots = slots
+			sh.sendMail(r, own)
+			return true, !own
+		}
+	}
+	return sh.sendReady(length, slots)
 }
 
 // takeSlots takes slots for a run of up to n messages, and asks for one if it gets none. It is called before a run is filled:
@@ -474,41 +481,31 @@ func (sh *shard[T]) takeSlots(n int32) int {
 	return got
 }
 
-// sendMail sends r, a mail run of the next n messages of the stream whose turn it is, if there is a slot. The stream leaves the
-// ring, since only its worker may take from the mailbox now; mailBack attends to it again.
-func (sh *shard[T]) sendMail(r *run[T], n int32, own bool) (sent bool) {
-	if r.slots = sh.takeSlots(1); r.slots == 0 {
-		sh.runs.reuse(r)
-		return false
-	}
-	s := sh.mail.first()
+// sendMail sends r, a mail run of the stream whose turn it is. The stream leaves the ring, since only its worker may take from
+// the mailbox now; mailBack attends to it again.
+func (sh *shard[T]) sendMail(r *run[T], own bool) {
 	sh.mail.pop()
-	s.backlog.inMail = false
-	sh.beginMail(r, s, n)
+	r.mail.s.backlog.inMail = false
 	sh.runs.long = append(sh.runs.long, r)
 	if own {
 		sh.runOwn(r)
 	} else {
 		sh.give(r)
 	}
-	return true
 }
 
-// sendReady sends a run of up to length messages, if there is a slot. There may turn out to be none: behind those that wait
-// only some that are refused, or of slow keys, which run alone.
-func (sh *shard[T]) sendReady(length int32) (sent, more bool) {
+// sendReady sends a run of up to length messages, in so many slots; where messages may be refused it takes these itself. There
+// may turn out to be none: behind those that wait only some that are refused, or of slow keys, which run alone.
+func (sh *shard[T]) sendReady(length int32, slots int) (sent, more bool) {
 	p := sh.r.gate.pressure
 	heads := length // how many may be taken from the ready queues
 	if p.refuses() {
 		if heads = min(length, sh.lineUpReady(length)); heads == 0 {
 			return false, false
 		}
-	}
-	slots := sh.takeSlots(heads)
-	if slots == 0 {
-		return false, false
-	}
-	if p.refuses() {
+		if slots = sh.takeSlots(heads); slots == 0 {
+			return false, false
+		}
 		heads = int32(slots)
 	}
 	r := sh.runs.new(runExecute)
@@ -798,9 +795,9 @@ func (sh *shard[T]) settle(m *message[T]) {
 }
 
 // skip sees to it that no message of m's key behind m runs. From now on s is direct: those of the key need no capacity, and so
-// must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream
-// that exceeds it fails. That is not done by stream.fail, which tells the shard by its own channel: if that is full, the
-// shard would wait for itself. attend sweeps the stream instead.
+// must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream that exceeds it fails. That is
+// not done by stream.fail, which tells the shard by its own channel: if that is full, the shard would wait for itself. attend
+// sweeps the stream instead.
 func (sh *shard[T]) skip(m *message[T]) {
 	s := m.stream
 	b := &s.backlog

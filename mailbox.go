@@ -192,9 +192,9 @@ func (b *mailbox[T]) visit(see func(*entry[T])) {
 // receipt, so it keeps every order. It costs 62 ns of processor time a message where a run of lined-up ones costs 132.
 //
 // It ends at the first message that does not simply succeed, or that belongs to one of the few keys that are busy
-// elsewhere: a key that is known to be slow, or skipped, or has messages in a lane. That one becomes an ordinary message. A mail run
-// that stands still is recalled like any other: the message that runs becomes an ordinary one, in front of its lane, and
-// what lies behind it is lined up.
+// elsewhere: a key that is known to be slow, or skipped, or has messages in a lane. That one becomes an ordinary message. A
+// mail run that stands still is recalled like any other: the message that runs becomes an ordinary one, in front of its lane,
+// and what lies behind it is lined up.
 //
 // A stream has one at a time, and while it is out nothing else may take from the stream's mailbox or line up its messages:
 // what came later would overtake what is in it. The shard sets it up; then the worker writes err and crashed, and nothing
@@ -224,28 +224,24 @@ const maxMail = 2 * maxRun
 // set of busy keys is not changed while the run is out.
 func (x *mailRun[T]) leaves(e *entry[T]) bool { return e.crash != nil || x.busy.has(e.hash) }
 
-// newMailRun returns a mail run for s, which beginMail is to fill. It returns nil if too many keys are busy. send calls it for
-// a stream for which mayMail holds.
-func (mr mailRuns[T]) newMailRun(s *stream[T]) *run[T] {
+// mailRun makes a mail run of the next n messages of s, which must have been taken out of its mailbox: the worker must
+// not look for more there, since the mailbox is not its own. It returns nil if too many keys are busy. send calls it with
+// a slot in hand, and for a stream for which mayMail holds.
+func (mr mailRuns[T]) mailRun(s *stream[T], n int32) *run[T] {
 	sh := mr.sh
+	b := &s.backlog
 	r := sh.runs.new(runMail)
 	if r.mail == nil {
 		r.mail = new(mailRun[T])
 	}
-	if !sh.busyKeys(s, &r.mail.busy) {
+	x := r.mail
+	if !sh.busyKeys(s, &x.busy) {
 		sh.runs.reuse(r)
 		return nil
 	}
-	return r
-}
-
-// beginMail makes r one of the next n messages of s, which must have been taken out of its mailbox: the worker must not look
-// for more there, since the mailbox is not its own.
-func (mr mailRuns[T]) beginMail(r *run[T], s *stream[T], n int32) {
-	b := &s.backlog
-	x := r.mail
 	x.s, x.chunk, x.pos, x.n = s, b.chunk, b.pos, n
 	b.mailRun = r
+	return r
 }
 
 // mailLength returns of how many entries a mail run of the stream whose turn it is would be: 0 if it may have none, or if

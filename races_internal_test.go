@@ -164,6 +164,15 @@ func receives[T any](s *stream[T], n int) {
 	}
 }
 
+// endsWell is endStream, and looks that n messages have succeeded by then.
+func endsWell[T any](t testing.TB, s *stream[T], n uint64) {
+	t.Helper()
+	endStream(s)
+	if c := s.backlog.ledger.counts; c.Succeeded != n {
+		t.Errorf("%d have succeeded, want %d", c.Succeeded, n)
+	}
+}
+
 // endStream ends s, of which nothing runs any more, as the end of its source does.
 func endStream[T any](s *stream[T]) {
 	s.state.inputEnded()
@@ -372,8 +381,7 @@ func TestMessageThatAMailRunLeavesToItsEndNeedsNoSlot(t *testing.T) {
 	receives(s, 1)
 	onShard(sh, func(sh *shard[int]) {
 		s.backlog.fetch(&s.box, &sh.r.chunks)
-		r := sh.newMailRun(s)
-		sh.beginMail(r, s, s.backlog.fetched(maxMail))
+		r := sh.mailRun(s, s.backlog.fetched(maxMail))
 		sh.runs.long = append(sh.runs.long, r)
 		r.at.Store(0) // its worker claims the message,
 		s.state.fail(&Failure{Kind: FailureInternal})
@@ -578,13 +586,10 @@ func TestMailRunLeavesSkippedKeysAlone(t *testing.T) {
 			for i := range test.skipped {
 				s.backlog.skipped.add(strconv.Itoa(i), 1, streamSkips)
 			}
-			may := sh.mayMail(s)
-			if may {
-				r := sh.newMailRun(s)
-				may = r != nil
-				if hash, _ := s.order.place("0"); may && r.mail.busy.has(hash) != (test.skipped > 0) {
-					t.Errorf("%s: the run does not leave the skipped key alone", test.name)
-				}
+			var busy busyKeys
+			may := sh.mayMail(s) && sh.busyKeys(s, &busy)
+			if hash, _ := s.order.place("0"); may && busy.has(hash) != (test.skipped > 0) {
+				t.Errorf("%s: the run does not leave the skipped key alone", test.name)
 			}
 			if may != test.may {
 				t.Errorf("%s: there may be a mail run: %v, want %v", test.name, may, test.may)
@@ -655,10 +660,7 @@ func TestQueueHasRoomAsSoonAsWhatWaitedThereIsSent(t *testing.T) {
 			t.Error("the third is refused")
 		}
 	})
-	endStream(s)
-	if c := s.backlog.ledger.counts; c.Succeeded != 3 {
-		t.Errorf("%d have succeeded, want 3", c.Succeeded)
-	}
+	endsWell(t, s, 3)
 }
 
 // A reader waits for its verdict until all before it is lined up: that must not take as long as all that can run before.
@@ -751,8 +753,5 @@ func TestQueueIsEmptyBesideARunOfAHotKey(t *testing.T) {
 			t.Error("a message is refused")
 		}
 	})
-	endStream(s)
-	if c := s.backlog.ledger.counts; c.Succeeded != 17 {
-		t.Errorf("%d have succeeded, want 17", c.Succeeded)
-	}
+	endsWell(t, s, 17)
 }
