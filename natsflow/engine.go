@@ -2,6 +2,7 @@ package natsflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -17,8 +18,8 @@ type engine[T any] interface {
 	// source reads a partition behind the position after.
 	source(p int, after uint64) source[T]
 	dead(p int, epoch uint64) partition.DeadLetters
-	// bounds returns the first and the last position of the stream.
-	bounds(ctx context.Context) (first, last uint64, err error)
+	// bounds returns the first position of the stream, and the last one of a partition; 0 if that has none.
+	bounds(ctx context.Context, p int) (first, last uint64, err error)
 	// purge removes the messages of a partition up to frontier.
 	purge(ctx context.Context, p int, frontier uint64) error
 	// closed reports whether the servers can't be reached any more, for good.
@@ -56,13 +57,19 @@ func (e jetStream[T]) dead(p int, epoch uint64) partition.DeadLetters {
 	return deadLetters{e.js, e.topic, p, epoch}
 }
 
-func (e jetStream[T]) bounds(ctx context.Context) (first, last uint64, err error) {
+func (e jetStream[T]) bounds(ctx context.Context, p int) (first, last uint64, err error) {
 	s, err := e.js.Stream(ctx, e.topic.Name)
 	if err != nil {
 		return 0, 0, err
 	}
-	state := s.CachedInfo().State
-	return state.FirstSeq, state.LastSeq, nil
+	m, err := s.GetLastMsgForSubject(ctx, e.topic.subject(p))
+	switch {
+	case err == nil:
+		last = m.Sequence
+	case !errors.Is(err, jetstream.ErrMsgNotFound):
+		return 0, 0, err
+	}
+	return s.CachedInfo().State.FirstSeq, last, nil
 }
 
 func (e jetStream[T]) purge(ctx context.Context, p int, frontier uint64) error {

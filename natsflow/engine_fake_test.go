@@ -59,10 +59,15 @@ func (e *fakeEngine) Store(_ context.Context, letter partition.DeadLetter) error
 	return nil
 }
 
-func (e *fakeEngine) bounds(context.Context) (first, last uint64, err error) {
+func (e *fakeEngine) bounds(_ context.Context, p int) (first, last uint64, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.purged + 1, uint64(len(e.log)), nil
+	for position, of := range e.of {
+		if of == p && position > e.purged {
+			last = max(last, position)
+		}
+	}
+	return e.purged + 1, last, nil
 }
 
 func (e *fakeEngine) purge(_ context.Context, p int, frontier uint64) error {

@@ -275,6 +275,24 @@ func TestBatchWithoutAnswersEndsWithNothingStored(t *testing.T) {
 	}
 }
 
+func TestALostAnswerIsAskedForAgain(t *testing.T) {
+	url := natstest.Embedded(t)
+	proxy := natstest.NewProxy(t, url)
+	testTopic(t, natstest.Connect(t, url), nil)
+	p := &publisher{nc: natstest.Connect(t, proxy.URL(), nats.IgnoreDiscoveredServers()).Conn(), patience: 4 * time.Second}
+	proxy.OnFrame(func(f natstest.Frame) natstest.Fate {
+		if f.Direction == natstest.ToClient && f.Number == 2 {
+			return natstest.Drop
+		}
+		return natstest.Pass
+	})
+	for i, err := range p.confirm(t.Context(), messages(1, 3)) {
+		if !errors.Is(err, errNotStored) { // and not that the servers don't answer
+			t.Errorf("message %d: %v", i+1, err)
+		}
+	}
+}
+
 // See probe: this is what it is for. A leader without a majority takes a batch and can't store it; when it comes again, the
 // leader says at once that it is stored, and dies.
 func TestRetryWithoutQuorumIsNotAcknowledged(t *testing.T) {
@@ -288,10 +306,12 @@ func TestRetryWithoutQuorumIsNotAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &publisher{nc: natstest.Connect(t, c.URL(leader)).Conn(), patience: time.Second}
+	p := &publisher{nc: natstest.Connect(t, c.URL(leader)).Conn()}
+	p.patience = 20 * time.Second
 	if n, err := p.store(t.Context(), eachOf(messages(1, 3))); n != 3 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
+	p.patience = time.Second
 	for i := range 3 {
 		if i != leader {
 			c.Kill(i)

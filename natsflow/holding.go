@@ -122,7 +122,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 	defer close(stop)
 	for t.Check() == nil && !h.left() {
 		ctx, cancel := context.WithTimeout(t.ctx, t.times.answer())
-		first, last, err := h.member.worker.engine.bounds(ctx)
+		first, last, err := h.member.worker.engine.bounds(ctx, h.partition)
 		cancel()
 		if err == nil {
 			a.First = first
@@ -149,13 +149,8 @@ func (h *holding[T]) compare(p partition.Progress, first uint64) {
 		if err != nil {
 			return
 		}
-		if value == nil {
-			continue
-		}
-		if r, err := parseRecord(value); err == nil {
-			if p, err := r.progress(); err == nil {
-				highest = max(highest, p.Frontier)
-			}
+		if frontier, err := frontierIn(value); err == nil {
+			highest = max(highest, frontier)
 		}
 		if first <= highest+1 {
 			return

@@ -126,13 +126,20 @@ func TestAStreamThatWasMadeAnewStopsItsPartitions(t *testing.T) {
 	}
 }
 
-// What is settled is purged, and nothing else.
+// What is settled is purged, not before it is as old as Dedupe, and nothing else.
 func TestWhatIsSettledIsPurged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, 2, WorkerOptions{Lease: 4 * time.Second})
+		f.topic.Dedupe = time.Minute
 		f.e.store(2, sequence(10, "a", "b", "c", "d")...)
 		leave := f.join("w")
-		time.Sleep(sweepEvery + time.Second)
+		time.Sleep(f.topic.Dedupe - time.Second)
+		f.e.mu.Lock()
+		if len(f.e.purges) > 0 {
+			t.Errorf("purged up to %v within Dedupe", f.e.purges)
+		}
+		f.e.mu.Unlock()
+		time.Sleep(2*sweepEvery + time.Second)
 		f.e.mu.Lock()
 		purged := f.e.purges[0] + f.e.purges[1]
 		most := max(f.e.purges[0], f.e.purges[1])
@@ -156,6 +163,12 @@ func TestWhatIsSettledIsPurged(t *testing.T) {
 	info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(">"))
 	if err != nil || info.State.Msgs != 10 || info.State.FirstSeq != 11 {
 		t.Errorf("%+v, %v", info.State, err)
+	}
+	lasts := map[int]uint64{partitionOf("a", 4): 19, partitionOf("b", 4): 20}
+	for p := range 4 {
+		if first, last, err := w.engine.bounds(t.Context(), p); first != 11 || last != lasts[p] || err != nil {
+			t.Errorf("partition %d is bounded by %d and %d, %v", p, first, last, err)
+		}
 	}
 }
 

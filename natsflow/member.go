@@ -29,8 +29,9 @@ type member[T any] struct {
 func newMember[T any](w *Worker[T], b bucket, r *partition.Runner[T]) *member[T] {
 	m := &member[T]{
 		worker: w, id: workerID(), bucket: b, runner: r, held: map[int]*holding[T]{}, ended: make(chan *holding[T]),
-		times: times{lease: w.options.Lease, commit: w.options.Commit}, sweeper: newSweeper(w.engine.purge),
+		times: times{lease: w.options.Lease, commit: w.options.Commit},
 	}
+	m.sweeper = newSweeper(w.topic.Dedupe, m.purge)
 	m.board = newBoard(m.id, w.topic.Partitions, m.times.lease)
 	return m
 }
@@ -229,4 +230,21 @@ func (m *member[T]) tidy(life context.Context) {
 			return
 		}
 	}
+}
+
+// purge removes what a partition's record calls settled, up to frontier. What was noted of a record long ago is compared with
+// what it says now: an operator may have had the partition begin anew.
+func (m *member[T]) purge(ctx context.Context, p int, frontier uint64) error {
+	value, _, err := m.bucket.get(ctx, p)
+	if err != nil {
+		return err
+	}
+	settled, err := frontierIn(value)
+	if err != nil {
+		return err
+	}
+	if frontier = min(frontier, settled); frontier == 0 {
+		return nil
+	}
+	return m.worker.engine.purge(ctx, p, frontier)
 }

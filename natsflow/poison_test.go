@@ -268,6 +268,43 @@ func (v *village) lettersNow() int {
 	return len(v.e.letters)
 }
 
+// A partition whose last message is not the stream's last, or is purged: a death is forgotten all the same.
+func TestTheDeathOfAnIdlePartitionsHolderIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVillage(t, 2, WorkerOptions{Lease: 2 * time.Second, Commit: 50 * time.Millisecond})
+		ctx, stop := context.WithCancel(context.Background())
+		v.settle(ctx, "w")
+		first, last := "a/1", "b/1"
+		if partitionOf("a", 2) == partitionOf("b", 2) {
+			t.Fatal("both keys are in one partition")
+		}
+		v.e.store(2, first)
+		v.e.store(2, last)
+		for i := range 4 {
+			time.Sleep(5 * time.Second)
+			if i == 2 {
+				v.e.mu.Lock()
+				v.e.purged = 2
+				v.e.mu.Unlock()
+			}
+			v.mu.Lock()
+			v.living[0].die()
+			v.mu.Unlock()
+		}
+		time.Sleep(5 * time.Second)
+		all := v.log.of(EventDied)
+		if len(all) != 8 {
+			t.Errorf("%d deaths were seen, want 4 of each partition", len(all))
+		}
+		for _, e := range all {
+			if e.Deaths != 1 {
+				t.Errorf("partition %d: the %d. death in a row", e.Partition, e.Deaths)
+			}
+		}
+		v.end(stop)
+	})
+}
+
 // One death in good days is forgotten when all that was under way then is settled: a second one, much later, does not bring
 // quarantine upon the partition.
 func TestADeathIsForgottenWhenWhatWasUnderWayIsSettled(t *testing.T) {

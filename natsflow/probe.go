@@ -91,8 +91,11 @@ func (p *publisher) confirm(ctx context.Context, list []*nats.Msg) []error {
 	}
 }
 
-// probe asks once for each message of list that which has the index of.
+// probe asks once for each message of list that which has the index of. It waits for a part of the publisher's patience: a
+// question or an answer may be lost, and is to be asked for again.
 func (p *publisher) probe(ctx context.Context, list []*nats.Msg, which []int) ([]probeAnswer, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.patience/4, errNoProgress)
+	defer cancel()
 	q := &probe{answers: make([]probeAnswer, len(which)), missing: len(which)}
 	e, err := p.begin(q.take)
 	if err != nil {

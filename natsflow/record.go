@@ -44,3 +44,16 @@ func (r record) progress() (p partition.Progress, err error) {
 	err = p.UnmarshalBinary(r.Progress)
 	return p, err
 }
+
+// frontierIn is up to where a value of the bucket calls its partition settled. Without a value, which is nil, nothing is.
+func frontierIn(value []byte) (uint64, error) {
+	if value == nil {
+		return 0, nil
+	}
+	r, err := parseRecord(value)
+	if err != nil {
+		return 0, err
+	}
+	p, err := r.progress()
+	return p.Frontier, err
+}

@@ -41,13 +41,14 @@ type Topic struct {
 	// its only server.
 	Replicas int
 	// Dedupe is how long the stream knows the ids of its messages: for so long after a cut a message that is sent again is
-	// not stored again. The servers keep the ids of all messages of that time in memory. 0 means 10 minutes.
+	// not stored again. The servers keep the ids of all messages of that time in memory, and the messages on disk, since a
+	// server that is started learns the ids from them. 0 means 10 minutes.
 	Dedupe time.Duration
 	// MaxBytes bounds the stream, on each server. At the bound gateways refuse messages with ResourceExhausted; nothing is
-	// dropped. 0 means no bound.
+	// dropped. Without MaxAge, what is settled counts until it is as old as Dedupe. 0 means no bound.
 	MaxBytes int64
 	// MaxAge is how long messages are kept, settled or not: what nobody has settled by then is lost. 0 means that settled
-	// messages are purged and others are kept for ever.
+	// messages are purged, Dedupe after that, and others are kept for ever.
 	MaxAge time.Duration
 }
 

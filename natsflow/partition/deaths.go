@@ -76,7 +76,7 @@ func (d *Deaths) InDoubt(position, rank uint64) bool {
 
 // Settled notes what is settled now: what is settled is in doubt no more, nor to blame.
 func (d *Deaths) Settled(p Progress) {
-	if d.Doubt > 0 && p.Frontier >= d.Doubt {
+	if p.Frontier >= d.Doubt {
 		d.Count, d.Doubt = 0, 0
 	}
 	if slices.ContainsFunc(d.Blamed, func(b Blame) bool { return p.Settled(b.Position) }) {
