@@ -199,14 +199,17 @@ func (tb *laneTable) find(name string, hash uint64) *lane {
 }
 
 // hashesInto adds the hashes of all lanes to busy. It reports whether there was room for them. It is called for each mail
-// run, which must leave these keys alone. busy holds 32, so a large table is not looked through at all: it has more lanes
-// than that, or it is mostly empty, and its stream has no mail runs until the table is small again.
+// run, which must leave these keys alone. A large table with few lanes is made small before it is looked through: with one key
+// that is always slow it is never empty, and it was once left large, since ordinary runs kept too many lanes for shrink, so that
+// there were no mail runs again.
 func (tb *laneTable) hashesInto(busy *busyKeys) bool {
-	if tb.lanes == 0 {
+	switch {
+	case tb.lanes == 0:
 		return true
-	}
-	if len(tb.buckets) > 2*idleBuckets {
+	case tb.lanes > busy.room():
 		return false
+	case len(tb.buckets) > idleBuckets:
+		tb.resize(idleBuckets)
 	}
 	for _, l := range tb.buckets {
 		for ; l != nil; l = l.chain {

@@ -291,7 +291,7 @@ func (mr mailRuns[T]) busyKeys(s *stream[T], busy *busyKeys) bool {
 			return false
 		}
 	}
-	return s.order.resolver == nil || sh.pace.slowInto(busy) && s.order.own.hashesInto(busy)
+	return s.order.resolver == nil || sh.pace.slow.addTo(busy) && s.order.own.hashesInto(busy)
 }
 
 // mailBack takes a mail run back from its worker. If it was not recalled, everything before next has succeeded, and the
@@ -434,9 +434,12 @@ type busyKeys struct {
 	list [64]uint64 // by their last bits, and then in the next free place
 }
 
+// room returns how many more hashes there is room for.
+func (b *busyKeys) room() int { return len(b.list)/2 - b.n }
+
 // add reports whether there was room.
 func (b *busyKeys) add(hash uint64) bool {
-	if b.n == len(b.list)/2 {
+	if b.room() == 0 {
 		return false
 	}
 	i := hash % uint64(len(b.list))

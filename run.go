@@ -261,19 +261,17 @@ const (
 	stillTime = 20 * time.Microsecond // a run that has stood still for so long is recalled
 	quickRuns = 16                    // of one message, one after the other, before there are longer ones,
 	mostQuick = 64 * quickRuns        // and at most after runs that stood still, each of which doubles it
-	slowKeys  = 256                   // hashes of slow keys that are remembered; a power of two
 )
 
 // pace is a pure value: it is told what was measured and says how to go on.
 type pace struct {
-	length int32             // of runs, at most
-	each   time.Duration     // about how long a message takes
-	swift  int32             // messages, one after the other, that took no longer than to hand them over
-	quick  int32             // runs of one message that were quick, one after the other
-	needed int32             // so many of these before there are longer runs
-	sound  int32             // messages since needed changed
-	slow   *[slowKeys]uint64 // nil: there is none
-	nslow  int               // how many of these there are
+	length int32         // of runs, at most
+	each   time.Duration // about how long a message takes
+	swift  int32         // messages, one after the other, that took no longer than to hand them over
+	quick  int32         // runs of one message that were quick, one after the other
+	needed int32         // so many of these before there are longer runs
+	sound  int32         // messages since needed changed
+	slow   slowKeys
 }
 
 func newPace() pace { return pace{length: 1, needed: quickRuns} }
@@ -318,13 +316,11 @@ func (p *pace) hesitate() {
 // that of its first message, and more says that others were waiting to run when it was sent.
 func (p *pace) observe(n int32, took time.Duration, hash uint64, alone, more bool) {
 	if alone {
-		if took < stillTime/2 {
-			p.markQuick(hash)
-		}
+		p.slow.measured(hash, took < stillTime/2)
 		return
 	}
 	if n == 1 && took > 2*stillTime {
-		p.markSlow(hash)
+		p.slow.add(hash)
 		p.quick, p.swift, p.sound = 0, 0, 0
 		return
 	}
@@ -364,7 +360,7 @@ func (p *pace) stopped(took time.Duration) {
 // longer each time until there are long runs again, and after many messages of which none did, less long: otherwise they
 // would hold up other keys again and again.
 func (p *pace) stoodStill(hash uint64) {
-	p.markSlow(hash)
+	p.slow.add(hash)
 	p.length, p.quick = 1, 0
 	p.hesitate()
 }
@@ -383,53 +379,97 @@ func (p *pace) most(processors int, mail bool) int {
 	return 2 * processors
 }
 
-func (p *pace) isSlow(hash uint64) bool {
-	return p.nslow > 0 && hash != 0 && p.slow[hash%slowKeys] == hash
-}
-
-func (p *pace) markSlow(hash uint64) {
-	if hash == 0 {
-		return
-	}
-	if p.slow == nil {
-		p.slow = new([slowKeys]uint64)
-	}
-	place := &p.slow[hash%slowKeys]
-	if *place == 0 {
-		p.nslow++
-	}
-	*place = hash
-}
-
-func (p *pace) markQuick(hash uint64) {
-	if p.isSlow(hash) {
-		p.slow[hash%slowKeys] = 0
-		p.nslow--
-	}
-}
+// isSlow reports whether hash is that of a slow key, whose messages run alone.
+func (p *pace) isSlow(hash uint64) bool { return p.slow.has(hash) }
 
 // next returns the pace with which another shard begins. If a key is known to be slow, nothing is taken for quick there: which
 // keys are, is not handed on, since those of streams that have ended may never come again.
 func (p *pace) next() pace {
-	if p.nslow == 0 {
-		n := *p
-		n.slow = nil
-		return n
+	n := *p
+	if p.slow.n > 0 {
+		n = newPace()
+		n.needed = p.needed
 	}
-	n := newPace()
-	n.needed = p.needed
+	n.slow = slowKeys{}
 	return n
 }
 
-// slowInto adds the slow keys to busy. It reports whether there was room for them.
-func (p *pace) slowInto(busy *busyKeys) bool {
-	for i, left := 0, p.nslow; left > 0; i++ {
-		if hash := p.slow[i]; hash != 0 {
+const (
+	slowPlaces  = 256  // hashes of slow keys that are remembered; a power of two
+	silentSpell = 4096 // how often there were too many of them for a mail run until those that are silent are forgotten
+)
+
+// slowKeys are the hashes of keys whose last message was slow: some of them, since of those that share a place it remembers the
+// last one. Hash 0, which is that of messages without an order, is never in it.
+type slowKeys struct {
+	n    int
+	list *[slowPlaces]slowKey // by their last bits; nil: there was none yet
+	many int                  // how often there were too many since the silent ones were last forgotten
+}
+
+type slowKey struct {
+	hash  uint64 // 0: none
+	heard bool   // a message of it was slow since the silent ones were last forgotten
+}
+
+func (sk *slowKeys) has(hash uint64) bool {
+	return sk.n > 0 && hash != 0 && sk.list[hash%slowPlaces].hash == hash
+}
+
+func (sk *slowKeys) add(hash uint64) {
+	if hash == 0 {
+		return
+	}
+	if sk.list == nil {
+		sk.list = new([slowPlaces]slowKey)
+	}
+	place := &sk.list[hash%slowPlaces]
+	if place.hash == 0 {
+		sk.n++
+	}
+	*place = slowKey{hash, true}
+}
+
+// measured is told of a message that has run alone.
+func (sk *slowKeys) measured(hash uint64, quick bool) {
+	if !sk.has(hash) {
+		return
+	}
+	place := &sk.list[hash%slowPlaces]
+	if place.heard = true; quick {
+		*place = slowKey{}
+		sk.n--
+	}
+}
+
+// addTo adds them to busy. It reports whether there was room for them. Where there is none again and again, those that are
+// silent are forgotten: each upload may have a key of its own, and if a database once stood still for a second, all that were
+// under way then would keep later ones from mail runs for ever.
+func (sk *slowKeys) addTo(busy *busyKeys) bool {
+	if sk.n > busy.room() {
+		if sk.many++; sk.many == silentSpell {
+			sk.forgetSilent()
+		}
+		return false
+	}
+	for i, left := 0, sk.n; left > 0; i++ {
+		if hash := sk.list[i].hash; hash != 0 {
 			left--
-			if !busy.add(hash) {
-				return false
-			}
+			busy.add(hash)
 		}
 	}
 	return true
+}
+
+// forgetSilent forgets those of which nothing was heard since it was last called.
+func (sk *slowKeys) forgetSilent() {
+	sk.many = 0
+	for i := range sk.list {
+		place := &sk.list[i]
+		if place.hash != 0 && !place.heard {
+			*place = slowKey{}
+			sk.n--
+		}
+		place.heard = false
+	}
 }

@@ -607,7 +607,7 @@ func TestPaceKnowsSlowKeysUntilTheyAreQuickAgain(t *testing.T) {
 		t.Error("a key is slow from the start")
 	}
 	p.observe(1, slowTime, 5, false, true)
-	if !p.isSlow(5) || p.isSlow(6) || p.isSlow(5+slowKeys) {
+	if !p.isSlow(5) || p.isSlow(6) || p.isSlow(5+slowPlaces) {
 		t.Error("the key whose message was slow, and no other, is slow")
 	}
 	p.observe(1, stillTime, 5, true, true) // alone, and not quick
@@ -625,6 +625,41 @@ func TestPaceMessagesWithoutOrderAreNeverOfASlowKey(t *testing.T) {
 	p.observe(1, slowTime, 0, false, true)
 	if p.isSlow(0) {
 		t.Error("the hash 0 is no key")
+	}
+}
+
+// Keys that were slow once and never come again must not keep all others from mail runs.
+func TestSlowKeysThatAreSilentAreForgottenWhereTheyAreTooMany(t *testing.T) {
+	var sk slowKeys
+	var busy busyKeys
+	few, many := uint64(busy.room()), uint64(busy.room()+1)
+	for hash := uint64(1); hash <= few; hash++ {
+		sk.add(hash)
+	}
+	for range 3 * silentSpell {
+		if busy.clear(); !sk.addTo(&busy) || busy.n != int(few) {
+			t.Fatalf("of %d slow keys %d are busy", few, busy.n)
+		}
+	}
+	sk.add(many)
+	inVain := 0
+	for busy.clear(); !sk.addTo(&busy); busy.clear() {
+		if inVain++; inVain > 2*silentSpell {
+			t.Fatal("none is forgotten")
+		}
+		sk.measured(1, false)
+		sk.measured(2, false)
+	}
+	if inVain != 2*silentSpell {
+		t.Errorf("some are forgotten after %d times, want %d", inVain, 2*silentSpell)
+	}
+	for hash := uint64(1); hash <= many; hash++ {
+		if heard := hash <= 2; sk.has(hash) != heard || busy.has(hash) != heard {
+			t.Errorf("key %d: slow %v, busy %v", hash, sk.has(hash), busy.has(hash))
+		}
+	}
+	if sk.n != 2 {
+		t.Errorf("%d keys are slow, want 2", sk.n)
 	}
 }
 
@@ -1353,8 +1388,12 @@ func TestPaceIsHandedOnUnlessAKeyIsSlow(t *testing.T) {
 		t.Error("the next shard must find out again that messages are quick")
 	}
 	p.needed *= 2
-	p.markSlow(7)
-	if next := p.next(); next.isSlow(7) || next.nslow != 0 || next.own(1, false, 2) || next.length != 1 || next.needed != p.needed {
+	p.observe(quickRuns, time.Microsecond, 0, false, false)
+	if next := p.next(); !next.own(1, false, 2) {
+		t.Error("the next shard must find out again that messages are quick, of which more are needed")
+	}
+	p.slow.add(7)
+	if next := p.next(); next.isSlow(7) || next.slow.n != 0 || next.own(1, false, 2) || next.length != 1 || next.needed != p.needed {
 		t.Errorf("the next shard begins with %+v", next)
 	}
 }

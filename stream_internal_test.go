@@ -743,6 +743,29 @@ func TestLaneTableThatIsMostlyEmptyForLongBecomesSmall(t *testing.T) {
 	}
 }
 
+// With a key that is always slow there is always a lane. A table that had become large kept its stream from mail runs, whose
+// ordinary runs then kept the table large.
+func TestAFewLanesInALargeTableAreBusyKeys(t *testing.T) {
+	u := laneUse{laneTable: laneTable{bounds: newLaneResolver(OrderingOptions{}).flow}}
+	var busy busyKeys
+	few := busy.room()
+	u.come(10_000)
+	u.leaves(10_000 - few - 1)
+	if u.hashesInto(&busy) {
+		t.Errorf("%d lanes are few", u.lanes)
+	}
+	u.leaves(1)
+	busy.clear()
+	if !u.hashesInto(&busy) || busy.n != few {
+		t.Errorf("%d busy keys are found, want %d", busy.n, few)
+	}
+	for _, p := range u.open {
+		if l := u.find(p.lane.name, p.lane.hash); l != p.lane || !busy.has(p.lane.hash) {
+			t.Errorf("lane %q is lost", p.lane.name)
+		}
+	}
+}
+
 // One that is full and nearly empty in turns keeps its size: to grow anew each time would cost more than it spares.
 func TestLaneTableThatIsFullAgainAndAgainKeepsItsSize(t *testing.T) {
 	u := laneUse{laneTable: laneTable{bounds: newLaneResolver(OrderingOptions{}).flow}}

@@ -27,7 +27,7 @@ var runBugs = []mutant{
 	bug("a run that is used again is claimed already", "RunSet",
 		"run.go", "	r.at.Store(unclaimed)\n", ""),
 	bug("a key that stood still is not remembered", "Pace",
-		"run.go", `	p.markSlow(hash)
+		"run.go", `	p.slow.add(hash)
 	p.length, p.quick`, "	p.length, p.quick"),
 	bug("runs stay long though one stood still", "Pace",
 		"run.go", "	p.length, p.quick = 1, 0\n", ""),
@@ -48,7 +48,7 @@ var runBugs = []mutant{
 	bug("runs do not get shorter", "Pace",
 		"run.go", "		p.length = max(1, p.length/2)\n", "		p.length = max(1, p.length)\n"),
 	bug("a slow key stays slow", "Pace",
-		"run.go", "			p.markQuick(hash)\n", "			p.quick = 0\n"),
+		"run.go", "place.heard = true; quick {\n", "place.heard = true; quick && hash == 0 {\n"),
 	bug("a key that is known to be slow runs with others", "KeyThatWasSlow",
 		"dispatch.go", "	case open == nil || sh.pace.isSlow(m.hash):", "	case open == nil:"),
 	bug("a mail run runs a message of a busy key", "OrderingKeeps|OrderingLets|StressStuck|MessageOfABusyKey|AfterManyQuick|LongRuns",
@@ -66,7 +66,7 @@ var runBugs = []mutant{
 	bug("what failed in a mail run is run again", "AfterManyQuick",
 		"mailbox.go", "m.attempts, m.cause, m.crashed, m.step = 1, x.err, x.crashed, stepCause", "m.step = stepAttempt"),
 	bug("a set of busy keys takes all", "BusyKeys",
-		"mailbox.go", "	if b.n == len(b.list)/2 {", "	if b.n < 0 {"),
+		"mailbox.go", "	if b.room() == 0 {", "	if b.n < 0 {"),
 	bug("a set of busy keys finds the first of a place only", "BusyKeys",
 		"mailbox.go", `		if b.list[i] == hash {
 			return true
@@ -92,7 +92,13 @@ var runBugs = []mutant{
 	bug("a shard keeps from workers what could run meanwhile", "PaceSays",
 		"run.go", "	return small && !waits\n", "	return small\n"),
 	bug("a shard begins with long runs though a key was slow", "PaceIsHandedOn",
-		"run.go", "	if p.nslow == 0 {\n		n", "	if p.nslow >= 0 {\n		n"),
+		"run.go", "	if p.slow.n > 0 {\n", "	if p.slow.n < 0 {\n"),
+	bug("keys that are slow no more keep others from mail runs for ever", "SlowKeysThatAreSilent",
+		"run.go", "sk.many == silentSpell {", "sk.many < 0 {"),
+	bug("keys that are slow are forgotten", "SlowKeysThatAreSilent",
+		"run.go", "	if place.heard = true; quick {\n", "	if quick {\n"),
+	bug("a large table with a few lanes keeps its stream from mail runs", "AFewLanesInALargeTable",
+		"lane.go", "	case len(tb.buckets) > idleBuckets:\n		tb.resize(idleBuckets)\n", "	case len(tb.buckets) > 2*idleBuckets:\n		return false\n"),
 	bug("a shard that was held up a little is led on", "PaceHesitates",
 		"run.go", "		p.hesitate()\n	}\n", "		_ = n\n	}\n"),
 	bug("a shard that was held up before the timer has looked is led on", "ThoughTheTimerHasNotSeenIt",
