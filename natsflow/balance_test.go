@@ -223,6 +223,39 @@ func TestAnOutageOfTheBucketLooksLikeNoDeath(t *testing.T) {
 	})
 }
 
+// What was done in an outage and could not be committed runs again, also where its worker lives: Origin says so.
+func TestWhatCouldNotBeCommittedInAnOutageIsReplayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1, WorkerOptions{Lease: 4 * time.Second})
+		var down atomic.Bool
+		f.e.bucket_.trouble = func(string) trouble { return trouble{fails: down.Load()} }
+		leave := f.join("w")
+		f.e.store(1, "a/1")
+		time.Sleep(time.Second)
+		down.Store(true)
+		f.e.store(1, "a/2", "b/1")
+		time.Sleep(10 * time.Second)
+		down.Store(false)
+		time.Sleep(10 * time.Second)
+		if n := f.store.Done(); n != 3 {
+			t.Errorf("%d messages are done, want 3", n)
+		}
+		var replayed []string
+		for _, e := range f.log.of(EventReplayed) {
+			replayed = append(replayed, fmt.Sprint(e.Key, " ", e.Seq))
+		}
+		if want := []string{"a 2", "b 3"}; !slices.Equal(replayed, want) {
+			t.Errorf("replayed are %v, want %v", replayed, want)
+		}
+		f.e.store(1, "c/1")
+		time.Sleep(time.Second)
+		if n := len(f.log.of(EventReplayed)) + 10*len(f.log.of(EventDied)) + 10*len(f.log.of(EventSuspect)); n != 2 {
+			t.Errorf("what was stored later is replayed, or somebody has died: %+v", f.log.all)
+		}
+		leave()
+	})
+}
+
 // Silence in an outage says nothing of anybody, but who was dead before is dead behind it: else partitions are given back to
 // him that nobody takes.
 func TestAnOutageBringsNobodyToLife(t *testing.T) {

@@ -2,7 +2,6 @@ package natsflow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,8 +19,9 @@ type engine[T any] interface {
 	dead(p int, epoch uint64) partition.DeadLetters
 	// bounds returns the first position of the stream, and the last one of a partition; 0 if that has none.
 	bounds(ctx context.Context, p int) (first, last uint64, err error)
-	// purge removes the messages of a partition up to frontier.
-	purge(ctx context.Context, p int, frontier uint64) error
+	// purge removes the messages of a partition up to frontier that were stored Topic.Dedupe ago or earlier. all reports that
+	// this was all of them.
+	purge(ctx context.Context, p int, frontier uint64) (all bool, err error)
 	// closed reports whether the servers can't be reached any more, for good.
 	closed() bool
 }
@@ -62,22 +62,27 @@ func (e jetStream[T]) bounds(ctx context.Context, p int) (first, last uint64, er
 	if err != nil {
 		return 0, 0, err
 	}
-	m, err := s.GetLastMsgForSubject(ctx, e.topic.subject(p))
-	switch {
-	case err == nil:
-		last = m.Sequence
-	case !errors.Is(err, jetstream.ErrMsgNotFound):
-		return 0, 0, err
-	}
-	return s.CachedInfo().State.FirstSeq, last, nil
+	m, err := lookup{Last: e.topic.subject(p)}.find(ctx, e.js, e.topic.Name)
+	return s.CachedInfo().State.FirstSeq, m.Position, err
 }
 
-func (e jetStream[T]) purge(ctx context.Context, p int, frontier uint64) error {
+// purge implements engine. A server that is started knows the ids of those messages only that it has, and that are not older
+// than Dedupe by its clock: so these must stay, settled or not.
+func (e jetStream[T]) purge(ctx context.Context, p int, frontier uint64) (all bool, err error) {
 	s, err := e.js.Stream(ctx, e.topic.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return s.Purge(ctx, jetstream.WithPurgeSubject(e.topic.subject(p)), jetstream.WithPurgeSequence(frontier+1))
+	oldest := s.CachedInfo().TimeStamp.Add(-e.topic.Dedupe) // by the clock of the leader, who has also dated the messages
+	young, err := lookup{Since: &oldest, Next: e.topic.subject(p)}.find(ctx, e.js, e.topic.Name)
+	if err != nil {
+		return false, err
+	}
+	all = young.Position == 0 || young.Position > frontier
+	if !all {
+		frontier = young.Position - 1
+	}
+	return all, s.Purge(ctx, jetstream.WithPurgeSubject(e.topic.subject(p)), jetstream.WithPurgeSequence(frontier+1))
 }
 
 func (e jetStream[T]) closed() bool { return e.js.Conn().IsClosed() }

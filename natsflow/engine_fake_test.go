@@ -22,6 +22,7 @@ type fakeEngine struct {
 	more    chan struct{}               // closed and replaced when something is stored
 	letters []partition.DeadLetter
 	purges  map[int]uint64
+	dedupe  time.Duration
 }
 
 func newFakeEngine() *fakeEngine {
@@ -70,11 +71,19 @@ func (e *fakeEngine) bounds(_ context.Context, p int) (first, last uint64, err e
 	return e.purged + 1, last, nil
 }
 
-func (e *fakeEngine) purge(_ context.Context, p int, frontier uint64) error {
+func (e *fakeEngine) purge(_ context.Context, p int, frontier uint64) (all bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.purges[p] = frontier
-	return nil
+	for position := uint64(1); position <= frontier; position++ {
+		switch {
+		case e.of[position] != p:
+		case time.Since(e.log[position-1].Stored) < e.dedupe:
+			return false, nil
+		default:
+			e.purges[p] = max(e.purges[p], position)
+		}
+	}
+	return true, nil
 }
 
 type fakeSource struct {

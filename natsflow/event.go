@@ -26,7 +26,8 @@ const (
 	EventDied
 	// EventRefused: an attempt or an OnFailure did not happen, since the partition is not held for certain.
 	EventRefused
-	// EventReplayed: a message was read that a holder that died may have run. Its Origin says Replayed.
+	// EventReplayed: a message was read that a holder that died, or has lost the partition, may have run. Its Origin says
+	// Replayed.
 	EventReplayed
 	// EventSuspect: a message runs alone in the process, since holders died.
 	EventSuspect

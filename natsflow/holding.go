@@ -142,7 +142,7 @@ func (h *holding[T]) compare(p partition.Progress, first uint64) {
 		return
 	}
 	highest := h.highest
-	for p := range h.member.worker.topic.Partitions { // what was last seen may be old: a purge follows a commit at once
+	for p := range h.member.worker.topic.Partitions { // what was last seen may be old
 		ctx, cancel := context.WithTimeout(h.tenure.ctx, h.tenure.times.answer())
 		value, _, err := h.member.bucket.get(ctx, p)
 		cancel()

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"example.com/flow"
+	"example.com/flow/natsflow/internal/natstest"
 )
 
 // An operator who purges what is not settled is told so: by the worker that has the messages' numbers, or that sees that
@@ -130,10 +131,10 @@ func TestAStreamThatWasMadeAnewStopsItsPartitions(t *testing.T) {
 func TestWhatIsSettledIsPurged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, 2, WorkerOptions{Lease: 4 * time.Second})
-		f.topic.Dedupe = time.Minute
+		f.e.dedupe = time.Minute
 		f.e.store(2, sequence(10, "a", "b", "c", "d")...)
 		leave := f.join("w")
-		time.Sleep(f.topic.Dedupe - time.Second)
+		time.Sleep(f.e.dedupe - time.Second)
 		f.e.mu.Lock()
 		if len(f.e.purges) > 0 {
 			t.Errorf("purged up to %v within Dedupe", f.e.purges)
@@ -149,11 +150,20 @@ func TestWhatIsSettledIsPurged(t *testing.T) {
 		}
 		leave()
 	})
-	w := mustWorker(t, func(context.Context, flow.Message[string]) error { return nil }, quick) // and by the server
+	js := natstest.Connect(t, natstest.Embedded(t)) // and by the server
+	topic := Topic{Name: "test", Partitions: 4, Replicas: 1, Dedupe: 100 * time.Millisecond}
+	if err := Ensure(t.Context(), js, topic); err != nil {
+		t.Fatal(err)
+	}
+	w, err := NewWorker(js, topic, words, func(context.Context, flow.Message[string]) error { return nil }, quick)
+	if err != nil {
+		t.Fatal(err)
+	}
 	publish(t, w.js, w.topic, sequence(10, "a", "b")...)
+	time.Sleep(topic.Dedupe)
 	for p := range 4 {
-		if err := w.engine.purge(t.Context(), p, 10); err != nil {
-			t.Fatal(err)
+		if all, err := w.engine.purge(t.Context(), p, 10); err != nil || !all {
+			t.Fatal(all, err)
 		}
 	}
 	s, err := w.js.Stream(t.Context(), w.topic.Name)

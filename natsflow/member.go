@@ -31,7 +31,7 @@ func newMember[T any](w *Worker[T], b bucket, r *partition.Runner[T]) *member[T]
 		worker: w, id: workerID(), bucket: b, runner: r, held: map[int]*holding[T]{}, ended: make(chan *holding[T]),
 		times: times{lease: w.options.Lease, commit: w.options.Commit},
 	}
-	m.sweeper = newSweeper(w.topic.Dedupe, m.purge)
+	m.sweeper = newSweeper(m.purge)
 	m.board = newBoard(m.id, w.topic.Partitions, m.times.lease)
 	return m
 }
@@ -232,19 +232,16 @@ func (m *member[T]) tidy(life context.Context) {
 	}
 }
 
-// purge removes what a partition's record calls settled, up to frontier. What was noted of a record long ago is compared with
-// what it says now: an operator may have had the partition begin anew.
-func (m *member[T]) purge(ctx context.Context, p int, frontier uint64) error {
+// purge removes of a partition what its record calls settled, as far as it may be removed by now. all reports that this was all
+// of it.
+func (m *member[T]) purge(ctx context.Context, p int) (all bool, err error) {
 	value, _, err := m.bucket.get(ctx, p)
 	if err != nil {
-		return err
+		return false, err
 	}
-	settled, err := frontierIn(value)
-	if err != nil {
-		return err
-	}
-	if frontier = min(frontier, settled); frontier == 0 {
-		return nil
+	frontier, err := frontierIn(value)
+	if err != nil || frontier == 0 {
+		return true, err
 	}
 	return m.worker.engine.purge(ctx, p, frontier)
 }

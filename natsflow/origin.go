@@ -19,7 +19,7 @@ type Origin struct {
 	Session   string // of the upload that it came by, and
 	Number    uint64 // its number in that; "" and 0 for a message that was stored without a session
 	Stored    time.Time
-	// Replayed says that a worker that died may have run the message already, perhaps to its end.
+	// Replayed says that a worker that died, or has lost the partition, may have run the message already, perhaps to its end.
 	Replayed bool
 }
 

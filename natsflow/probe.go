@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 	"strconv"
 	"time"
 
@@ -28,19 +27,23 @@ import (
 // It is for streams of several replicas. With one, a message is stored before the next one is looked at, and the server
 // looks at the condition before it looks at the id.
 type probe struct {
+	list  []*nats.Msg // with subjects and ids
+	round time.Duration
+
 	// Under the publisher's lock.
-	answers []probeAnswer
-	missing int // so many are not answered
+	said    []probeAnswer // what was last said of each that says anything
+	asked   []bool        // those for which an answer is out
+	waiting int           // how many these are
 }
 
 type probeAnswer int
 
 const (
-	probeOpen     probeAnswer = iota
-	probeStored               // it has a place in the stream
-	probeInFlight             // it may get one, or not
-	probeUnknown              // it has none, or got it longer ago than the stream knows its ids
-	probeRefused              // the server could not say
+	probeOpen     probeAnswer = iota // nothing was heard
+	probeStored                      // it has a place in the stream
+	probeInFlight                    // it may get one, or not
+	probeUnknown                     // it has none, or got it longer ago than the stream knows its ids
+	probeRefused                     // the server could not say
 )
 
 const probePause = 20 * time.Millisecond // before those that are in process are asked for again
@@ -53,91 +56,117 @@ var (
 	errNotStored = errors.New("the stream's leader no longer knows it")
 )
 
-// confirm returns, for each message of a list, nil if it is stored and why it is not, or not known to be. Messages that are
-// on their way are asked for again for as long as the publisher is patient. It returns early when ctx ends.
+// confirm returns, for each message of a list, nil if it is stored and why it is not, or not known to be. It asks again for
+// those that are on their way, and for those of which nothing was heard for a part of the time for which the publisher is
+// patient: a question or an answer may be lost. An answer is taken however late it comes. It returns early when ctx ends.
 func (p *publisher) confirm(ctx context.Context, list []*nats.Msg) []error {
-	errs := make([]error, len(list))
-	open := make([]int, len(list)) // indexes of those to ask for
-	for i := range list {
-		open[i] = i
-	}
+	q := &probe{list: list, round: p.patience / 4, said: make([]probeAnswer, len(list)), asked: make([]bool, len(list))}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.patience, errNoProgress)
 	defer cancel()
+	e, err := p.begin(q.take)
+	if err != nil {
+		return q.errors(err)
+	}
+	defer p.end(e)
 	for {
-		answers, err := p.probe(ctx, list, open)
-		var again []int
-		for j, i := range open {
-			switch answers[j] {
-			case probeStored:
-				errs[i] = nil
-			case probeUnknown:
-				errs[i] = errNotStored
-			case probeInFlight:
-				errs[i] = errInFlight
-				again = append(again, i)
-			default:
-				errs[i] = cmp.Or(errs[i], err, errNoProgress) // what was said before says more
-				again = append(again, i)
+		open := p.open(q)
+		if len(open) == 0 {
+			return q.errors(nil)
+		}
+		for _, i := range open {
+			if err = p.ask(e, strconv.Itoa(i), q.question(i)); err != nil {
+				break
 			}
 		}
-		if open = again; len(open) == 0 {
-			return errs
+		if err == nil {
+			err = p.await(ctx, e, q)
 		}
 		select {
 		case <-ctx.Done():
-			return errs
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return q.errors(cmp.Or(err, context.Cause(ctx)))
 		case <-time.After(probePause):
 		}
 	}
 }
 
-// probe asks once for each message of list that which has the index of. It waits for a part of the publisher's patience: a
-// question or an answer may be lost, and is to be asked for again.
-func (p *publisher) probe(ctx context.Context, list []*nats.Msg, which []int) ([]probeAnswer, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.patience/4, errNoProgress)
-	defer cancel()
-	q := &probe{answers: make([]probeAnswer, len(which)), missing: len(which)}
-	e, err := p.begin(q.take)
-	if err != nil {
-		return q.answers, err
-	}
-	defer p.end(e)
-	for j, i := range which {
-		m := nats.NewMsg(list[i].Subject)
-		m.Header[headerID] = list[i].Header[headerID]
-		m.Header[jetstream.ExpectedLastSeqHeader] = []string{neverLast}
-		if err = p.ask(e, strconv.Itoa(j), m); err != nil {
-			break
+// open returns the indexes of those that must be asked for, and notes that they are.
+func (p *publisher) open(q *probe) (open []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, said := range q.said {
+		if said != probeStored && said != probeUnknown {
+			open = append(open, i)
+			q.asked[i] = true
 		}
 	}
-	for err == nil {
+	q.waiting = len(open)
+	return open
+}
+
+// await blocks until all that was asked is answered, or for a round. Its error is the end of ctx.
+func (p *publisher) await(ctx context.Context, e *exchange, q *probe) error {
+	round := time.NewTimer(q.round)
+	defer round.Stop()
+	for {
 		p.mu.Lock()
-		missing := q.missing
+		waiting := q.waiting
 		p.mu.Unlock()
-		if missing == 0 {
-			break
+		if waiting == 0 {
+			return nil
 		}
 		select {
 		case <-e.changed:
+		case <-round.C:
+			return nil
 		case <-ctx.Done():
-			err = context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(q.answers), err
+}
+
+// question asks for message i.
+func (q *probe) question(i int) *nats.Msg {
+	m := nats.NewMsg(q.list[i].Subject)
+	m.Header[headerID] = q.list[i].Header[headerID]
+	m.Header[jetstream.ExpectedLastSeqHeader] = []string{neverLast}
+	return m
+}
+
+// errors returns why each is not stored. Of those of which nothing was said, err says why.
+func (q *probe) errors(err error) []error {
+	errs := make([]error, len(q.said))
+	for i, said := range q.said {
+		switch said {
+		case probeStored:
+		case probeUnknown:
+			errs[i] = errNotStored
+		case probeInFlight:
+			errs[i] = errInFlight
+		default:
+			errs[i] = cmp.Or(err, errNoProgress)
+		}
+	}
+	return errs
 }
 
 // errCodeInFlight is the server's JSStreamDuplicateMessageConflict, which the client library has no name for.
 const errCodeInFlight jetstream.ErrorCode = 10158
 
+// take takes an answer, under the publisher's lock. One that says nothing leaves what was said before.
 func (q *probe) take(tail string, m *nats.Msg) {
-	j := numbered(tail)
-	if j < 0 || j >= len(q.answers) || q.answers[j] != probeOpen {
+	i := numbered(tail)
+	if i < 0 || i >= len(q.said) {
 		return
 	}
-	q.answers[j] = answerOf(m)
-	q.missing--
+	if q.asked[i] {
+		q.asked[i] = false
+		q.waiting--
+	}
+	if a := answerOf(m); a != probeRefused && q.said[i] != probeStored && q.said[i] != probeUnknown {
+		q.said[i] = a
+	}
 }
 
 func answerOf(m *nats.Msg) probeAnswer {

@@ -25,8 +25,9 @@ type reader[T any] struct {
 	topic     Topic
 	codec     Codec[T]
 	partition int
-	last      uint64 // the position before the next message
-	pulls     *pulls // nil: to be opened
+	last      uint64    // the position before the next message
+	pulls     *pulls    // nil: to be opened
+	short     time.Time // when the stream was first seen to end before last; zero: it does not
 }
 
 // Next implements partition.Source.
@@ -84,11 +85,32 @@ func (r *reader[T]) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if end := stream.CachedInfo().State.LastSeq; end < r.last {
-		return fmt.Errorf("%w: it ends with %d, and up to %d all is settled", errStreamIsOlder, end, r.last)
+	if err := r.ends(stream.CachedInfo().State.LastSeq, time.Now()); err != nil {
+		return err
 	}
 	r.pulls, err = newPulls(attempt, r.js, r.topic.Name, r.topic.subject(r.partition), r.last+1)
 	return err
+}
+
+// shortLimit is how long a stream may end before what was read of it: a consumer's server may have taken a message that the
+// leader, which says where the stream ends, is still about to take.
+const shortLimit = 3 * time.Second
+
+var errShort = errors.New("the stream's leader does not know yet of the last message that was read")
+
+// ends is told where the stream ends. Its error says that it can't be read now, or ever.
+func (r *reader[T]) ends(end uint64, now time.Time) error {
+	switch {
+	case end >= r.last:
+		r.short = time.Time{}
+		return nil
+	case r.short.IsZero():
+		r.short = now
+	}
+	if now.Sub(r.short) < shortLimit {
+		return errShort
+	}
+	return fmt.Errorf("%w: it ends with %d, and up to %d all is settled", errStreamIsOlder, end, r.last)
 }
 
 // missed reports whether the stream has a message behind the last one that should have come.
@@ -102,8 +124,8 @@ func (r *reader[T]) missed(ctx context.Context) bool {
 	if stream.CachedInfo().State.LastSeq < r.last {
 		return true // open says what is wrong
 	}
-	_, err = stream.GetMsg(ctx, r.last+1, jetstream.WithGetMsgSubject(r.topic.subject(r.partition)))
-	return err == nil && len(r.pulls.arrived) == 0 // else it may have come meanwhile
+	m, err := lookup{From: r.last + 1, Next: r.topic.subject(r.partition)}.find(ctx, r.js, r.topic.Name)
+	return err == nil && m.Position > 0 && len(r.pulls.arrived) == 0 // else it may have come meanwhile
 }
 
 // close gives up the consumer.

@@ -76,3 +76,22 @@ func TestPanicOfTheKeyOfAForeignMessageEndsNoReading(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 }
+
+// Where the stream ends is the leader's to say, which may be behind the server that messages come from.
+func TestAStreamIsTakenForAnOlderOneOnlyAfterAWhile(t *testing.T) {
+	r := reader[string]{last: 10}
+	at := time.Now()
+	for _, c := range []struct {
+		end  uint64
+		wait time.Duration
+		want error
+	}{
+		{10, 0, nil}, {9, time.Hour, errShort}, {9, shortLimit - 1, errShort}, {10, 0, nil},
+		{9, time.Hour, errShort}, {8, shortLimit, errStreamIsOlder}, {0, time.Hour, errStreamIsOlder}, {11, 0, nil}, {9, time.Hour, errShort},
+	} {
+		at = at.Add(c.wait)
+		if err := r.ends(c.end, at); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+			t.Errorf("ends with %d: %v, want %v", c.end, err, c.want)
+		}
+	}
+}

@@ -2,11 +2,9 @@ package natsflow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"example.com/flow/natsflow/partition"
@@ -45,16 +43,12 @@ func (w *Worker[T]) Partitions(ctx context.Context) ([]PartitionState, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := w.js.Stream(ctx, w.topic.Name)
-	if err != nil {
-		return nil, fmt.Errorf("natsflow: stream %q: %w", w.topic.Name, err)
-	}
 	states := make([]PartitionState, w.topic.Partitions)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(askAtOnce)
 	for p := range states {
 		g.Go(func() (err error) {
-			states[p], err = w.state(ctx, b, stream, p)
+			states[p], err = w.state(ctx, b, p)
 			if err != nil {
 				return fmt.Errorf("natsflow: partition %d: %w", p, err)
 			}
@@ -67,7 +61,7 @@ func (w *Worker[T]) Partitions(ctx context.Context) ([]PartitionState, error) {
 	return states, nil
 }
 
-func (w *Worker[T]) state(ctx context.Context, b bucket, stream jetstream.Stream, p int) (s PartitionState, err error) {
+func (w *Worker[T]) state(ctx context.Context, b bucket, p int) (s PartitionState, err error) {
 	s.Partition = p
 	value, revision, err := b.get(ctx, p)
 	if err != nil {
@@ -78,26 +72,17 @@ func (w *Worker[T]) state(ctx context.Context, b bucket, stream jetstream.Stream
 		return s, nil
 	}
 	s.Frontier, s.Top, s.Unsettled = settled.Frontier, settled.Top, len(settled.Unsettled)
-	last, err := stream.GetLastMsgForSubject(ctx, w.topic.subject(p))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return s, nil
-	}
-	if err != nil {
+	subject := w.topic.subject(p)
+	last, err := lookup{Last: subject}.find(ctx, w.js, w.topic.Name)
+	if s.Last = last.Position; err != nil || s.Last <= s.Frontier {
 		return s, err
-	}
-	s.Last = last.Sequence
-	if s.Last <= s.Frontier {
-		return s, nil
 	}
 	s.Lag = s.Last - s.Frontier
-	oldest, err := stream.GetMsg(ctx, s.Frontier+1, jetstream.WithGetMsgSubject(w.topic.subject(p)))
-	if errors.Is(err, jetstream.ErrMsgNotFound) { // it was purged meanwhile
-		return s, nil
-	}
-	if err != nil {
+	oldest, err := lookup{From: s.Frontier + 1, Next: subject}.find(ctx, w.js, w.topic.Name)
+	if err != nil || oldest.Position == 0 { // it was purged meanwhile
 		return s, err
 	}
-	s.Age = max(0, time.Since(oldest.Time))
+	s.Age = max(0, time.Since(oldest.Stored))
 	return s, nil
 }
 

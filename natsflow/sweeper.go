@@ -2,85 +2,71 @@ package natsflow
 
 import (
 	"context"
-	"maps"
 	"sync"
 	"time"
 )
 
 const (
 	sweepEvery = 10 * time.Second
-	sweepLimit = 5 * time.Second // how long the servers may take to purge one partition
+	sweepLimit = 5 * time.Second // how long the servers may take for one partition
 )
 
-// sweeper purges what is settled, where Topic.MaxAge does not do it, and not before it was so for Topic.Dedupe: a server
-// that is started knows the ids of those messages only that it still has. It is safe for concurrent use, but for sweep.
+// sweeper has what is settled purged, where Topic.MaxAge does not do it. It is safe for concurrent use.
 type sweeper struct {
-	purge func(ctx context.Context, partition int, frontier uint64) error
-	keep  time.Duration // how long what is settled is kept
+	// purge removes what may be removed of a partition. all reports that nothing is left to be removed until more is settled.
+	purge func(ctx context.Context, partition int) (all bool, err error)
 
-	mu    sync.Mutex
-	noted map[int]uint64 // up to where each partition was said to be settled
-	fresh map[int]uint64 // what of that was said since the last sweep
-
-	// Of the goroutine that sweeps:
-	aging []settledThen  // from old to new
-	due   map[int]uint64 // what is to be purged
+	mu      sync.Mutex
+	settled map[int]uint64 // up to where each partition's record has said that it is
+	due     map[int]bool   // those of which not all may be purged
 }
 
-// settledThen is up to where partitions were settled at a time.
-type settledThen struct {
-	at        time.Time
-	frontiers map[int]uint64
-}
-
-func newSweeper(keep time.Duration, purge func(ctx context.Context, partition int, frontier uint64) error) *sweeper {
-	return &sweeper{purge: purge, keep: keep, noted: map[int]uint64{}, fresh: map[int]uint64{}, due: map[int]uint64{}}
+func newSweeper(purge func(ctx context.Context, partition int) (all bool, err error)) *sweeper {
+	return &sweeper{purge: purge, settled: map[int]uint64{}, due: map[int]bool{}}
 }
 
 // committed notes what a partition's record says, also when that is what it said before: each renewal of a lease is a commit.
 func (s *sweeper) committed(partition int, frontier uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if frontier > s.noted[partition] {
-		s.noted[partition], s.fresh[partition] = frontier, frontier
+	if frontier != s.settled[partition] {
+		s.settled[partition], s.due[partition] = frontier, true
 	}
 }
 
-// run sweeps until ctx ends. Topics that keep messages for long are swept seldom, so that there is little to remember.
+// run sweeps until ctx ends.
 func (s *sweeper) run(ctx context.Context) {
-	tick := time.NewTicker(max(sweepEvery, s.keep/16))
+	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			s.sweep(ctx, time.Now())
+			s.sweep(ctx)
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// sweep purges what was settled long enough ago. What fails is left to the next sweep.
-func (s *sweeper) sweep(ctx context.Context, now time.Time) {
+// sweep purges the partitions that are due. What fails, or may not be purged yet, is left to the next sweep.
+func (s *sweeper) sweep(ctx context.Context) {
 	s.mu.Lock()
-	if len(s.fresh) > 0 {
-		s.aging = append(s.aging, settledThen{now, s.fresh})
-		s.fresh = map[int]uint64{}
-	}
+	due := s.due
+	s.due = map[int]bool{}
 	s.mu.Unlock()
-	for len(s.aging) > 0 && now.Sub(s.aging[0].at) >= s.keep {
-		maps.Copy(s.due, s.aging[0].frontiers)
-		s.aging = s.aging[1:]
-	}
-	for partition, frontier := range s.due {
-		if s.try(ctx, partition, frontier) == nil {
-			delete(s.due, partition)
+	for partition := range due {
+		if s.try(ctx, partition) {
+			continue
 		}
+		s.mu.Lock()
+		s.due[partition] = true
+		s.mu.Unlock()
 	}
 }
 
-func (s *sweeper) try(ctx context.Context, partition int, frontier uint64) error {
+func (s *sweeper) try(ctx context.Context, partition int) (all bool) {
 	ctx, cancel := context.WithTimeout(ctx, sweepLimit)
 	defer cancel()
-	return s.purge(ctx, partition, frontier)
+	all, err := s.purge(ctx, partition)
+	return all && err == nil
 }

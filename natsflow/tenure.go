@@ -51,8 +51,11 @@ func claim(
 	ctx context.Context, b bucket, p int, c cell, holder string, died bool, window int, ts times, observe func(PartitionEvent),
 ) *tenure {
 	r := c.record
-	if died {
+	switch {
+	case died:
 		r.Deaths.Died()
+	case r.Holder != "": // it lives, and has lost sight of the bucket
+		r.Deaths.Lost()
 	}
 	r.Deaths.Suspect = 0
 	r.Deaths.Held(window)

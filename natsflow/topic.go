@@ -48,7 +48,7 @@ type Topic struct {
 	// dropped. Without MaxAge, what is settled counts until it is as old as Dedupe. 0 means no bound.
 	MaxBytes int64
 	// MaxAge is how long messages are kept, settled or not: what nobody has settled by then is lost. 0 means that settled
-	// messages are purged, Dedupe after that, and others are kept for ever.
+	// messages are purged as soon as they are as old as Dedupe, and others are kept for ever.
 	MaxAge time.Duration
 }
 

@@ -14,7 +14,8 @@ import (
 type Deaths struct {
 	// Count is how many holders died since nothing was last in doubt.
 	Count int `json:"count,omitempty"`
-	// Doubt is the highest position that may have been under way in a holder that died. 0 means that none is in doubt.
+	// Doubt is the highest position that may have been under way in a holder that died, or has lost the partition. 0 means
+	// that none is in doubt.
 	Doubt uint64 `json:"doubt,omitempty"`
 	// Reach is how many messages that the record does not call settled a holder may have under way. In doubt are so
 	// many at most, the first.
@@ -31,10 +32,14 @@ type Blame struct {
 	Deaths   int    `json:"deaths"`
 }
 
-// Died notes that the holder has died. All that is not settled may have been under way, until NotBeyond says better.
+// Lost notes that the holder has lost the partition, and nobody knows how far it was. All that is not settled may have been
+// under way, until NotBeyond says better.
+func (d *Deaths) Lost() { d.Doubt = math.MaxUint64 }
+
+// Died notes that the holder has lost the partition by its death.
 func (d *Deaths) Died() {
 	d.Count++
-	d.Doubt = math.MaxUint64
+	d.Lost()
 	if d.Suspect == 0 {
 		return
 	}

@@ -7,7 +7,7 @@ type EventKind int
 const (
 	// EventRefused: an attempt, an OnFailure or a dead letter was refused, since the partition is not held for certain.
 	EventRefused EventKind = iota
-	// EventReplayed: a message is read that may have been under way in a holder that died.
+	// EventReplayed: a message is read that may have been under way in a holder that died, or has lost the partition.
 	EventReplayed
 	// EventSuspect: a message is about to run alone in the process.
 	EventSuspect
