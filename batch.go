@@ -289,7 +289,7 @@ func (b *batches[T]) form() *run[T] {
 	case b.Linger == 0 || c.hurried || b.forming != nil && sh.clock() >= b.due || !r.isRead():
 	default:
 		if b.forming == nil {
-			b.forming, b.due = r, sh.clock()+b.Linger
+			b.forming, b.due = r, sh.after(b.Linger)
 		}
 		b.lingers = true
 		return nil

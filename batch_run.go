@@ -40,6 +40,7 @@ type batchWork[T any] struct {
 	err      error    // with which it has failed as a whole,
 	crashed  bool     // by a panic or a runtime.Goexit
 	fault    *Failure // the same as a Failure; nil: it has not failed as a whole
+	moved    bool     // by what it says, a session is somebody else's
 	verdict  batchVerdict
 	delay    time.Duration // before it is called again together
 	charged  bool          // it has taken its token from the retry budget
@@ -322,6 +323,7 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	}
 	counted := c.fault != nil // Retryable has panicked: the call has been here before
 	c.fault = newFailure(kind, c.err)
+	c.moved = isError(c.err, ErrSessionMoved)
 	// attempts are those of the oldest member whose stream goes on: 0 if none does, and then there is nothing to try again.
 	n, attempts := len(c.called), 0
 	for _, m := range c.called {
@@ -408,7 +410,7 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 	default:
 		f := m.failure(FailureHandlerError, err)
 		// A session that is somebody else's by now is no failure of the message: the stream ends with that.
-		if s.sessionMoved(err) || s.ctx.Err() != nil {
+		if s.ctx.Err() != nil || isError(err, ErrSessionMoved) && s.sessionMoved() {
 			f.Kind = s.abortKind()
 			m.failWith(f)
 			return
@@ -425,7 +427,7 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 func (w *worker[T]) judgeWhole(c *batchCall[T], m *message[T]) {
 	s := m.stream
 	f := c.failureOf(m)
-	if s.ctx.Err() != nil {
+	if s.ctx.Err() != nil || c.moved && s.sessionMoved() {
 		f.Kind = s.abortKind()
 		m.failWith(f)
 		return
@@ -580,7 +582,7 @@ func (b *batches[T]) holdTogether(r *run[T]) {
 	c := group.batch
 	*c = batchCall[T]{all: c.all, parts: c.parts[:0], batchWork: c.memory()}
 	if delay > 0 {
-		sh.backoff.addBatch(group, sh.clock()+delay)
+		sh.backoff.addBatch(group, sh.after(delay))
 	} else {
 		b.again = append(b.again, group)
 	}

@@ -741,7 +741,7 @@ func (sh *shard[T]) retry(m *message[T]) {
 		sh.resume(m)
 	default:
 		m.state = stateBackoff
-		sh.backoff.add(m, sh.clock()+m.delay)
+		sh.backoff.add(m, sh.after(m.delay))
 	}
 }
 
@@ -797,7 +797,8 @@ func (sh *shard[T]) settle(m *message[T]) {
 // skip sees to it that no message of m's key behind m runs. From now on s is direct: those of the key need no capacity, and so
 // must not lie where only a run comes by. Clients choose keys, so there is a limit, and a stream that exceeds it fails. That is
 // not done by stream.fail, which tells the shard by its own channel: if that is full, the shard would wait for itself. attend
-// sweeps the stream instead.
+// sweeps the stream instead. In a session m is not settled then: the client would go on behind it, with messages of a key that
+// the next stream does not know to be skipped.
 func (sh *shard[T]) skip(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
@@ -806,6 +807,7 @@ func (sh *shard[T]) skip(m *message[T]) {
 		limit = sessionSkips
 	}
 	if !b.skipped.add(m.key, m.seq, limit) {
+		m.settled = m.settled && s.session == nil
 		f := m.failure(FailureOrdering, reasonManySkipped)
 		if s.state.fail(f) {
 			s.cancel(f)

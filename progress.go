@@ -70,6 +70,17 @@ func (p Progress) Settled(seq uint64) bool {
 	return !open
 }
 
+// reopened returns p with these messages, which it has received, unsettled.
+func (p Progress) reopened(seqs []uint64) Progress {
+	if len(seqs) == 0 {
+		return p
+	}
+	p.unsettled = slices.Concat(p.unsettled, seqs)
+	slices.Sort(p.unsettled)
+	p.unsettled = slices.Compact(p.unsettled)
+	return p
+}
+
 // shownUnsettled is how many unsettled messages String names.
 const shownUnsettled = 8
 

@@ -214,6 +214,34 @@ func TestRetryInfoLengthensTheDelayUpToMaxBackoff(t *testing.T) {
 	wantTries(t, "with jitter", tries(t, flow.RetryOptions{MaxAttempts: 2, Backoff: s, Jitter: 1}, ask(5*s)), 0, 5*s)
 }
 
+// The sum of it and the time by now overflowed, and the next try was due with that of any other.
+func TestADelayOfCenturiesIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		attempts := map[string]int{}
+		centuries := asking(t, &durationpb.Duration{Seconds: 315_576_000_000}) // the longest that is valid
+		f := testkit.New(t, func(_ context.Context, m flow.Message[string]) error {
+			attempts[m.Value]++
+			time.Sleep(time.Second)
+			if m.Value == "a1" {
+				return centuries
+			}
+			return testkit.ErrHandler
+		}, flow.Options{
+			Ordering:     testkit.Keyed,
+			Backpressure: flow.BackpressureOptions{Capacity: 1},
+			Retry:        flow.RetryOptions{MaxAttempts: 3, Backoff: time.Hour},
+			OnFailure:    func(context.Context, *flow.Failure) flow.FailureAction { return flow.SkipMessage },
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 365*24*time.Hour)
+		defer cancel()
+		_, got := f.Run(ctx, testkit.Given("a1", "b1"))
+		testkit.FailureOf(t, got, flow.FailureContextCancelled)
+		if attempts["a1"] != 1 || attempts["b1"] != 3 {
+			t.Errorf("in a year there are the attempts %v", attempts)
+		}
+	})
+}
+
 func TestAttemptTimeoutCancelsTheAttemptWithItsCause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var at []time.Duration

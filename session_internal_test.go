@@ -420,7 +420,7 @@ func newSaving(t *testing.T) *saving {
 			defer v.mu.Unlock()
 			v.failures = append(v.failures, err)
 		},
-		moved: func(f *Failure) {
+		ends: func(f *Failure) {
 			v.mu.Lock()
 			defer v.mu.Unlock()
 			v.told = f
@@ -1124,7 +1124,7 @@ func TestSaverMayTickAtOnce(t *testing.T) {
 				}
 				return Progress{received: 1, unsettled: []uint64{1}}, nil
 			},
-			failed: func(error) {}, moved: func(*Failure) {},
+			failed: func(error) {}, ends: func(*Failure) {},
 		}
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
 		s.start(SessionState{}, 0)

@@ -254,7 +254,7 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 		v := view()
 		return s.before.progress(v.highest, v.open), v.skipped
 	}
-	s.saver.failed, s.saver.moved = failed, s.turn.end
+	s.saver.failed, s.saver.ends = failed, s.turn.end
 	s.saver.start(s.stored, s.version)
 	s.started = true
 }
@@ -264,9 +264,9 @@ func (s *sessionStream) keep(view func() sessionView, failed func(error)) {
 // first.
 const saveWait = cutWait - 50*time.Millisecond
 
-// moved reports whether the session is somebody else's by now, and ends the stream if so. A worker calls it whose handler
-// has returned ErrSessionMoved. It blocks for a call of the store, and for a Save under way. The handler's error alone is
-// not believed: it may speak of another session.
+// moved reports whether the session is somebody else's by now, or nobody can say, and ends the stream if so. A worker calls it
+// whose handler has returned ErrSessionMoved. It blocks for a call of the store, and for a Save under way. The handler's error
+// alone is not believed: it may speak of another session.
 func (s *sessionStream) moved() bool { return s.saver.check() }
 
 // hurry bounds all saving to saveWait from now: the Flow is closed. It is called by the coordinator, more than once if a
@@ -427,12 +427,10 @@ func (s *stream[T]) saveSession() (moved *Failure) {
 	return s.session.finish()
 }
 
-// sessionMoved reports whether the session is somebody else's, as err, of a handler that has looked at it in the store,
-// says. Then that is what ends the stream, and no failure of a message. It is called by workers and blocks as moved does,
-// which only a handler that returns ErrSessionMoved pays for.
-func (s *stream[T]) sessionMoved(err error) bool {
-	return s.taken && isError(err, ErrSessionMoved) && s.session.moved()
-}
+// sessionMoved reports whether the session is somebody else's, as a handler says that has looked at it in the store, or
+// nobody can say whose it is. Then that ends the stream, and it is no failure of a message. It is called by workers, whose
+// handler has returned ErrSessionMoved, and blocks as moved does.
+func (s *stream[T]) sessionMoved() bool { return s.taken && s.session.moved() }
 
 // viewForSession returns what is to be saved by now. The saver calls it, from any goroutine but the shard's: it blocks
 // until the shard has answered. Both parts are read in one visit to the shard: a state in which a message is settled by
@@ -471,12 +469,29 @@ func (s *stream[T]) summary() Summary {
 	return sum
 }
 
+// unsavedSkips returns the messages with which keys were skipped that the store does not know of, since the last Save has
+// failed. A client that was told that they are settled would go on behind them, and by its numbers nobody could know that
+// their keys are skipped. It is called after saveSession.
+func (s *stream[T]) unsavedSkips() (seqs []uint64) {
+	skipped := &s.backlog.skipped
+	saved := s.session.saver.saved.GivenUp
+	if skipped.len() == len(saved) {
+		return nil
+	}
+	for key, seq := range skipped.from {
+		if !slices.Contains(saved, key) {
+			seqs = append(seqs, seq)
+		}
+	}
+	return seqs
+}
+
 // trailer says how far the stream got, or its session. One that was refused its session says nothing: what is settled is
 // not known to it. An answer of "committed 0" would be believed, and have its client send everything again.
 func (s *stream[T]) trailer(sum Summary, f *Failure) metadata.MD {
 	switch {
 	case s.taken:
-		return s.session.trailer(sum.Progress(), f)
+		return s.session.trailer(sum.Progress().reopened(s.unsavedSkips()), f)
 	case s.asked:
 		return nil
 	}

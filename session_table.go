@@ -216,10 +216,10 @@ type sessionSaver struct {
 	id    SessionID
 	every time.Duration
 	view  func() (Progress, []string) // what is settled by now, and the keys skipped by then
-	// failed is told of each Save that failed; moved, once, that the session is somebody else's. Neither is called after
-	// finish has returned.
+	// failed is told of each Save that failed; ends, why the stream must end: the session is somebody else's, or may be. Neither
+	// is called after finish has returned.
 	failed func(error)
-	moved  func(*Failure)
+	ends   func(*Failure)
 
 	// armed means that tick will come, or is at work and has yet to look. It lets touch, which the reader calls for each
 	// message, do with one load in most cases.
@@ -330,7 +330,7 @@ func (s *sessionSaver) reload(ctx context.Context) error {
 	if found.state.Epoch != s.saved.Epoch || found.state.Fence != s.saved.Fence {
 		// One that the store has forgotten is nobody else's, but not this stream's any more: its writer may go on.
 		s.lost = movedFailure(s.saved.Epoch, max(s.saved.Epoch, found.state.Epoch))
-		s.moved(s.lost)
+		s.ends(s.lost)
 		return nil
 	}
 	s.saved, s.version, s.unsure = found.state, found.version, false
@@ -338,13 +338,17 @@ func (s *sessionSaver) reload(ctx context.Context) error {
 }
 
 // check reports whether the session is somebody else's by now. It is called by a worker, whose handler has seen that in
-// the store, and blocks for a Save under way and for a Load. A store that fails does not end the stream: the handler's
-// error then counts as the message's own.
-func (s *sessionSaver) check() (lost bool) {
+// the store, and blocks for a Save under way and for a Load. If that fails, the stream ends for the failure of the store: its
+// client comes again. Once the message was taken for one that had failed instead, and OnFailure might settle what had never
+// happened; and of many in a batch each waited for a store that hung.
+func (s *sessionSaver) check() (over bool) {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
-	if s.lost == nil && s.reload(s.ctx) != nil {
-		return false // it is not known, and the next Save will see
+	if s.lost == nil {
+		if err := s.reload(s.ctx); err != nil {
+			s.ends(storeFailure(err))
+			return true
+		}
 	}
 	return s.lost != nil
 }
@@ -355,7 +359,7 @@ func (s *sessionSaver) check() (lost bool) {
 // the end of a stream whose session is somebody else's, and the version that the store has; 0 if that is not known.
 //
 // When the store hangs, the call under way is given up after that time, so that Run returns; it may still be done, so no
-// version is returned, and the next stream raises the fence. No Save follows, and failed and moved are not called again,
+// version is returned, and the next stream raises the fence. No Save follows, and failed and ends are not called again,
 // once over is set under the turn.
 func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 	s.timer.Stop()
@@ -370,6 +374,7 @@ func (s *sessionSaver) finish() (lost *Failure, version uint64) {
 	}
 	defer func() { <-s.turn }()
 	s.over = true
+	s.timer.Stop() // a tick that was under way may have armed it again
 	if s.lost == nil {
 		if progress, keys := s.view(); s.changed(progress, keys) {
 			s.save(ctx, progress, keys)

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,12 @@ func startShard[T any](r *Receiver[T]) *shard[T] {
 
 // clock is the time of all that is due, and of the workers' measurements. A stream has another, which begins with it.
 func (sh *shard[T]) clock() time.Duration { return time.Since(sh.epoch) }
+
+// after returns when d will be over. A wait for as long as there is has no end, and not one before it begins.
+func (sh *shard[T]) after(d time.Duration) time.Duration {
+	now := sh.clock()
+	return now + min(d, math.MaxInt64-now)
+}
 
 // next does one thing after the other until there is a run for the shard's own goroutine, which it returns, or until there
 // are no users any more, when it returns nil. What has come is heeded first, since it settles messages and gives turns: then

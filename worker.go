@@ -322,7 +322,7 @@ func (w *worker[T]) attempt(m *message[T]) {
 func (w *worker[T]) failed(m *message[T], err error) {
 	s := m.stream
 	f := m.failure(FailureHandlerError, err)
-	if s.sessionMoved(err) || f.endedBy(s.ctx) {
+	if f.endedBy(s.ctx) || isError(err, ErrSessionMoved) && s.sessionMoved() {
 		f.Kind = s.abortKind()
 		m.failWith(f)
 		return

@@ -2,6 +2,7 @@ package batchtest_test
 
 import (
 	"context"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +29,29 @@ func TestBatchLingersForMoreAndNotLonger(t *testing.T) {
 		testkit.Start(t, f, "b1")
 		s.WantNoneUntil(t, lingerTime/2, "a1 a2 b1")
 		s.Succeed(t, "a1 a2 b1")
+	})
+}
+
+func TestBatchMayLingerUntilItIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s testkit.ManualBatchHandler
+		f := testkit.NewBatch(t, s.Handle, flow.Options{Batch: flow.BatchOptions{MaxMessages: 3, Linger: math.MaxInt64}})
+		c := testkit.Start(t, f, "a1")
+		time.Sleep(time.Hour)
+		s.WantCalls(t, "")
+		c.Send("a2")
+		s.WantCalls(t, "")
+		c.Send("b1")
+		s.WantCalls(t, "a1 a2 b1")
+		s.Succeed(t, "a1 a2 b1")
+		c.Send("a3") // not in the first moment of its shard, where any sum is less than there is
+		time.Sleep(time.Hour)
+		c.Send("a4")
+		time.Sleep(time.Hour)
+		s.WantCalls(t, "")
+		c.Send("a5")
+		s.WantCalls(t, "a3 a4 a5")
+		s.Succeed(t, "a3 a4 a5")
 	})
 }
 

@@ -110,3 +110,25 @@ func TestBatchThatSeesASessionMovedEndsItsStreamAlone(t *testing.T) {
 		other.wantEnd(t, "OK", "epoch 1 committed 1")
 	})
 }
+
+// A handler that rolls all of it back, since one session has moved, returns that error for the call.
+func TestBatchThatFailsSinceASessionMovedEndsThatStreamAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(testkit.ManualBatchHandler)
+		store := flow.NewSessionMemory(0, 0)
+		f := batchesWithSessions(t, s.Handle, store)
+		old, other := inOneCall(t, f, s, "a1", "b1")
+		if err := claim(store); err != nil {
+			t.Fatal(err)
+		}
+		s.Fail(t, "a1 b1", flow.Permanent(fmt.Errorf("the fence is another: %w", flow.ErrSessionMoved)))
+		old.wantEnd(t, "FailedPrecondition SESSION_MOVED 2", "epoch 1 committed 0")
+		if sum, err := old.Result(t); !errors.Is(err, flow.ErrSessionMoved) || sum.Failed != 1 {
+			t.Error(sum, err)
+		}
+		s.WantCalls(t, "b1")
+		s.Succeed(t, "b1")
+		other.End()
+		other.wantEnd(t, "OK", "epoch 1 committed 1")
+	})
+}

@@ -141,4 +141,14 @@ var endBugs = []mutant{
 		a.close()
 	}
 `, "	a.close()\n"),
+	bug("a wait for as long as there is is over at once", "Centuries|UntilItIsFull",
+		"shard.go", "min(d, math.MaxInt64-now)", "max(d, math.MinInt64+now)"),
+	bug("a message is settled whose key can't be noted as skipped", "SkipKeyIsBounded",
+		"dispatch.go", "		m.settled = m.settled && s.session == nil\n", ""),
+	bug("a message is acknowledged whose key is not saved as skipped", "IsNotAcknowledged",
+		"session_stream.go", ".reopened(s.unsavedSkips())", ""),
+	bug("a message is blamed for a session that has moved", "FailsSinceASessionMoved",
+		"batch_run.go", " || c.moved && s.sessionMoved()", ""),
+	bug("a message is blamed for a session of which nothing is known", "SeesTheSessionMoved",
+		"session_table.go", "			s.ends(storeFailure(err))\n			return true\n", "			return false\n"),
 }
