@@ -19,7 +19,9 @@ import (
 // client names its session and numbers its messages, both in the metadata of its streams, and the server remembers which
 // of them are settled. A client that asks for no session gets a stream as without these options.
 type SessionOptions struct {
-	// Store keeps the sessions. nil means NewSessionMemory(0, 0), one for each Flow, which forgets with the process.
+	// Store keeps the sessions. nil means NewSessionMemory(0, 0), one for each Flow, which forgets with the process. In a store a
+	// session is its owner and its name, and not its method: two Flows that do different things must not share one, or an upload
+	// to the second goes on where one of the same name to the first has come to.
 	Store SessionStore
 	// Owner says whose session a stream asks for: the authenticated name of its client, so that nobody gets at the
 	// sessions of others by guessing their names. It is called once a stream, before anything else of it. Its error

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"example.com/flow"
 	"example.com/flow/flowclient"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -131,11 +132,67 @@ func TestSenderOversizedAtServerEnds(t *testing.T) {
 	})
 }
 
+func noEpoch(md metadata.MD) { md.Delete("flow-epoch") }
+
+// An interceptor's header, an id of the request, say, comes with a refusal and says nothing of sessions. The refusal does: it
+// passes.
+func TestSenderComesAgainThoughARefusalHasAnothersHeader(t *testing.T) {
+	for refused, o := range map[int]flowclient.Options{
+		1: {}, 2: {}, 3: {NoHeader: true}, // which has sent messages by then: it must know from before that there are sessions
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			down := status.Error(codes.Unavailable, "shutting down")
+			server, client := serve(t, func(n int) plan {
+				if n == refused {
+					return plan{foreign: true, refuse: down}
+				}
+				return plan{foreign: true}
+			})
+			s := newSender(t, client, o)
+			values := numbered("m", 6)
+			for i := 0; i < len(values); i += 2 {
+				send(t, s, values[i:i+2]...)
+				if err := s.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustClose(t, s)
+			check(t, "ran", server.hasRun(), values)
+			check(t, "streams", len(server.seen()), 4)
+		})
+	}
+}
+
+// A service that sends its own header before flow can keeps flow's from being sent: the trailers say all that it would have.
+func TestSenderGoesByTheTrailersOfAServerThatSendsItsHeaderEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, always(plan{early: true}))
+		s := newSender(t, client, flowclient.Options{})
+		send(t, s, "a", "b")
+		mustClose(t, s)
+		check(t, "ran", server.hasRun(), []string{"a", "b"})
+		seen := server.seen()
+		check(t, "streams", len(seen), 2)
+		check(t, "the first stream carried", seen[0].received, []string(nil))
+	})
+}
+
+func TestSenderAsksAboutAMessageThatIsNotImplemented(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := serve(t, always(plan{fail: map[uint64]error{2: status.Error(codes.Unimplemented, "no such record")}}))
+		s := newSender(t, client, flowclient.Options{OnFailure: func(*flow.Failure) flowclient.Action { return flowclient.Skip }})
+		send(t, s, "a", "b", "c")
+		mustClose(t, s)
+		check(t, "ran", server.hasRun(), []string{"a", "c"})
+	})
+}
+
 func TestSenderEndsWithoutSessions(t *testing.T) {
 	for name, p := range map[string]plan{
-		"a header without flow-epoch": {header: func(md metadata.MD) { md.Delete("flow-epoch") }},
-		"OK without flow-epoch":       {plain: true},
-		"Unimplemented":               {refuse: status.Error(codes.Unimplemented, "no such method")},
+		"neither header nor trailers with flow-epoch": {header: noEpoch, trailer: noEpoch},
+		"OK without flow-epoch":                       {plain: true},
+		"another's header, and OK without flow-epoch": {plain: true, early: true},
+		"Unimplemented":                               {refuse: status.Error(codes.Unimplemented, "no such method")},
 	} {
 		for _, noHeader := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s,noHeader=%v", name, noHeader), func(t *testing.T) {
@@ -148,7 +205,7 @@ func TestSenderEndsWithoutSessions(t *testing.T) {
 					}
 					check(t, "unsettled", unsettled(s), []string{"1=a"})
 					check(t, "streams", len(server.seen()), 1)
-					if p.plain && !noHeader { // such a server sends no header before it has read a message
+					if p.plain && !p.early && !noHeader { // such a server sends no header before it has read a message
 						check(t, "time", time.Since(server.began), 10*second)
 					}
 				})

@@ -203,6 +203,34 @@ func TestSenderWithFlowWithoutSessions(t *testing.T) {
 	}
 }
 
+// With a large window a session may have more holes than fit into an answer: then the answer to the claim does not say up to
+// where anything may be settled.
+func TestSenderWithFlowResumesASessionOfManyHoles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := flow.Summary{Received: 4000, Committed: 1}
+		for n := uint64(2); n < 3000; n += 2 {
+			known.Unsettled = append(known.Unsettled, n)
+		}
+		store := flow.NewSessionMemory(0, 0)
+		state := flow.SessionState{Epoch: 1, Fence: 1, Progress: known.Progress()}
+		if _, err := store.Save(t.Context(), flow.SessionID{Name: "upload"}, state, 0); err != nil {
+			t.Fatal(err)
+		}
+		_, client := serveFlow(t, &flowServer{options: flow.Options{MaxPending: 4096, Sessions: &flow.SessionOptions{Store: store}}})
+		s := newSender(t, client, flowclient.Options{Session: "upload"})
+		if next, err := s.Resume(t.Context()); next != 2 || err != nil {
+			t.Fatalf("Resume() = %d, %v", next, err)
+		}
+		send(t, s, numbered("a", 2599)...)
+		if err := s.Flush(t.Context()); err != nil { // the server has settled up to 2601
+			t.Error(err)
+		}
+		send(t, s, numbered("a", 1399)...)
+		mustClose(t, s)
+		check(t, "settled", s.Stats().Settled, uint64(3998))
+	})
+}
+
 func TestSenderWithFlowKnownSessionIsNotSwallowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, client := serveFlow(t, &flowServer{})

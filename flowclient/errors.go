@@ -6,8 +6,8 @@ import (
 )
 
 var (
-	// ErrNoSessions ends a Sender whose server keeps no sessions: it answered without a flow-epoch, or does not know the
-	// method.
+	// ErrNoSessions ends a Sender whose server keeps no sessions: it answered without a flow-epoch, in the header or the
+	// trailers, or does not know the method.
 	ErrNoSessions = errors.New("flowclient: the server keeps no sessions")
 	// ErrSessionKnown ends a Sender with an Options.Session that called Send without Resume, while the server knows the
 	// session: the numbers of its messages stand for others already, which it must not count as its own.

@@ -51,11 +51,11 @@ type Options struct {
 
 	// OnFailure decides what becomes of a message that the server could not do: f.Seq is its number, f.Value the *Req,
 	// f.Err the status of the stream that it ended. nil means Retry for the codes Unavailable, Aborted and
-	// DeadlineExceeded, and Stop for others. It is called from the Sender's goroutine, one call at a time, and must not
-	// call Flush or Close of its Sender, which wait for it.
+	// DeadlineExceeded, and Stop for others. It is called from the Sender's goroutine, one call at a time, and must call
+	// none of its Sender's Send, Resume, Flush and Close, which may wait for that goroutine.
 	OnFailure func(f *flow.Failure) Action
 	// OnReply is called with each stream's *Resp, from the Sender's goroutine, one call at a time. A stream whose answer
-	// was lost has none, so replies don't add up to anything. It must not call Flush or Close of its Sender.
+	// was lost has none, so replies don't add up to anything. Like OnFailure it must call nothing that may wait for it.
 	OnReply func(reply any)
 	// Logger is told of each stream's end, of backoffs, of what the server has lost, and why the Sender ended. It never
 	// gets a message, and of the session's name the first 8 bytes. nil means no logs.

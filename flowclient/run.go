@@ -255,12 +255,13 @@ func (s *Sender[Req, Resp]) endStream(st *stream[Req, Resp], e ending[Resp]) {
 // judge takes over what the trailers say, and returns what the end of st means. An error ends the Sender.
 func (s *Sender[Req, Resp]) judge(st *stream[Req, Resp], e ending[Resp]) (verdict, answer, error) {
 	a, malformed := readAnswer(e.trailer)
-	if !st.headerCame && a.epoch > 0 {
-		st.epochTold = true
+	st.epochTold = st.epochTold || a.epoch > 0
+	if st.unheard && st.epochTold {
+		s.headerHeld = true
 	}
 	v := judge(outcome{
 		own: e.own, status: statusOf(e.err), unsent: e.unsent,
-		header: st.headerCame, epoch: st.epochTold, held: st.epoch, failed: a.failed,
+		epoch: st.epochTold, held: st.epoch, failed: a.failed,
 	})
 	if errors.Is(v.err, ErrNoSessions) {
 		return v, a, v.err
@@ -363,7 +364,7 @@ func (s *Sender[Req, Resp]) pause(st *stream[Req, Resp], e ending[Resp], v verdi
 	}
 	s.log(level, "flowclient: a stream has ended", "carried", st.String(), "error", err, "delay", delay)
 	if s.headerHeld && !st.noHeader {
-		s.log(slog.LevelWarn, "flowclient: the response header came with the answer only, and is not waited for any more: set Options.NoHeader")
+		s.log(slog.LevelWarn, "flowclient: no response header said before the answer that there are sessions, and none is waited for any more: set Options.NoHeader")
 	}
 }
 

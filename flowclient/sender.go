@@ -35,7 +35,7 @@ type Sender[Req, Resp any] struct {
 	// Of the Sender's goroutine alone.
 	pacing      pacing
 	lateAnswers int  // streams in a row that ran into AnswerTimeout
-	headerHeld  bool // a header came with the answer only
+	headerHeld  bool // no header said before the answer that there are sessions
 
 	mu      sync.Mutex // is never held while anything blocks or the caller's code runs
 	buffer  buffer[Req]

@@ -58,6 +58,8 @@ type plan struct {
 	endOK       bool              // after endAfter messages
 	trailer     func(metadata.MD) // changes it
 	trailerOnly bool              // no header at all
+	foreign     bool              // an interceptor has set one of its own
+	early       bool              // and sent it
 	answerTime  time.Duration
 	noAnswer    bool // until the stream is cancelled
 	cut         bool // all connections before the answer
@@ -276,6 +278,16 @@ func (s *sessionServer) StreamingInputCall(stream uploading) error {
 }
 
 func (s *sessionServer) serve(stream uploading, md metadata.MD, seen *seenStream, p plan) error {
+	if p.foreign {
+		if err := stream.SetHeader(metadata.Pairs("x-request-id", "1")); err != nil {
+			return err
+		}
+	}
+	if p.early {
+		if err := stream.SendHeader(metadata.Pairs("x-request-id", "1")); err != nil {
+			return err
+		}
+	}
 	switch {
 	case p.refuse != nil:
 		return p.refuse
@@ -307,7 +319,7 @@ func (s *sessionServer) serve(stream uploading, md metadata.MD, seen *seenStream
 	}
 	time.Sleep(p.headerTime)
 	switch {
-	case p.trailerOnly:
+	case p.trailerOnly, p.early:
 	case p.holdHeader:
 		err = stream.SetHeader(h)
 	default:

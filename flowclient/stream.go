@@ -34,7 +34,8 @@ type stream[Req, Resp any] struct {
 	watch  watchdog
 
 	headerCame bool // a header with metadata, and not only the end of the stream
-	epochTold  bool // by it, or by the trailers if none came
+	epochTold  bool // by it, or by the trailers
+	unheard    bool // it was answered, and no header had said before that there are sessions
 	halfClosed bool
 	overdue    atomic.Bool // it has reached MaxStreamAge
 
@@ -77,9 +78,7 @@ func newStream[Req, Resp any](s *Sender[Req, Resp], r request) *stream[Req, Resp
 func (st *stream[Req, Resp]) run() ending[Resp] {
 	defer st.cancel(nil)
 	defer st.watch.stop()
-	if !st.noHeader {
-		st.watch.set(st.sender.options.HeaderTimeout, errHeaderTimeout)
-	}
+	st.watch.set(st.sender.options.HeaderTimeout, errHeaderTimeout)
 	began := time.Now()
 	ctx := metadata.AppendToOutgoingContext(st.ctx, st.pairs()...)
 	err := guarded("open", func() (err error) { st.client, err = st.sender.openStream(ctx); return err })
@@ -91,6 +90,9 @@ func (st *stream[Req, Resp]) run() ending[Resp] {
 	}
 	go st.receive()
 
+	if st.noHeader {
+		st.watch.stop()
+	}
 	if !st.noHeader && !st.blank {
 		if e, over := st.awaitHeader(began); over {
 			return e
@@ -107,9 +109,11 @@ func (st *stream[Req, Resp]) run() ending[Resp] {
 //
 // A server without sessions sends no header before it has read a message, and a proxy may hold the header back until the
 // answer. So a stream whose header is late is half-closed: its answer tells the two from a server that is gone, for which
-// it is waited as long as the backoff takes in any case.
+// it is waited as long as the backoff takes in any case. So is one whose header says nothing of sessions: it may be that of an
+// interceptor in a server that refuses the stream, or sends its own header too early for flow's.
 func (st *stream[Req, Resp]) awaitHeader(began time.Time) (e ending[Resp], over bool) {
 	st.watch.stop()
+	limit, backsOff := st.sender.options.HeaderTimeout, false // for the answer of a stream that is half-closed
 	late := time.NewTimer(st.sender.options.HeaderTimeout - time.Since(began))
 	defer late.Stop()
 	select {
@@ -117,21 +121,24 @@ func (st *stream[Req, Resp]) awaitHeader(began time.Time) (e ending[Resp], over 
 		if err := st.hear(md); err != nil {
 			return st.abort(err), true
 		}
-		if st.headerCame {
+		if st.epochTold {
 			return e, false
 		}
-		return st.await(), true // it has failed
+		if !st.headerCame {
+			return st.await(), true // it has failed
+		}
 	case r := <-st.done:
 		return st.ended(r), true
 	case <-late.C:
+		limit, backsOff = st.sender.pacing.backoff.next(), true
 	}
 	if err := st.halfClose(); err != nil {
 		return st.abort(err), true
 	}
-	st.watch.set(st.sender.pacing.backoff.next(), errHeaderTimeout)
+	st.watch.set(limit, errHeaderTimeout)
 	e = st.await()
-	e.backedOff = e.own == errHeaderTimeout
-	st.sender.headerHeld = e.own == nil && e.fatal == nil && st.epochTold
+	e.backedOff = backsOff && e.own == errHeaderTimeout
+	st.unheard = e.own == nil && e.fatal == nil
 	return e, true
 }
 
@@ -266,7 +273,10 @@ func (st *stream[Req, Resp]) hear(md metadata.MD) error {
 		return err
 	}
 	if a.epoch == 0 {
-		return ErrNoSessions
+		if st.carried > 0 && st.epoch == 0 { // what was sent would be run, and sent again
+			return ErrNoSessions
+		}
+		return nil // the answer says more
 	}
 	st.epochTold = true
 	return st.sender.believe(st, a)

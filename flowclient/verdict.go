@@ -22,8 +22,7 @@ type outcome struct {
 	own    error          // why the Sender cancelled it; nil if it did not
 	status *status.Status // the server's, or the connection's
 	unsent bool           // the status is why a message could not be encoded
-	header bool           // a response header came
-	epoch  bool           // it or the trailers, if no header came, had a flow-epoch
+	epoch  bool           // the header or the trailers had a flow-epoch
 	held   uint64         // the epoch that the stream was written under; 0: a claim that was not answered
 	failed uint64         // flow-failed
 }
@@ -58,9 +57,9 @@ func judge(o outcome) verdict {
 	d := readDetails(o.status)
 	movedHigher := d.moved && (d.epoch > o.held || d.epoch == 0 && code == codes.FailedPrecondition)
 	switch {
-	case code == codes.OK && !o.epoch || o.header && !o.epoch:
+	case code == codes.OK && !o.epoch:
 		return verdict{err: ErrNoSessions}
-	case code == codes.Unimplemented:
+	case code == codes.Unimplemented && !o.epoch: // with one it is the handler's
 		return verdict{err: fmt.Errorf("%w: %w", ErrNoSessions, o.status.Err())}
 	case o.unsent:
 		return verdict{err: fmt.Errorf("flowclient: a message can't be sent: %w", o.status.Err())}

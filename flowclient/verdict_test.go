@@ -30,7 +30,7 @@ func retryIn(d time.Duration) *errdetails.RetryInfo {
 }
 
 func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
-	told := func(st *status.Status) outcome { return outcome{status: st, header: true, epoch: true, held: 3} }
+	told := func(st *status.Status) outcome { return outcome{status: st, epoch: true, held: 3} }
 	refused := func(st *status.Status) outcome { return outcome{status: st, held: 3} }
 	failed := func(o outcome) outcome { o.failed = 7; return o }
 	goAway := status.New(codes.Unavailable, `closing transport due to: EOF, received prior goaway: code: NO_ERROR, debug data: "max_age"`)
@@ -43,11 +43,10 @@ func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
 		delay time.Duration
 	}{
 		// No sessions.
-		{"OK without an epoch", outcome{header: true}, stepEnd, ErrNoSessions, 0},
-		{"OK without an epoch or a header", outcome{}, stepEnd, ErrNoSessions, 0},
-		{"a header without an epoch", outcome{status: statusWith(codes.Unavailable, retryIn(1)), header: true}, stepEnd, ErrNoSessions, 0},
+		{"OK without an epoch", outcome{}, stepEnd, ErrNoSessions, 0},
 		{"Unimplemented", refused(statusWith(codes.Unimplemented)), stepEnd, ErrNoSessions, 0},
-		{"Unimplemented of a server with sessions", told(statusWith(codes.Unimplemented)), stepEnd, ErrNoSessions, 0},
+		{"Unimplemented of a server with sessions", told(statusWith(codes.Unimplemented)), stepEnd, statusWith(codes.Unimplemented).Err(), 0},
+		{"Unimplemented of a message", failed(told(statusWith(codes.Unimplemented))), stepAsk, nil, 0},
 		{"a refusal is not ErrNoSessions", refused(statusWith(codes.Unavailable)), stepBackOff, nil, 0},
 
 		// The session has moved.
@@ -101,10 +100,10 @@ func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
 
 		// What the Sender did itself.
 		{"no header", outcome{own: errHeaderTimeout, status: statusWith(codes.Canceled)}, stepBackOff, nil, 0},
-		{"no answer", outcome{own: errAnswerTimeout, status: statusWith(codes.Canceled), header: true, epoch: true}, stepRestart, nil, 0},
-		{"settled ahead", outcome{own: errSettledAhead, status: statusWith(codes.Canceled), header: true, epoch: true}, stepRestart, nil, 0},
+		{"no answer", outcome{own: errAnswerTimeout, status: statusWith(codes.Canceled), epoch: true}, stepRestart, nil, 0},
+		{"settled ahead", outcome{own: errSettledAhead, status: statusWith(codes.Canceled), epoch: true}, stepRestart, nil, 0},
 		{"Resume cancelled", outcome{own: errNotWanted, status: statusWith(codes.Canceled)}, stepRestart, nil, 0},
-		{"a message that can't be encoded", outcome{unsent: true, status: statusWith(codes.Internal), header: true, epoch: true}, stepEnd, errAny, 0},
+		{"a message that can't be encoded", outcome{unsent: true, status: statusWith(codes.Internal), epoch: true}, stepEnd, errAny, 0},
 	} {
 		v := judge(c.o)
 		switch {
@@ -114,7 +113,7 @@ func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, v.err, c.err)
 		case c.err != nil && c.err != errAny && !errors.Is(v.err, c.err):
 			t.Errorf("%s: %v, want %v", c.name, v.err, c.err)
-		case c.o.status.Code() != codes.OK && !c.o.header && v.err != nil && status.Code(v.err) != c.o.status.Code():
+		case c.o.status.Code() != codes.OK && v.err != nil && status.Code(v.err) != c.o.status.Code():
 			t.Errorf("%s: the error has the code %v", c.name, status.Code(v.err))
 		}
 	}

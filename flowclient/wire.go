@@ -85,8 +85,8 @@ func readAnswer(md metadata.MD) (a answer, err error) {
 	return a, nil
 }
 
-// maxProgress bounds flow-progress-bin: what does not fit is left out.
-const maxProgress = 2048
+// maxProgress bounds flow-progress-bin of a session: what does not fit is left out. It is the server's maxSessionProgress.
+const maxProgress = 1280
 
 // number reads a number above 0; 0 means that there is none.
 func number(md metadata.MD, key string) (uint64, error) {

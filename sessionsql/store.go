@@ -15,7 +15,9 @@ import (
 // Options say where the sessions are.
 type Options struct {
 	Dialect Dialect // which database it is; there is no default
-	Table   string  // of the sessions, maybe with its schema: "" means flow_sessions. The other one's name ends in _done
+	// Table is that of the sessions, maybe with its schema. "" means flow_sessions. The other one's name ends in _done. Each kind
+	// of upload needs one of its own: see flow.SessionOptions.Store.
+	Table string
 }
 
 // Store is a flow.SessionStore in a database. It is safe for concurrent use, by any number of processes.
