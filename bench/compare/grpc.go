@@ -59,3 +59,32 @@ var grpcRow = &row{
 		}, nil
 	},
 }
+
+const sparseStreams = 10_000
+
+// sparseRow is many devices on one server, each of which says something now and then.
+var sparseRow = &row{
+	name: "sparse", unit: "µs", base: wayLoop,
+	title:      "gRPC: 10,000 streams with a message a second each, processor time of client and server a message",
+	target:     "flow at most 1.5 × the Recv loop",
+	columns:    []string{"10,000 streams"},
+	contenders: []string{wayLoop, wayRun, wayInterceptor},
+	measure: func(j job) (result, error) {
+		streams := j.size(sparseStreams)
+		check := load.NewChecker(streams + grpcKeys)
+		s, err := serve(j.Contender, 1, check)
+		if err != nil {
+			return result{}, err
+		}
+		defer s.stop()
+		const seconds = 5
+		spent, err := s.trickle(streams, seconds)
+		if err != nil {
+			return result{}, err
+		}
+		if got, all := check.Done(), uint64(streams*(seconds+1)); got != all {
+			return result{}, fmt.Errorf("%d of %d messages were handled", got, all)
+		}
+		return result{Value: float64(spent) / float64(streams*seconds) / 1e3, Allocs: -1, Broken: check.Breaches()}, nil
+	},
+}

@@ -46,7 +46,7 @@ var errNot = errors.New("not measured")
 
 // rows are the numbered points that the library's speed is held to.
 var rows = slices.Concat([]*row{
-	keysRow, fifoRow, cpuRow, sleepRow, slowRow, pacedRow, makespanRow, grpcRow, streamsRow, idleRow, keyMemoryRow,
+	keysRow, fifoRow, cpuRow, sleepRow, slowRow, pacedRow, makespanRow, grpcRow, sparseRow, streamsRow, idleRow, keyMemoryRow,
 	optionsRow, pingRow,
 }, cliffRows())
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -167,6 +168,46 @@ func (s *service) sendOne(number uint32, from uint64, n int) error {
 	}
 	_, err = out.CloseAndRecv()
 	return err
+}
+
+// trickle opens so many streams and has each send a message a second, spread over that second. It returns the processor time
+// of all seconds but the first. Each stream has a key of its own.
+func (s *service) trickle(streams, seconds int) (spent time.Duration, err error) {
+	all := make([]grpc.ClientStreamingClient[pb.StreamingInputCallRequest, pb.StreamingInputCallResponse], streams)
+	for i := range all {
+		if all[i], err = s.open(); err != nil {
+			return 0, err
+		}
+	}
+	b := make([]byte, 128)
+	m := &request{Payload: &pb.Payload{Body: b}}
+	const tick = 10 * time.Millisecond
+	next := time.Now()
+	for second := range seconds + 1 {
+		if second == 1 {
+			spent = cpuTime()
+		}
+		for i, out := range all {
+			if i%(streams/100) == 0 {
+				time.Sleep(time.Until(next))
+				next = next.Add(tick)
+			}
+			binary.LittleEndian.PutUint32(b, uint32(i%grpcKeys))
+			binary.LittleEndian.PutUint32(b[4:], uint32(i/grpcKeys))
+			binary.LittleEndian.PutUint64(b[8:], uint64(second+1))
+			if err := out.Send(m); err != nil {
+				return 0, err
+			}
+		}
+	}
+	time.Sleep(time.Until(next))
+	spent = cpuTime() - spent
+	for _, out := range all {
+		if _, err := out.CloseAndRecv(); err != nil {
+			return 0, err
+		}
+	}
+	return spent, nil
 }
 
 func (s *service) stop() {
