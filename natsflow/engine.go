@@ -74,7 +74,8 @@ func (e jetStream[T]) purge(ctx context.Context, p int, frontier uint64) (all bo
 		return false, err
 	}
 	oldest := s.CachedInfo().TimeStamp.Add(-e.topic.Dedupe) // by the clock of the leader, who has also dated the messages
-	young, err := lookup{Since: &oldest, Next: e.topic.subject(p)}.find(ctx, e.js, e.topic.Name)
+	subject := e.topic.subject(p)
+	young, err := lookup{Since: &oldest, Next: subject}.find(ctx, e.js, e.topic.Name)
 	if err != nil {
 		return false, err
 	}
@@ -82,7 +83,13 @@ func (e jetStream[T]) purge(ctx context.Context, p int, frontier uint64) (all bo
 	if !all {
 		frontier = young.Position - 1
 	}
-	return all, s.Purge(ctx, jetstream.WithPurgeSubject(e.topic.subject(p)), jetstream.WithPurgeSequence(frontier+1))
+	// Where there is nothing to purge, nothing is asked for: each purge is agreed upon by all replicas, and one up to position 0
+	// would take all of the subject in servers before 2.14.2.
+	first, err := lookup{From: 1, Next: subject}.find(ctx, e.js, e.topic.Name)
+	if err != nil || first.Position == 0 || first.Position > frontier {
+		return all, err
+	}
+	return all, s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(frontier+1))
 }
 
 func (e jetStream[T]) closed() bool { return e.js.Conn().IsClosed() }

@@ -60,6 +60,7 @@ func (h *holding[T]) run(life context.Context, c cell) {
 	guard.Go(t.guard)
 	defer guard.Wait()
 	defer t.end()
+	defer m.sweeper.left(h.partition)
 	h.observe(PartitionEvent{Kind: EventClaimed, Reason: h.reason})
 	if died {
 		h.observe(PartitionEvent{Kind: EventDied, Deaths: t.rec.Deaths.Count})
@@ -126,7 +127,7 @@ func (h *holding[T]) assignment() (a partition.Assignment[T], err error) {
 		cancel()
 		if err == nil {
 			a.First = first
-			a.Deaths = t.doubtedTo(last) // what is stored later can't have been under way when the holder before died
+			a.Deaths = t.doubtedTo(max(last, a.Progress.Top)) // what is stored later can't have been under way when the holder before died
 			h.compare(a.Progress, first)
 			break
 		}

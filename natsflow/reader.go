@@ -83,6 +83,7 @@ func (r *reader[T]) open(ctx context.Context) error {
 	defer cancel()
 	stream, err := r.js.Stream(attempt, r.topic.Name)
 	if err != nil {
+		r.short = time.Time{} // another leader may be behind, too
 		return err
 	}
 	if err := r.ends(stream.CachedInfo().State.LastSeq, time.Now()); err != nil {

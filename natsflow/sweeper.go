@@ -34,6 +34,14 @@ func (s *sweeper) committed(partition int, frontier uint64) {
 	}
 }
 
+// left notes that the partition is another's by now, who will sweep it.
+func (s *sweeper) left(partition int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.settled, partition)
+	delete(s.due, partition)
+}
+
 // run sweeps until ctx ends.
 func (s *sweeper) run(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
@@ -59,7 +67,9 @@ func (s *sweeper) sweep(ctx context.Context) {
 			continue
 		}
 		s.mu.Lock()
-		s.due[partition] = true
+		if _, held := s.settled[partition]; held {
+			s.due[partition] = true
+		}
 		s.mu.Unlock()
 	}
 }

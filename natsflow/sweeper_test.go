@@ -5,12 +5,14 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"example.com/flow"
 	"example.com/flow/natsflow/internal/natstest"
 	"example.com/flow/natsflow/partition"
+	"github.com/nats-io/nats.go"
 )
 
 // Each renewal of a lease says again how far the partition is: an idle one is purged once.
@@ -47,6 +49,11 @@ func TestWhatIsPurgedIsNotPurgedAgain(t *testing.T) {
 	s.committed(1, 3) // an operator has had it begin anew
 	sweep(1)
 	sweep()
+	s.committed(1, 4)
+	s.left(1) // whoever has it now sweeps it
+	sweep()
+	s.committed(1, 4)
+	sweep(1)
 }
 
 // A server that is started learns the ids of the messages that it has, so those that may come again must be there, also
@@ -65,6 +72,9 @@ func TestWhatIsSettledIsStoredOnceWithinDedupeThoughTheServerIsStartedAnew(t *te
 		}
 	}
 	purge(false) // they are settled by now
+	if n := len(storedMessages(t, js, topic.Name)); n != 20 {
+		t.Fatalf("%d messages are left of 20 that are younger than Dedupe", n)
+	}
 	kv, err := js.KeyValue(t.Context(), topic.sessionsBucket())
 	if err != nil {
 		t.Fatal(err)
@@ -107,5 +117,37 @@ func TestWhatBeginsAnewIsNotPurgedAsItWasSettledBefore(t *testing.T) {
 	m.sweeper.sweep(t.Context())
 	if want := map[int]uint64{0: 5}; !maps.Equal(e.purges, want) || len(m.sweeper.due) > 0 {
 		t.Errorf("purged %v, want %v; due is %v", e.purges, want, m.sweeper.due)
+	}
+}
+
+// A purge up to position 0 takes all of a subject in servers before 2.14.2.
+func TestNoPurgeIsAskedForWhereNothingMayBePurged(t *testing.T) {
+	url := natstest.Embedded(t)
+	proxy := natstest.NewProxy(t, url)
+	_, topic := testTopic(t, natstest.Connect(t, url), nil)
+	js := natstest.Connect(t, proxy.URL(), nats.IgnoreDiscoveredServers())
+	purges := make(chan string, 16)
+	proxy.OnFrame(func(f natstest.Frame) natstest.Fate {
+		if strings.Contains(f.Subject, ".STREAM.PURGE.") {
+			purges <- f.Subject
+		}
+		return natstest.Pass
+	})
+	e := jetStream[string]{js, topic, words}
+	for _, wantAll := range []bool{true, false} { // nothing is stored, and then all is young
+		if all, err := e.purge(t.Context(), 0, 3); all != wantAll || err != nil {
+			t.Errorf("all is purged: %v, %v", all, err)
+		}
+		publish(t, js, topic, "a/1", "a/2", "a/3")
+	}
+	e.topic.Dedupe = time.Millisecond
+	time.Sleep(10 * time.Millisecond)
+	for range 2 { // and then all is purged
+		if all, err := e.purge(t.Context(), 0, 3); !all || err != nil {
+			t.Errorf("all is purged: %v, %v", all, err)
+		}
+	}
+	if n := len(purges); n != 1 {
+		t.Errorf("%d purges were asked for, want 1", n)
 	}
 }

@@ -51,7 +51,7 @@ func newMetrics(meter metric.Meter) (m metrics) {
 		{&m.stops, "natsflow.partition.stops", "{stop}", "Partitions that their holder runs no more of, since something failed."},
 		{&m.commitFails, "natsflow.commit.failures", "{failure}", "Writes of a partition's record that failed and are tried again."},
 		{&m.deaths, "natsflow.deaths", "{death}", "Holders found dead when their partition was claimed."},
-		{&m.replays, "natsflow.replays", "{message}", "Messages read that a holder that died may have run."},
+		{&m.replays, "natsflow.replays", "{message}", "Messages read that a holder that died, or has lost the partition, may have run."},
 		{&m.refusals, "natsflow.refusals", "{refusal}", "Attempts, OnFailures and dead letters refused since the partition was not held for certain."},
 		{&m.suspects, "natsflow.suspects", "{message}", "Attempts that ran alone in the process, since holders died."},
 		{&m.poison, "natsflow.poison", "{message}", "Messages not run since holders died of them."},
