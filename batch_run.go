@@ -40,10 +40,11 @@ type batchWork[T any] struct {
 	err      error    // with which it has failed as a whole,
 	crashed  bool     // by a panic or a runtime.Goexit
 	fault    *Failure // the same as a Failure; nil: it has not failed as a whole
-	moved    bool     // by what it says, a session is somebody else's
-	verdict  batchVerdict
-	delay    time.Duration // before it is called again together
-	charged  bool          // it has taken its token from the retry budget
+	// moved says, where the fault is that a session has moved, of which streams that is so, as far as was asked; nil: it is not.
+	moved   map[*stream[T]]bool
+	verdict batchVerdict
+	delay   time.Duration // before it is called again together
+	charged bool          // it has taken its token from the retry budget
 
 	isolating bool // it is a part of one that has failed for the last time
 	failures  int  // of parts, in a row
@@ -323,7 +324,9 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	}
 	counted := c.fault != nil // Retryable has panicked: the call has been here before
 	c.fault = newFailure(kind, c.err)
-	c.moved = isError(c.err, ErrSessionMoved)
+	if isError(c.err, ErrSessionMoved) {
+		c.moved = map[*stream[T]]bool{}
+	}
 	// attempts are those of the oldest member whose stream goes on: 0 if none does, and then there is nothing to try again.
 	n, attempts := len(c.called), 0
 	for _, m := range c.called {
@@ -427,13 +430,27 @@ func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
 func (w *worker[T]) judgeWhole(c *batchCall[T], m *message[T]) {
 	s := m.stream
 	f := c.failureOf(m)
-	if s.ctx.Err() != nil || c.moved && s.sessionMoved() {
+	if s.ctx.Err() != nil || c.hasMoved(s) {
 		f.Kind = s.abortKind()
 		m.failWith(f)
 		return
 	}
 	m.failWith(f)
 	m.retryUnlessOver(c.verdict == verdictTogether || c.verdict == verdictHalve, c.delay)
+}
+
+// hasMoved reports whether s has lost its session, which may be why the call has failed. It blocks as sessionMoved does, once
+// for each stream of the call.
+func (c *batchCall[T]) hasMoved(s *stream[T]) bool {
+	if c.moved == nil {
+		return false
+	}
+	moved, asked := c.moved[s]
+	if !asked {
+		moved = s.sessionMoved()
+		c.moved[s] = moved
+	}
+	return moved
 }
 
 // failureOf makes a Failure of m out of the one of the call. The error has been asked once for all of them: to ask it for

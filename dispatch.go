@@ -802,13 +802,13 @@ func (sh *shard[T]) settle(m *message[T]) {
 func (sh *shard[T]) skip(m *message[T]) {
 	s := m.stream
 	b := &s.backlog
-	limit := streamSkips
+	limit, why := streamSkips, error(reasonManySkipped)
 	if s.session != nil {
-		limit = sessionSkips
+		limit, why = sessionSkips, errManySkipped
 	}
 	if !b.skipped.add(m.key, m.seq, limit) {
 		m.settled = m.settled && s.session == nil
-		f := m.failure(FailureOrdering, reasonManySkipped)
+		f := m.failure(FailureOrdering, why)
 		if s.state.fail(f) {
 			s.cancel(f)
 		}

@@ -206,7 +206,7 @@ func (tb *laneTable) hashesInto(busy *busyKeys) bool {
 	switch {
 	case tb.lanes == 0:
 		return true
-	case tb.lanes > busy.room():
+	case tb.lanes > len(busy.list)/2:
 		return false
 	case len(tb.buckets) > idleBuckets:
 		tb.resize(idleBuckets)

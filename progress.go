@@ -70,14 +70,12 @@ func (p Progress) Settled(seq uint64) bool {
 	return !open
 }
 
-// reopened returns p with these messages, which it has received, unsettled.
-func (p Progress) reopened(seqs []uint64) Progress {
-	if len(seqs) == 0 {
-		return p
+// upTo returns what p says of the messages up to seq.
+func (p Progress) upTo(seq uint64) Progress {
+	if seq < p.received {
+		above, _ := slices.BinarySearch(p.unsettled, seq+1)
+		p.received, p.unsettled = seq, p.unsettled[:above]
 	}
-	p.unsettled = slices.Concat(p.unsettled, seqs)
-	slices.Sort(p.unsettled)
-	p.unsettled = slices.Compact(p.unsettled)
 	return p
 }
 

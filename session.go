@@ -271,6 +271,10 @@ func storeFailure(err error) *Failure {
 	})
 }
 
+// errManySkipped is why a stream fails of whose session as many keys are skipped as are remembered, with the first message of
+// one more that is to be. The code is one after which no client comes again by itself: the message would only fail again.
+var errManySkipped = &sessionError{code: codes.FailedPrecondition, text: reasonManySkipped.Error()}
+
 // What client and server say of a session, all of it in metadata.
 const (
 	headerSession = "flow-session" // request: the name; response: how it was found

@@ -3,6 +3,7 @@ package flow
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -469,21 +470,21 @@ func (s *stream[T]) summary() Summary {
 	return sum
 }
 
-// unsavedSkips returns the messages with which keys were skipped that the store does not know of, since the last Save has
-// failed. A client that was told that they are settled would go on behind them, and by its numbers nobody could know that
-// their keys are skipped. It is called after saveSession.
-func (s *stream[T]) unsavedSkips() (seqs []uint64) {
+// toldUpTo returns up to which message the client is told what is settled: up to the first one with which a key was skipped
+// that the store does not know of, since the last Save has failed. A client that was told more would go on behind it, with
+// messages of a key that nobody knows to be skipped. It is called after saveSession.
+func (s *stream[T]) toldUpTo() uint64 {
 	skipped := &s.backlog.skipped
 	saved := s.session.saver.saved.GivenUp
-	if skipped.len() == len(saved) {
-		return nil
-	}
-	for key, seq := range skipped.from {
-		if !slices.Contains(saved, key) {
-			seqs = append(seqs, seq)
+	told := uint64(math.MaxUint64)
+	if skipped.len() > len(saved) {
+		for key, seq := range skipped.from {
+			if !slices.Contains(saved, key) {
+				told = min(told, seq-1)
+			}
 		}
 	}
-	return seqs
+	return told
 }
 
 // trailer says how far the stream got, or its session. One that was refused its session says nothing: what is settled is
@@ -491,7 +492,7 @@ func (s *stream[T]) unsavedSkips() (seqs []uint64) {
 func (s *stream[T]) trailer(sum Summary, f *Failure) metadata.MD {
 	switch {
 	case s.taken:
-		return s.session.trailer(sum.Progress().reopened(s.unsavedSkips()), f)
+		return s.session.trailer(sum.Progress().upTo(s.toldUpTo()), f)
 	case s.asked:
 		return nil
 	}

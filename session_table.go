@@ -233,6 +233,7 @@ type sessionSaver struct {
 	version uint64       // of that
 	unsure  bool         // a Save has failed: whether the store has saved or what came after it is not known
 	lost    *Failure     // the session is somebody else's
+	unknown bool         // the store could not say whose the session is, for which the stream ends
 	over    bool
 }
 
@@ -340,17 +341,17 @@ func (s *sessionSaver) reload(ctx context.Context) error {
 // check reports whether the session is somebody else's by now. It is called by a worker, whose handler has seen that in
 // the store, and blocks for a Save under way and for a Load. If that fails, the stream ends for the failure of the store: its
 // client comes again. Once the message was taken for one that had failed instead, and OnFailure might settle what had never
-// happened; and of many in a batch each waited for a store that hung.
+// happened; and of many handlers each waited for a store that hung.
 func (s *sessionSaver) check() (over bool) {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
-	if s.lost == nil {
+	if s.lost == nil && !s.unknown {
 		if err := s.reload(s.ctx); err != nil {
+			s.unknown = true
 			s.ends(storeFailure(err))
-			return true
 		}
 	}
-	return s.lost != nil
+	return s.lost != nil || s.unknown
 }
 
 // finish saves for the last time; the stream does nothing any more. It takes at most the time of one call, and as long as

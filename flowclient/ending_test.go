@@ -165,16 +165,25 @@ func TestSenderComesAgainThoughARefusalHasAnothersHeader(t *testing.T) {
 
 // A service that sends its own header before flow can keeps flow's from being sent: the trailers say all that it would have.
 func TestSenderGoesByTheTrailersOfAServerThatSendsItsHeaderEarly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server, client := serve(t, always(plan{early: true}))
-		s := newSender(t, client, flowclient.Options{})
-		send(t, s, "a", "b")
-		mustClose(t, s)
-		check(t, "ran", server.hasRun(), []string{"a", "b"})
-		seen := server.seen()
-		check(t, "streams", len(seen), 2)
-		check(t, "the first stream carried", seen[0].received, []string(nil))
-	})
+	for noHeader, streams := range map[bool]int{false: 3, true: 2} { // without NoHeader the first one only finds that out
+		synctest.Test(t, func(t *testing.T) {
+			server, client := serve(t, always(plan{early: true}))
+			s := newSender(t, client, flowclient.Options{NoHeader: noHeader})
+			for _, v := range []string{"a", "b"} {
+				send(t, s, v)
+				if err := s.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustClose(t, s)
+			check(t, "ran", server.hasRun(), []string{"a", "b"})
+			seen := server.seen()
+			check(t, "streams", len(seen), streams)
+			if !noHeader {
+				check(t, "the first stream carried", seen[0].received, []string(nil))
+			}
+		})
+	}
 }
 
 func TestSenderAsksAboutAMessageThatIsNotImplemented(t *testing.T) {

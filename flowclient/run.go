@@ -94,7 +94,7 @@ func (s *Sender[Req, Resp]) nextMove(st *stream[Req, Resp], sent int) move {
 	switch {
 	case s.err != nil:
 		return moveStop
-	case st.blank, !b.pending(), st.overdue.Load(), count == 0, bytes <= 0, s.flushTo > b.committed && st.cursor > s.flushTo:
+	case st.blank, st.doubtful, !b.pending(), st.overdue.Load(), count == 0, bytes <= 0, s.flushTo > b.committed && st.cursor > s.flushTo:
 		return moveHalfClose
 	case st.cursor < b.first: // its header has settled all there was, and more came since, which is behind a gap
 		return moveHalfClose
@@ -261,7 +261,7 @@ func (s *Sender[Req, Resp]) judge(st *stream[Req, Resp], e ending[Resp]) (verdic
 	}
 	v := judge(outcome{
 		own: e.own, status: statusOf(e.err), unsent: e.unsent,
-		epoch: st.epochTold, held: st.epoch, failed: a.failed,
+		epoch: st.epochTold, doubtful: st.doubtful, held: st.epoch, failed: a.failed,
 	})
 	if errors.Is(v.err, ErrNoSessions) {
 		return v, a, v.err

@@ -36,6 +36,7 @@ type stream[Req, Resp any] struct {
 	headerCame bool // a header with metadata, and not only the end of the stream
 	epochTold  bool // by it, or by the trailers
 	unheard    bool // it was answered, and no header had said before that there are sessions
+	doubtful   bool // it has carried messages to a server of which nothing says yet that it has sessions
 	halfClosed bool
 	overdue    atomic.Bool // it has reached MaxStreamAge
 
@@ -203,8 +204,9 @@ func (st *stream[Req, Resp]) send() error {
 			}
 			select {
 			case md := <-st.header:
+				s.noteSent(st, sent) // first: what a header says depends on whether anything was sent before
+				sent = 0
 				if err := st.hear(md); err != nil {
-					s.noteSent(st, sent)
 					return err
 				}
 			default:
@@ -272,11 +274,9 @@ func (st *stream[Req, Resp]) hear(md metadata.MD) error {
 	if err != nil {
 		return err
 	}
-	if a.epoch == 0 {
-		if st.carried > 0 && st.epoch == 0 { // what was sent would be run, and sent again
-			return ErrNoSessions
-		}
-		return nil // the answer says more
+	if a.epoch == 0 { // the answer says more
+		st.doubtful = st.carried > 0 && st.epoch == 0
+		return nil
 	}
 	st.epochTold = true
 	return st.sender.believe(st, a)
@@ -326,9 +326,7 @@ func (st *stream[Req, Resp]) ended(r reception[Resp]) ending[Resp] {
 	}
 	select {
 	case md := <-st.header: // it came with the answer
-		if err := st.hear(md); err == ErrNoSessions && r.err != nil {
-			return ending[Resp]{fatal: fmt.Errorf("%w: %w", err, r.err)}
-		} else if err != nil && err != errSettledAhead {
+		if err := st.hear(md); err != nil && err != errSettledAhead {
 			return ending[Resp]{fatal: err}
 		}
 	default:

@@ -25,6 +25,8 @@ type outcome struct {
 	epoch  bool           // the header or the trailers had a flow-epoch
 	held   uint64         // the epoch that the stream was written under; 0: a claim that was not answered
 	failed uint64         // flow-failed
+
+	doubtful bool // a header came without a flow-epoch, after messages of a claim had been sent
 }
 
 // step is what the Sender does after a stream.
@@ -59,7 +61,9 @@ func judge(o outcome) verdict {
 	switch {
 	case code == codes.OK && !o.epoch:
 		return verdict{err: ErrNoSessions}
-	case code == codes.Unimplemented && !o.epoch: // with one it is the handler's
+	// Messages that were sent to a server without sessions may have been run, and would be again. With an epoch, Unimplemented is
+	// the handler's.
+	case (o.doubtful || code == codes.Unimplemented) && !o.epoch:
 		return verdict{err: fmt.Errorf("%w: %w", ErrNoSessions, o.status.Err())}
 	case o.unsent:
 		return verdict{err: fmt.Errorf("flowclient: a message can't be sent: %w", o.status.Err())}

@@ -44,6 +44,8 @@ func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
 	}{
 		// No sessions.
 		{"OK without an epoch", outcome{}, stepEnd, ErrNoSessions, 0},
+		{"messages and another's header", outcome{status: statusWith(codes.Unavailable, retryIn(1)), doubtful: true}, stepEnd, ErrNoSessions, 0},
+		{"messages and another's header, and an epoch", outcome{epoch: true, doubtful: true}, stepRestart, nil, 0},
 		{"Unimplemented", refused(statusWith(codes.Unimplemented)), stepEnd, ErrNoSessions, 0},
 		{"Unimplemented of a server with sessions", told(statusWith(codes.Unimplemented)), stepEnd, statusWith(codes.Unimplemented).Err(), 0},
 		{"Unimplemented of a message", failed(told(statusWith(codes.Unimplemented))), stepAsk, nil, 0},

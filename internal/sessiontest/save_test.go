@@ -131,6 +131,26 @@ func TestHandlerThatSeesTheSessionMovedEndsStream(t *testing.T) {
 	})
 }
 
+// One of them waits for the store, and not each in turn.
+func TestHandlersThatSeeTheSessionMovedWaitOnceForAStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := testkit.NewHookedStore()
+		saw := flow.Permanent(fmt.Errorf("the fence is another: %w", flow.ErrSessionMoved))
+		release := make(chan struct{})
+		f := withSessions(t, func(context.Context, flow.Message[string]) error { <-release; return saw }, store)
+		r := resume(t, f, "", "a1", "b2", "c3", "d4", "e5", "f6")
+		synctest.Wait()
+		store.SetBefore(func(ctx context.Context, _ string, _ int) error { <-ctx.Done(); return ctx.Err() })
+		began := time.Now()
+		close(release)
+		<-r.Done
+		if took := time.Since(began); took > 20*time.Second { // one look and the last Save
+			t.Errorf("the stream took %v to end", took)
+		}
+		r.wantEnd(t, "Unavailable BACKPRESSURE retry", "epoch 1 committed 0")
+	})
+}
+
 func TestSaveFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(testkit.EventLog)

@@ -146,9 +146,9 @@ var endBugs = []mutant{
 	bug("a message is settled whose key can't be noted as skipped", "SkipKeyIsBounded",
 		"dispatch.go", "		m.settled = m.settled && s.session == nil\n", ""),
 	bug("a message is acknowledged whose key is not saved as skipped", "IsNotAcknowledged",
-		"session_stream.go", ".reopened(s.unsavedSkips())", ""),
+		"session_stream.go", ".upTo(s.toldUpTo())", ""),
 	bug("a message is blamed for a session that has moved", "FailsSinceASessionMoved",
-		"batch_run.go", " || c.moved && s.sessionMoved()", ""),
+		"batch_run.go", " || c.hasMoved(s)", ""),
 	bug("a message is blamed for a session of which nothing is known", "SeesTheSessionMoved",
-		"session_table.go", "			s.ends(storeFailure(err))\n			return true\n", "			return false\n"),
+		"session_table.go", "			s.unknown = true\n			s.ends(storeFailure(err))\n", "			_ = err\n"),
 }
