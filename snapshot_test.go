@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"reflect"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -405,6 +406,7 @@ func TestStatsMayBeAskedWhileMuchHappens(t *testing.T) {
 	}
 	over := make(chan struct{})
 	go func() { streams.Wait(); close(over) }()
+	most := 4 * max(1, runtime.GOMAXPROCS(0)/4) // with several goroutines that hand messages out, each is asked at a moment of its own
 	last := uint64(0)
 	for asking := true; asking; {
 		select {
@@ -413,7 +415,7 @@ func TestStatsMayBeAskedWhileMuchHappens(t *testing.T) {
 		default:
 		}
 		st := f.Stats()
-		if st.InFlight < 0 || st.InFlight > 4 || st.Waiting < 0 || st.Streams > 4 || st.Total.Received < last ||
+		if st.InFlight < 0 || st.InFlight > most || st.Waiting < 0 || st.Streams > 4 || st.Total.Received < last ||
 			st.Total.Received != st.Total.Succeeded {
 			t.Fatalf("stats are %+v after a total of %d", st, last)
 		}
