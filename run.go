@@ -444,7 +444,7 @@ func (sk *slowKeys) measured(hash uint64, quick bool) {
 
 // addTo adds them to busy. It reports whether there was room for them. Where there is none again and again, those that are
 // silent are forgotten: each upload may have a key of its own, and if a database once stood still for a second, all that were
-// under way then would keep later ones from mail runs for ever.
+// under way then would keep later ones from mail runs for ever. One that comes again and still is slow holds up others once more.
 func (sk *slowKeys) addTo(busy *busyKeys) bool {
 	if sk.n > busy.room() {
 		if sk.many++; sk.many == silentSpell {
