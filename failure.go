@@ -124,6 +124,11 @@ func ClassifyFailure(err error) FailureKind {
 // then it was the client's own context that ended. All else may succeed: a shutdown, pressure, order, a broken connection
 // (Unavailable, and what proxies make of it), a deadline, and a handler's error that isn't known to be permanent.
 //
+// On the server, Options.OnFailure asks the same about its Failure: pass that, and not its Err. The Failure is what the
+// client would get. Of its Err alone nobody can say whose it is: the deadline of a database that is away would be taken for
+// the end of the client's own context, and an upstream's ResourceExhausted for a message that is too large, so that what an
+// outage has stopped would be settled as a dead letter.
+//
 // The kind alone does not say that: see [IsRetryable].
 func RetryAfter(err error) (delay time.Duration, ok bool) {
 	c := newCause(err)

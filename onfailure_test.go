@@ -16,6 +16,8 @@ import (
 
 	"example.com/flow"
 	"example.com/flow/internal/testkit"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // judge is an OnFailure that keeps what it was asked, and says what the test wants.
@@ -607,4 +609,52 @@ func TestSkipKeyWithScopeFlowSkipsNoOtherStreamsMessages(t *testing.T) {
 		skips.WantSummary(t, flow.Summary{Failed: 1, Rejected: 1})
 		other.WantSummary(t, flow.Summary{Succeeded: 2})
 	})
+}
+
+// RetryAfter is asked about the Failure, and not about its Err, which does not say that it was the handler's.
+func TestRetryAfterTellsOnFailureWhatIsWorthAnotherTry(t *testing.T) {
+	rule := func(_ context.Context, f *flow.Failure) flow.FailureAction {
+		if _, ok := flow.RetryAfter(f); ok {
+			return flow.FailStream
+		}
+		return flow.SkipMessage
+	}
+	fails := func(err error) func() error { return func() error { return err } }
+	for _, c := range []struct {
+		name    string
+		handler func() error
+		want    flow.FailureAction
+	}{
+		{"a database's deadline", fails(fmt.Errorf("db: %w", context.DeadlineExceeded)), flow.FailStream},
+		{"a call that was cancelled", fails(fmt.Errorf("db: %w", context.Canceled)), flow.FailStream},
+		{"an upstream's quota", fails(status.Error(codes.ResourceExhausted, "quota")), flow.FailStream},
+		{"an upstream that is away", fails(status.Error(codes.Unavailable, "away")), flow.FailStream},
+		{"no status", fails(testkit.ErrHandler), flow.FailStream},
+		{"an invalid message", fails(status.Error(codes.InvalidArgument, "malformed")), flow.SkipMessage},
+		{"a permanent error", fails(flow.Permanent(fmt.Errorf("db: %w", context.DeadlineExceeded))), flow.SkipMessage},
+		{"a panic", func() error { panic("poison") }, flow.SkipMessage},
+		{"a panic with an error", func() error { panic(status.Error(codes.Unavailable, "away")) }, flow.SkipMessage},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var got []flow.FailureAction
+				f := testkit.New(t, func(context.Context, flow.Message[string]) error { return c.handler() }, flow.Options{
+					OnFailure: func(ctx context.Context, f *flow.Failure) flow.FailureAction {
+						if ctx.Err() != nil {
+							t.Error("the stream is over")
+						}
+						got = append(got, rule(ctx, f))
+						return got[len(got)-1]
+					},
+				})
+				sum, _ := f.Run(t.Context(), testkit.Given("a1"))
+				if !slices.Equal(got, []flow.FailureAction{c.want}) {
+					t.Errorf("OnFailure has said %v, want %v", got, c.want)
+				}
+				if settled := sum.Committed == 1; settled != (c.want == flow.SkipMessage) {
+					t.Errorf("settled is %v: %+v", settled, sum)
+				}
+			})
+		})
+	}
 }

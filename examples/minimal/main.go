@@ -33,7 +33,7 @@ func store(_ context.Context, m flow.Message[*pb.Reading]) error {
 }
 
 func deadLetter(_ context.Context, f *flow.Failure) flow.FailureAction {
-	if _, ok := flow.RetryAfter(f.Err); ok {
+	if _, ok := flow.RetryAfter(f); ok {
 		return flow.FailStream // it may succeed later: the client sends it again
 	}
 	log.Println("dead letter:", f.Key, f.Value.(*pb.Reading).Celsius, "-", f)

@@ -2,11 +2,19 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"log"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"example.com/flow"
+	pb "example.com/flow/examples/minimal/readingspb"
 )
 
 // The program does what its comment says: each device's readings in order, the dead letter, and the rest after the failure.
@@ -41,6 +49,36 @@ func TestProgramStoresInOrderKeepsADeadLetterAndResumes(t *testing.T) {
 	}
 	if len(lines) != 7 {
 		t.Errorf("%d lines: %q", len(lines), lines)
+	}
+}
+
+// What an outage has stopped is sent again; a dead letter is what no other try can help.
+func TestOutageMakesNoDeadLetters(t *testing.T) {
+	log.SetOutput(new(bytes.Buffer))
+	defer log.SetOutput(os.Stderr)
+	for _, c := range []struct {
+		name  string
+		store func() error
+		dead  bool
+	}{
+		{"a database's deadline", func() error { return fmt.Errorf("db: %w", context.DeadlineExceeded) }, false},
+		{"a quota", func() error { return status.Error(codes.ResourceExhausted, "quota") }, false},
+		{"an invalid reading", func() error { return status.Error(codes.InvalidArgument, "malformed") }, true},
+		{"a permanent error", func() error { return flow.Permanent(context.DeadlineExceeded) }, true},
+		{"a panic", func() error { panic("poison") }, true},
+	} {
+		f, err := flow.New(func(context.Context, flow.Message[*pb.Reading]) error { return c.store() }, nil,
+			flow.Options{OnFailure: deadLetter})
+		if err != nil {
+			t.Fatal(err)
+		}
+		readings := make(chan *pb.Reading, 1)
+		readings <- &pb.Reading{Device: "oven"}
+		close(readings)
+		sum, err := f.Run(t.Context(), flow.FromChan(t.Context(), readings))
+		if dead := sum.Committed == 1; dead != c.dead {
+			t.Errorf("%s: settled as a dead letter: %v, want %v (%v)", c.name, dead, c.dead, err)
+		}
 	}
 }
 

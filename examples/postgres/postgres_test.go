@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"example.com/flow"
 	pb "example.com/flow/examples/minimal/readingspb"
@@ -230,6 +233,25 @@ func TestRefusedRowIsAloneAndHoldsItsDevice(t *testing.T) {
 	in := &input{replay: map[string][]float64{"oven": {180}, "fridge": {5, 4}}}
 	if differs, err := st.differences(t.Context(), in); err != nil || differs != "" {
 		t.Errorf("the tables differ: %q, %v", differs, err)
+	}
+}
+
+// What an outage has stopped is sent again; a dead letter is what no other try can help.
+func TestOutageMakesNoDeadLetters(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want flow.FailureAction
+	}{
+		{fmt.Errorf("db: %w", context.DeadlineExceeded), flow.FailStream},
+		{status.Error(codes.ResourceExhausted, "quota"), flow.FailStream},
+		{status.Error(codes.InvalidArgument, "malformed"), flow.SkipMessage},
+		{flow.Permanent(context.DeadlineExceeded), flow.SkipMessage},
+	} {
+		s := new(server)
+		got := s.deadLetter(t.Context(), &flow.Failure{Kind: flow.FailureHandlerError, Seq: 1, Err: c.err})
+		if got != c.want || s.letters.Load() == 1 != (c.want == flow.SkipMessage) {
+			t.Errorf("%v: %v with %d dead letters, want %v", c.err, got, s.letters.Load(), c.want)
+		}
 	}
 }
 

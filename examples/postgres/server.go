@@ -59,7 +59,7 @@ func (s *server) Upload(stream grpc.ClientStreamingServer[pb.Reading, pb.Ack]) e
 
 // deadLetter lets a stream go on after a reading that can't be stored. A service of yours would keep it somewhere.
 func (s *server) deadLetter(_ context.Context, f *flow.Failure) flow.FailureAction {
-	if _, again := flow.RetryAfter(f.Err); again {
+	if _, again := flow.RetryAfter(f); again {
 		return flow.FailStream // the database was away for too long: the client can send it again
 	}
 	s.letters.Add(1)
