@@ -96,7 +96,8 @@ type ReleaseFunc func()
 // when a message's local turn has come, before it takes a slot. Whoever makes a resolver closes it: flow never does.
 type OrderingResolver interface {
 	// Wait blocks until it is key's caller's turn and returns the function that ends the turn. It must return soon
-	// after ctx has ended, with an error if the turn has not come. It is called from many goroutines at once.
+	// after ctx has ended, with an error if the turn has not come. Once Wait has returned, the end of ctx ends no turn, only
+	// the ReleaseFunc does: a handler whose stream has ended may still run. It is called from many goroutines at once.
 	Wait(ctx context.Context, key string) (ReleaseFunc, error)
 	// Close refuses all who wait and all who come.
 	Close()

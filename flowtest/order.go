@@ -37,8 +37,9 @@ type OrderChecker[K comparable] struct {
 // keyOrder is what is known of one key.
 type keyOrder struct {
 	running int    // entered and not left
-	seq     uint64 // of the last that entered; 0 before the first
-	attempt int    // of that
+	entered uint64 // the last that entered; 0 before the first
+	latest  uint64 // the highest that has entered: one that came too late does not take back what began before it
+	attempt int    // the highest of that
 }
 
 const maxViolations = 10
@@ -63,20 +64,22 @@ func (c *OrderChecker[K]) Enter(key K, seq uint64, attempt int) error {
 	var overlap, inversion error
 	switch {
 	case o.running == 0:
-	case seq == 0 || o.seq == 0:
+	case seq == 0 || o.entered == 0:
 		overlap = fmt.Errorf("a message of key %s began while another was running", name(key))
 	default:
-		overlap = fmt.Errorf("message %d of key %s began while message %d was running", seq, name(key), o.seq)
+		overlap = fmt.Errorf("message %d of key %s began while message %d was running", seq, name(key), o.entered)
 	}
 	switch {
 	case seq == 0:
-	case seq < o.seq:
-		inversion = fmt.Errorf("message %d of key %s began after message %d", seq, name(key), o.seq)
-	case seq == o.seq && attempt <= o.attempt:
+	case seq < o.latest:
+		inversion = fmt.Errorf("message %d of key %s began after message %d", seq, name(key), o.latest)
+	case seq == o.latest && attempt <= o.attempt:
 		inversion = fmt.Errorf("attempt %d of message %d of key %s began after its attempt %d", attempt, seq, name(key), o.attempt)
+	default:
+		o.latest, o.attempt = seq, attempt
 	}
 	o.running++
-	o.seq, o.attempt = seq, attempt
+	o.entered = seq
 	return errors.Join(c.noteLocked(overlap), c.noteLocked(inversion))
 }
 

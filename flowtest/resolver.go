@@ -17,7 +17,7 @@ import (
 // TestOrderingResolver checks that what newResolver makes does what a Gate and a Receiver need of an OrderingResolver,
 // as fstest.TestFS does for file systems. Each property is a subtest with a resolver of its own, which is closed at its
 // end. It runs in real time, so that it fits resolvers that keep their locks elsewhere, and gives each answer ten seconds
-// to come.
+// to come. It does not work in testing/synctest bubbles, where there are no subtests.
 //
 // It does not check that the callers of a key get their turns in the order in which they called, since a Receiver asks for
 // one message of a key and stream at a time; nor that different keys run side by side.
@@ -54,6 +54,7 @@ var properties = []property{
 	{"release twice is harmless", (*suite).releaseTwice},
 	{"a wait ends with its context", (*suite).cancelledWait},
 	{"a cancelled wait leaves nothing taken", (*suite).nothingTaken},
+	{"a turn does not end with its context", (*suite).outlivesContext},
 	{"close refuses waiting and later callers", (*suite).refusesAfterClose},
 	{"close twice and release after close are harmless", (*suite).closeTwice},
 	{"a receiver runs its stream through it", (*suite).receives},
@@ -239,6 +240,27 @@ func (s *suite) nothingTaken() error {
 		}
 		release()
 	}
+	return nil
+}
+
+func (s *suite) outlivesContext() error {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	first, err := s.acquire(s.wait(ctx, "a"), "the first caller")
+	if err != nil {
+		return err
+	}
+	second := s.wait(s.ctx, "a")
+	cancel()
+	if err := s.wantBlocked(second, "a second caller while the first, whose context has ended, holds the turn"); err != nil {
+		return err
+	}
+	first()
+	release, err := s.acquire(second, "the second caller after the first's release")
+	if err != nil {
+		return err
+	}
+	release()
 	return nil
 }
 

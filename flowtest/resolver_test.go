@@ -40,6 +40,7 @@ func TestOrderingResolverRefusesBrokenOnes(t *testing.T) {
 		{bugPanicsOnSecondClose, "close twice and release after close are harmless"},
 		{bugRefusesAll, "a receiver runs its stream through it"},
 		{bugNilRelease, "release passes the turn on"},
+		{bugEndsTurnWithContext, "a turn does not end with its context"},
 	} {
 		i := slices.IndexFunc(properties, func(p property) bool { return p.name == c.want })
 		if i < 0 {
@@ -96,6 +97,7 @@ const (
 	bugPanicsOnSecondClose
 	bugRefusesAll
 	bugNilRelease
+	bugEndsTurnWithContext
 	bugs
 )
 
@@ -171,7 +173,11 @@ func (p *plain) Wait(ctx context.Context, key string) (flow.ReleaseFunc, error) 
 	case bugReleasesOthers:
 		return release, nil
 	}
-	return sync.OnceFunc(release), nil
+	release = sync.OnceFunc(release)
+	if p.bug == bugEndsTurnWithContext {
+		context.AfterFunc(ctx, release)
+	}
+	return release, nil
 }
 
 func (p *plain) Close() {

@@ -1,10 +1,12 @@
 // Package flowtest helps to test what is built on package flow: a source that a test controls, a checker of the order in
 // which a handler is called, and a conformance suite for a caller's own OrderingResolver. All of it works in testing/synctest
-// bubbles.
+// bubbles but the suite, which runs subtests and real time.
 package flowtest
 
 import (
+	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -28,7 +30,7 @@ type Source[T any] struct {
 // NewSource returns a Source whose Recv returns values and then blocks until the test says how to go on. When the test ends,
 // a Recv that is still blocked returns an error. In a bubble, tb must be the bubble's.
 func NewSource[T any](tb testing.TB, values ...T) *Source[T] {
-	s := &Source[T]{tb: tb, values: values}
+	s := &Source[T]{tb: tb, values: slices.Clone(values)} // Send appends to them
 	s.changed = sync.NewCond(&s.mu)
 	tb.Cleanup(func() {
 		s.mu.Lock()
@@ -79,8 +81,17 @@ func (s *Source[T]) Send(values ...T) {
 // End makes Recv return io.EOF once all that was sent has been received.
 func (s *Source[T]) End() { s.Fail(io.EOF) }
 
-// Fail makes Recv return err once all that was sent has been received. Only the first End or Fail counts.
+// errFailNil is what Recv returns after Fail(nil): a stream that never ended would hang the test that made the mistake.
+var errFailNil = errors.New("flowtest: Fail: err must not be nil: a stream ends with an error, or by End")
+
+// Fail makes Recv return err once all that was sent has been received. Only the first End or Fail counts. It reports a test
+// failure if err is nil.
 func (s *Source[T]) Fail(err error) {
+	s.tb.Helper()
+	if err == nil {
+		s.tb.Error(errFailNil)
+		err = errFailNil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finish(err)

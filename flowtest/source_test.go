@@ -3,6 +3,8 @@ package flowtest_test
 import (
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -88,10 +90,40 @@ func TestSourceReportsWhatGRPCForbids(t *testing.T) {
 			s.Send(1, 2)
 		}, 1},
 		{"send after the end", func(s *flowtest.Source[int]) { s.End(); s.Send(1) }, 1},
+		{"fail without an error", func(s *flowtest.Source[int]) { s.Fail(nil) }, 1},
 	} {
 		if got := report(c.misuse); got != c.want {
 			t.Errorf("%s: %d failures reported, want %d", c.name, got, c.want)
 		}
+	}
+}
+
+// A test that has made the mistake ends, and says so, instead of hanging.
+func TestSourceThatFailsWithNilEndsWithAnErrorThatSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := flowtest.NewSource(&recorder{TB: t}, 1)
+		s.Fail(nil)
+		if got, err := s.Recv(); got != 1 || err != nil {
+			t.Errorf("Recv() = %d, %v, want what was sent", got, err)
+		}
+		if _, err := s.Recv(); err == nil || !strings.Contains(err.Error(), "err must not be nil") {
+			t.Errorf("Recv() = %v, want an error that names the mistake", err)
+		}
+	})
+}
+
+func TestSourceLeavesTheValuesItWasGivenAlone(t *testing.T) {
+	all := []int{1, 2, 3}
+	s := flowtest.NewSource(t, all[:1]...)
+	s.Send(9)
+	all[0] = 7
+	s.End()
+	var got []int
+	for v, err := s.Recv(); err == nil; v, err = s.Recv() {
+		got = append(got, v)
+	}
+	if !slices.Equal(all, []int{7, 2, 3}) || !slices.Equal(got, []int{1, 9}) {
+		t.Errorf("the caller's values are %v, and what was received is %v", all, got)
 	}
 }
 
