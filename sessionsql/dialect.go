@@ -25,6 +25,8 @@ func (d Dialect) String() string {
 	return fmt.Sprintf("Dialect(%d)", int(d))
 }
 
+const doneSuffix = "_done" // of the other table's name
+
 // query writes a statement for the dialect: parameters stand in it as $1, the tables as {sessions} and {done}, the type
 // of bytes as {bytes}, and [[…]] encloses what is for PostgreSQL only.
 func (d Dialect) query(text, table string) string {
@@ -44,5 +46,5 @@ func (d Dialect) query(text, table string) string {
 		bytes = "BLOB"
 		text = strings.ReplaceAll(text, "$", "?")
 	}
-	return strings.NewReplacer("{sessions}", table, "{done}", table+"_done", "{bytes}", bytes).Replace(text)
+	return strings.NewReplacer("{sessions}", table, "{done}", table+doneSuffix, "{bytes}", bytes).Replace(text)
 }

@@ -23,9 +23,9 @@ var errNoSession = errors.New("sessionsql: a message without a session can't be 
 // for a database that was restored from a backup.
 //
 // A stream whose session was taken meanwhile, in another process maybe, gets an error that is flow.ErrSessionMoved and
-// permanent: roll back. Until the transaction ends, nobody else can take the session. After any other error too the
-// transaction is to be rolled back; with REPEATABLE READ or SERIALIZABLE it may be one of serialization, to be tried
-// again as such.
+// permanent: roll back. Until the transaction ends, nobody else can take the session, also when the host is dead that began
+// it: the package's documentation names the settings that end it then. After any other error too the transaction is to be
+// rolled back; with REPEATABLE READ or SERIALIZABLE it may be one of serialization, to be tried again as such.
 func Once[T any](ctx context.Context, tx *sql.Tx, s *Store, m flow.Message[T]) (first bool, err error) {
 	session := m.Session()
 	if session.ID.Name == "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"strings"
 	"time"
 
 	"example.com/flow"
@@ -16,7 +17,8 @@ import (
 type Options struct {
 	Dialect Dialect // which database it is; there is no default
 	// Table is that of the sessions, maybe with its schema. "" means flow_sessions. The other one's name ends in _done. Each kind
-	// of upload needs one of its own: see flow.SessionOptions.Store.
+	// of upload needs one of its own: see flow.SessionOptions.Store. With PostgreSQL it is at most 58 bytes long behind the
+	// schema.
 	Table string
 }
 
@@ -28,6 +30,12 @@ type Store struct {
 }
 
 var _ flow.SessionStore = (*Store)(nil)
+
+// PostgreSQL cuts longer names at maxName bytes, so that the two tables would be one, or both those of another Store.
+const (
+	maxName  = 63
+	maxTable = maxName - len(doneSuffix)
+)
 
 var tableName = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*\.)?[A-Za-z_][A-Za-z0-9_]*$`)
 
@@ -43,14 +51,44 @@ func New(db *sql.DB, o Options) (*Store, error) {
 		return nil, fmt.Errorf("sessionsql: Options.Dialect must be SQLite or PostgreSQL (got %v)", o.Dialect)
 	case !tableName.MatchString(o.Table):
 		return nil, fmt.Errorf("sessionsql: Options.Table must be letters, digits and underscores, maybe behind a schema (got %q)", o.Table)
+	case o.Dialect == PostgreSQL && len(o.Table)-strings.Index(o.Table, ".")-1 > maxTable:
+		return nil, fmt.Errorf("sessionsql: Options.Table must be at most %d bytes long behind the schema, so that PostgreSQL does not cut "+
+			"the names (got %q)", maxTable, o.Table)
 	}
 	return &Store{db: db, dialect: o.Dialect, table: o.Table}, nil
 }
 
 func (s *Store) query(text string) string { return s.dialect.query(text, s.table) }
 
-// CreateTables makes the tables that are not there yet.
-func (s *Store) CreateTables(ctx context.Context) error {
+// createLock is the advisory lock of CreateTables in PostgreSQL: "flowsess" as a number.
+const createLock = 0x666c6f7773657373
+
+// CreateTables makes the tables that are not there yet. Any number of processes may call it at once.
+func (s *Store) CreateTables(ctx context.Context) (err error) {
+	if s.dialect == PostgreSQL {
+		// IF NOT EXISTS is not atomic there: of two transactions that find no table one fails, with unique_violation or
+		// duplicate_table. So they make their tables one after the other.
+		err = s.transact(ctx, func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(createLock)); err != nil {
+				return err
+			}
+			return s.createTables(ctx, tx)
+		})
+	} else {
+		err = s.createTables(ctx, s.db) // each in a transaction of its own, since one that has read may fail when it writes
+	}
+	if err != nil {
+		return fmt.Errorf("sessionsql: create tables: %w", err)
+	}
+	return nil
+}
+
+// execer is what both a database and a transaction can do.
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+func (s *Store) createTables(ctx context.Context, in execer) error {
 	for _, text := range []string{
 		`CREATE TABLE IF NOT EXISTS {sessions} (
 			session TEXT PRIMARY KEY, -- flow.SessionID.String
@@ -65,8 +103,8 @@ func (s *Store) CreateTables(ctx context.Context) error {
 			PRIMARY KEY (session, seq)
 		)`,
 	} {
-		if _, err := s.db.ExecContext(ctx, s.query(text)); err != nil {
-			return fmt.Errorf("sessionsql: create tables: %w", err)
+		if _, err := in.ExecContext(ctx, s.query(text)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -36,6 +36,40 @@ func TestNewRefusesWhatCantBe(t *testing.T) {
 	}
 }
 
+// PostgreSQL cuts names at 63 bytes: both tables would be one, or that of another Store.
+func TestNewRefusesATableThatLeavesNoRoomForTheOthersName(t *testing.T) {
+	db := new(sql.DB)
+	for _, schema := range []string{"", "uploads."} {
+		fits := schema + strings.Repeat("t", 58)
+		if _, err := sessionsql.New(db, sessionsql.Options{Dialect: sessionsql.PostgreSQL, Table: fits}); err != nil {
+			t.Error(err)
+		}
+		want := fmt.Sprintf("Options.Table must be at most 58 bytes long behind the schema, so that PostgreSQL does not cut the names (got %q)", fits+"t")
+		if _, err := sessionsql.New(db, sessionsql.Options{Dialect: sessionsql.PostgreSQL, Table: fits + "t"}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		if _, err := sessionsql.New(db, sessionsql.Options{Dialect: sessionsql.SQLite, Table: fits + "t"}); err != nil {
+			t.Error("SQLite cuts no names:", err)
+		}
+	}
+}
+
+func TestTheLongestTableNameWorks(t *testing.T) {
+	onEach(t, func(t *testing.T, db database) {
+		db.table += strings.Repeat("t", 58-len(db.table))
+		s := db.store(t)
+		if err := s.CreateTables(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Save(t.Context(), flow.SessionID{Name: "n"}, aState(1), 0); err != nil {
+			t.Fatal(err)
+		}
+		if db.count(t, "") != 1 || db.count(t, "_done") != 0 {
+			t.Error("the two tables are one")
+		}
+	})
+}
+
 // aState is one in which everything is set.
 func aState(committed uint64) flow.SessionState {
 	return flow.SessionState{
@@ -195,6 +229,33 @@ func TestCreateTablesAgainChangesNothing(t *testing.T) {
 		}
 		if db.count(t, "") != 1 {
 			t.Error("the session is gone")
+		}
+	})
+}
+
+// Processes that are started together all make the tables.
+func TestCreateTablesMayBeCalledByManyAtOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, db database) {
+		const callers, rounds = 16, 10
+		for round := range rounds {
+			own := db
+			own.table = fmt.Sprintf("%s_together_%d", db.table, round)
+			start := make(chan struct{})
+			var wg sync.WaitGroup
+			for range callers {
+				s := own.store(t)
+				wg.Go(func() {
+					<-start
+					if err := s.CreateTables(t.Context()); err != nil {
+						t.Errorf("round %d: %v", round, err)
+					}
+				})
+			}
+			close(start)
+			wg.Wait()
+			if own.count(t, "") != 0 || own.count(t, "_done") != 0 {
+				t.Error("the new tables are not empty")
+			}
 		}
 	})
 }
