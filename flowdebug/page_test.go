@@ -195,6 +195,17 @@ func TestTextsAreCutAndInvisibleCharactersAreWritten(t *testing.T) {
 		"\xff":          `\xff`,
 		long:            long[:128] + "…",
 		"x" + long:      "x" + long[:126] + "…",
+		// A cut falls between characters, of however many bytes they are and wherever they begin.
+		strings.Repeat("€", 50):         strings.Repeat("€", 42) + "…", // 126 bytes of 128
+		"x" + strings.Repeat("€", 50):   "x" + strings.Repeat("€", 42) + "…",
+		"xy" + strings.Repeat("€", 50):  "xy" + strings.Repeat("€", 42) + "…",
+		strings.Repeat("😀", 40):         strings.Repeat("😀", 32) + "…",
+		"x" + strings.Repeat("😀", 40):   "x" + strings.Repeat("😀", 31) + "…",
+		"xy" + strings.Repeat("😀", 40):  "xy" + strings.Repeat("😀", 31) + "…",
+		"xyz" + strings.Repeat("😀", 40): "xyz" + strings.Repeat("😀", 31) + "…",
+		// Bytes that are no characters are all there.
+		strings.Repeat("\xff", 200): strings.Repeat(`\xff`, 128) + "…",
+		strings.Repeat("\x80", 200): strings.Repeat(`\x80`, 128) + "…",
 	} {
 		page := flowdebug.New()
 		page.Add("keys", fake{Keys: []flow.KeyState{{Key: key}}})

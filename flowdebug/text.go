@@ -17,10 +17,7 @@ const (
 func displayText(s string, limit int) string {
 	cut := len(s) > limit
 	if cut {
-		s = s[:limit]
-		for i := 0; i < utf8.UTFMax && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) && len(s) > 0; i++ {
-			s = s[:len(s)-1]
-		}
+		s = s[:characterStart(s, limit)]
 	}
 	hidden := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 	if strings.ContainsFunc(s, hidden) {
@@ -33,6 +30,17 @@ func displayText(s string, limit int) string {
 		s += "…"
 	}
 	return s
+}
+
+// characterStart returns the start of the character that s has at i, so that a cut there divides none. Of bytes that belong
+// to no character it is i.
+func characterStart(s string, i int) int {
+	for start := i; start > max(0, i-utf8.UTFMax); start-- {
+		if utf8.RuneStart(s[start]) {
+			return start
+		}
+	}
+	return i
 }
 
 // errorText returns err's text for display. Error is the caller's code and may panic, as that of a typed nil does; then it
