@@ -18,7 +18,8 @@
 // only reads: nothing that it serves changes a Flow.
 //
 // A loopback address keeps other machines out, but not other sites in a browser on the same machine, which can reach it
-// under a host name of their own (DNS rebinding). Mounting it with a host, as "localhost/debug/flow/", prevents that.
+// under a host name of their own (DNS rebinding). Mounting it with a host, as "localhost/debug/flow/", prevents that;
+// examples/ingest admits addresses too, which cannot be forged like that.
 //
 // Keys and errors are words of strangers. They are cut to 128 and 512 bytes; characters that are invisible, or that change
 // the direction of text, and bytes that are not UTF-8 are written as in Go; and the page treats them as text and nothing

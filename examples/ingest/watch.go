@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,7 +43,7 @@ func newWatch(cfg *config, m *metrics) (*watch, error) {
 	if cfg.debug != "" {
 		w.page = flowdebug.New()
 		w.observers = append(w.observers, w.page.Observer(shownAs))
-		if err := w.serve(cfg.debug, debugPath, w.page, "watch it on"); err != nil {
+		if err := w.serve(cfg.debug, debugPath, underOwnNames(cfg.debug, w.page), "watch it on"); err != nil {
 			return nil, errors.Join(fmt.Errorf("-debug: %w", err), w.close())
 		}
 	}
@@ -104,6 +106,30 @@ func (w *watch) serve(addr, path string, h http.Handler, what string) error {
 	w.notes = append(w.notes, fmt.Sprintf("%s http://%s%s", what, lis.Addr(), path))
 	go func() { _ = s.Serve(lis) }() // until close
 	return nil
+}
+
+// underOwnNames serves h under addresses, as localhost, and by the name in addr if that has one. Any other name may be that of
+// another site, whose owner has it lead to this machine, so that a browser here shows that site's script what h answers (DNS
+// rebinding). An address in the request can't be made up like that: the script's site would have to be served from there.
+func underOwnNames(addr string, h http.Handler) http.Handler {
+	own := hostOf(addr)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := hostOf(r.Host)
+		_, err := netip.ParseAddr(host)
+		if err != nil && !strings.EqualFold(host, "localhost") && (own == "" || !strings.EqualFold(host, own)) {
+			http.Error(w, "ask for this page by an address, as localhost, or by the name that -debug was given", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// hostOf returns the host of an address that may have a port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return strings.Trim(addr, "[]")
 }
 
 // close ends what is served, at once: a page that somebody has open would never end by itself.

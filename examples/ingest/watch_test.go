@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -99,6 +100,80 @@ func TestSlowKeyIsSeenOnThePageAndInTheMetrics(t *testing.T) {
 	}
 	if get(t, page) != "" || get(t, metrics) != "" {
 		t.Error("the page and the metrics are served on")
+	}
+}
+
+// A page of another site's, whose name its owner has lead to this machine (DNS rebinding), reads nothing here.
+func TestPageIsServedUnderAddressesAndNamesOfItsOwnOnly(t *testing.T) {
+	cfg, err := parse(strings.Fields("-debug localhost:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWatch(cfg, newMetrics(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	addr := regexp.MustCompile(`http://([^/]+)`).FindStringSubmatch(w.notes[0])[1]
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	for host, want := range map[string]int{
+		addr: http.StatusOK, "localhost:" + port: http.StatusOK, "LOCALHOST": http.StatusOK, "127.0.0.1": http.StatusOK,
+		"[::1]:" + port: http.StatusOK, "[::1]": http.StatusOK, "192.0.2.7:" + port: http.StatusOK,
+		"evil.example:" + port: http.StatusForbidden, "evil.example": http.StatusForbidden,
+		"localhost.evil.example:" + port: http.StatusForbidden, "127.0.0.1.evil.example": http.StatusForbidden,
+		"evil.example.:" + port: http.StatusForbidden,
+	} {
+		for _, query := range []string{"", "?format=json"} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+debugPath+query, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Host = host
+			answer, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(answer.Body)
+			_ = answer.Body.Close()
+			if err != nil || answer.StatusCode != want {
+				t.Errorf("%s as %q answers %d, want %d: %v", query, host, answer.StatusCode, want, err)
+			}
+			if want == http.StatusForbidden && !strings.Contains(string(body), "localhost") {
+				t.Errorf("the refusal does not say what to ask for: %s", body)
+			}
+		}
+	}
+}
+
+func TestNameThatDebugIsGivenIsOneOfThePages(t *testing.T) {
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	for _, c := range []struct {
+		debug, host string
+		want        int
+	}{
+		{"build-7.lan:7070", "build-7.lan:7070", http.StatusOK},
+		{"build-7.lan:7070", "Build-7.LAN:80", http.StatusOK},
+		{"build-7.lan:7070", "build-8.lan:7070", http.StatusForbidden},
+		{"build-7.lan:7070", "", http.StatusForbidden},
+		{":7070", "build-7.lan:7070", http.StatusForbidden},
+		{":7070", "", http.StatusForbidden},
+		{":7070", ":7070", http.StatusForbidden},
+	} {
+		r := httptest.NewRequest(http.MethodGet, debugPath, nil)
+		r.Host = c.host
+		answer := httptest.NewRecorder()
+		underOwnNames(c.debug, page).ServeHTTP(answer, r)
+		if answer.Code != c.want {
+			t.Errorf("-debug %s: as %q it answers %d, want %d", c.debug, c.host, answer.Code, c.want)
+		}
 	}
 }
 
