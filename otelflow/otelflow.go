@@ -6,8 +6,9 @@
 //	…
 //	watching, err := t.Watch(f)
 //
-// Names, units and attributes follow OpenTelemetry's semantic conventions; README.md has the table. Keys and sequence
-// numbers are never attributes of a metric: clients choose them, and each would be a time series of its own.
+// Names, units and attributes go by OpenTelemetry's semantic conventions, but for some namespaces that are plural, such as
+// flow.messages; README.md has the table. Keys and sequence numbers are never attributes of a metric: clients choose them,
+// and each would be a time series of its own.
 //
 // What clients and handlers say (a key, the text of an error) is cut to size and made valid UTF-8 before it gets into a
 // span: an exporter refuses a whole batch for one string that is not.

@@ -8,8 +8,9 @@
 //
 // What happens to the messages of a worker, or of a gateway, is shown by package otelflow, as for any Flow.
 //
-// Names, units and attributes follow OpenTelemetry's semantic conventions; natsflow's README has the table. Keys and
-// sequence numbers are never attributes: there are too many of them. A partition is one; Topic.Partitions bounds them.
+// Names, units and attributes go by OpenTelemetry's semantic conventions, but for some namespaces that are plural, such as
+// natsflow.events; natsflow's README has the table. Keys and sequence numbers are never attributes: there are too many of
+// them. A partition is one; Topic.Partitions bounds them.
 package otelnatsflow
 
 import (
