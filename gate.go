@@ -183,6 +183,9 @@ func shutdownCause(ctx context.Context, err error) error {
 
 // end gives back what the admission holds, once. leave comes last: until it returns a Shutdown waits, and when that has
 // returned slot and turn are free. One from a PressureController alone is not known to any coordinator.
+//
+// leave is deferred, since the ReleaseFunc of a caller's own resolver may panic: an admission that stayed behind would let
+// no Shutdown end.
 func (a *admission) end() {
 	a.mu.Lock()
 	over := a.over
@@ -191,10 +194,10 @@ func (a *admission) end() {
 	if over {
 		return
 	}
-	a.giveBack()
 	if a.gate != nil {
-		a.gate.shutdown.leave(a)
+		defer a.gate.shutdown.leave(a)
 	}
+	a.giveBack()
 }
 
 // giveBack gives back the slot, then the turn, so that the next in turn finds the slot.

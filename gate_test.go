@@ -381,6 +381,35 @@ func TestOwnResolverThatPanicsInAdmitIsNoAdmissionForShutdown(t *testing.T) {
 	})
 }
 
+func TestOwnResolverWhoseReleasePanicsLeavesNoAdmissionForShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shutdown := flow.NewShutdownCoordinator(flow.ShutdownOptions{})
+		pressure := flow.NewPressureController(flow.BackpressureOptions{Capacity: 1})
+		g := flow.NewGate(resolverFunc(func(context.Context, string) (flow.ReleaseFunc, error) {
+			return func() { panic("release") }, nil
+		}), pressure, shutdown)
+		for range 2 { // the slot is given back each time
+			a, err := g.Admit(t.Context(), "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			func() {
+				defer func() {
+					if recover() != "release" {
+						t.Error("a direct caller's panic is the caller's")
+					}
+				}()
+				a.Release()
+			}()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := shutdown.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // shutdownOf begins a Shutdown in the background.
 func shutdownOf(t testing.TB, c interface{ Shutdown(context.Context) error }) *caller {
 	t.Helper()
