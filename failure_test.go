@@ -472,12 +472,13 @@ func TestRecvIsNotCalledAgainAfterItsFirstError(t *testing.T) {
 	}
 }
 
-// Errors of the caller's whose methods panic, each another. (testkit.NilError is all of them at once.)
+// Errors of the caller's whose methods panic, or lie, each another. (testkit.NilError is all of them at once.)
 type (
 	textPanics   struct{ name string }
 	unwrapPanics struct{ name string }
 	isPanics     struct{ name string }
 	asPanics     struct{ name string }
+	asLies       struct{ name string } // it finds whatever it is asked for, and sets nothing
 	statusPanics struct{ name string }
 	endless      struct{ name string } // wraps itself
 	endlessTree  struct{ name string } // and that twice
@@ -497,6 +498,11 @@ func (e *isPanics) Is(error) bool { panic("Is of " + e.name) }
 func (e *asPanics) Error() string { return e.name }
 
 func (e *asPanics) As(any) bool { panic("As of " + e.name) }
+
+func (e *asLies) Error() string { return e.name }
+
+// As reports whether it has found what it is asked for, and has set nothing.
+func (e *asLies) As(any) bool { return true }
 
 func (e *statusPanics) Error() string { return e.name }
 
@@ -522,6 +528,7 @@ var foreign = map[string]struct {
 	"Unwrap":       {&unwrapPanics{"e"}, "e"},
 	"Is":           {&isPanics{"e"}, "e"},
 	"As":           {&asPanics{"e"}, "e"},
+	"As lies":      {&asLies{"e"}, "e"},
 	"GRPCStatus":   {&statusPanics{"e"}, "e"},
 	"no end":       {&endless{"e"}, "e"},
 	"no end twice": {&endlessTree{"e"}, "e"},

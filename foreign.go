@@ -80,18 +80,25 @@ func unwrap(err error) (ok bool, several []error, one error) {
 	return ok, several, one
 }
 
-// findError is errors.AsType. An As method that panics has found nothing, and the search goes on with what its error
-// wraps.
+// findError is errors.AsType. An As method that panics, or sets nothing, has found nothing, and the search goes on with what
+// its error wraps.
 func findError[E any](err error) (found E, ok bool) {
 	walk(err, func(e error) bool {
 		if found, ok = e.(E); !ok {
 			if as, has := e.(interface{ As(any) bool }); has {
-				guarded(func() { ok = as.As(&found) })
+				ok = asFinds(as, &found)
 			}
 		}
 		return ok
 	})
 	return found, ok
+}
+
+// asFinds reports whether the As method has set target, which is a pointer to a zero value. Whether it says so is not
+// enough: what is found is used, and a nil that was used would end the process where nobody recovers.
+func asFinds(e interface{ As(any) bool }, target any) (found bool) {
+	guarded(func() { found = e.As(target) && !reflect.ValueOf(target).Elem().IsZero() })
+	return found
 }
 
 // isError is errors.Is. A comparison that panics, since the type has a field which can't be compared, counts as unequal.
@@ -184,7 +191,8 @@ func conductOf(err error) conduct {
 }
 
 // conductAlone is that of e without what it wraps. Its Is and As are tried with a target that they can't know. That they
-// return proves little, since they may panic on another one: so the best that such an error gets is opaque.
+// return proves little, since they may panic on another one: so the best that such an error gets is opaque. One whose As
+// says that it has found that is as bad as a panic: whoever asks for something else gets a nil for it.
 func conductAlone(e error) conduct {
 	v := reflect.ValueOf(e)
 	is, hasIs := e.(interface{ Is(error) bool })
@@ -197,10 +205,19 @@ func conductAlone(e error) conduct {
 	// Of a typed nil most methods panic, and one that does not for this target may for the next.
 	case v.Kind() == reflect.Pointer && v.IsNil(),
 		hasIs && !guarded(func() { is.Is(errGoexit) }),
-		hasAs && !guarded(func() { as.As(new(goexitError)) }):
+		hasAs && !honest(as):
 		return conductUnsafe
 	}
 	return conductOpaque
+}
+
+// strangeError is what no error is.
+type strangeError struct{ error }
+
+// honest reports whether the As method, asked for what it can't have, says so.
+func honest(e interface{ As(any) bool }) (says bool) {
+	guarded(func() { says = !e.As(new(strangeError)) })
+	return says
 }
 
 // Errors that many wrap, and whose Is never panics. They are named so that the commonest errors of handlers, a gRPC status
@@ -237,7 +254,7 @@ func (g *guardedError) As(target any) (found bool) {
 			return true
 		}
 		if as, has := e.(interface{ As(any) bool }); has {
-			guarded(func() { found = as.As(target) })
+			found = asFinds(as, target)
 		}
 		return found
 	})
