@@ -127,21 +127,26 @@ type laneResolver struct {
 }
 
 // NewFIFO returns the resolver of OrderingFIFO: one caller at a time, whatever the key, by arrival. Mode is ignored.
-// It panics on impossible options, with the text that [New] would return.
+// It panics on impossible options, with the text that [New] would return, and on a Resolver.
 func NewFIFO(o OrderingOptions) OrderingResolver {
 	o.Mode = OrderingFIFO
 	return newLaneResolver(o)
 }
 
 // NewKeyedFIFO returns the resolver of OrderingKeyedFIFO: for each key one caller at a time, by arrival. Mode is
-// ignored. It panics on impossible options, with the text that [New] would return.
+// ignored. It panics on impossible options, with the text that [New] would return, and on a Resolver.
 func NewKeyedFIFO(o OrderingOptions) OrderingResolver {
 	o.Mode = OrderingKeyedFIFO
 	return newLaneResolver(o)
 }
 
+// newLaneResolver refuses a Resolver, which it would never ask: New takes that out of the options before, and asks it beside
+// this one.
 func newLaneResolver(o OrderingOptions) *laneResolver {
 	mustBeValid(o.validate())
+	if o.Resolver != nil {
+		mustBeValid(invalid("Ordering.Resolver", "a resolver", "can't be asked by a built-in one: use it in its place"))
+	}
 	r := &laneResolver{opts: o, shut: make(chan struct{})}
 	r.flow = &laneBounds{opts: r.opts, closed: &r.closed}
 	r.lanes = newSharedLanes(r.flow)

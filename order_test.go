@@ -32,6 +32,22 @@ func keysOf(n int) []string {
 	return values
 }
 
+func TestResolversOfPartsRefuseAResolverOfTheirOwn(t *testing.T) {
+	own := resolverFunc(func(context.Context, string) (flow.ReleaseFunc, error) { return func() {}, nil })
+	for name, newResolver := range map[string]func(flow.OrderingOptions) flow.OrderingResolver{
+		"NewFIFO": flow.NewFIFO, "NewKeyedFIFO": flow.NewKeyedFIFO,
+	} {
+		func() {
+			defer func() {
+				if text, _ := recover().(string); !strings.Contains(text, "Ordering.Resolver") {
+					t.Errorf("%s has panicked with %q", name, text)
+				}
+			}()
+			newResolver(flow.OrderingOptions{Resolver: own})
+		}()
+	}
+}
+
 func TestFIFORunsOneMessageOfAStreamAtATimeInSeqOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testkit.NewManualHandler()

@@ -2,6 +2,8 @@ package main
 
 // orderBugs break who runs after whom.
 var orderBugs = []mutant{
+	bug("a built-in resolver takes no notice of the Resolver in its options", "ResolversOfPartsRefuse",
+		"order.go", "	if o.Resolver != nil {\n", "	if o.Resolver != nil && o.Capacity < 0 {\n"),
 	bug("two runners on one lane", "KeyedFIFORunsOneMessageOfAKey|FIFORunsOneMessageOfAStream",
 		"lane.go", "	l.tail = t\n	l.n++\n	return false, \"\"", "	l.tail = t\n	l.n++\n	return l.n == 3, \"\""),
 	bug("lane evicted while in use", "KeyedFIFORunsOneMessageOfAKey|ScopeFlow",
