@@ -161,6 +161,7 @@ type batches[T any] struct {
 	again   []*run[T]     // those that are called again as a whole, and only lack a slot
 	out     []*run[T]     // those with workers
 	spare   []*run[T]
+	gaps    []*run[T] // while a stream is swept: those with messages in their lists that are in them no more
 
 	behind   []*stream[T] // while one is filled: streams with something behind what is in it
 	lined    uint64       // messages so far
@@ -462,41 +463,57 @@ func (r *run[T]) hasEnded(s *stream[T]) bool {
 	return found
 }
 
-// takeOut takes m, whose stream has ended, out of the batch that it is in, which forms or is held. A batch of none ceases
-// to be. The sweep of the stream calls it, and then brings m to its end: m is in no batch any more, but still in its lane.
-//
-// A batch with a worker is not called off: m waits in one of its other parts, which are the shard's alone, and the worker
-// looks only at the part that is out.
+// takeOut takes m, whose stream has ended, out of the batch that it is in, which forms or is held. The sweep of the stream
+// calls it for all its messages, brings them to their end, and then calls closeGaps: m is in no batch any more, but still in
+// its lane, and in the batch's list until then.
 func (b *batches[T]) takeOut(m *message[T]) {
-	sh := b.sh
 	r := m.run
 	c := r.batch
-	remove := func(list []*message[T]) []*message[T] {
-		if i := slices.Index(list, m); i >= 0 {
-			list = slices.Delete(list, i, i+1)
-		}
-		return list
-	}
 	m.run = nil
-	if r.worker != nil { // out with another part
-		for i := range c.parts {
-			c.parts[i] = remove(c.parts[i])
+	if r.worker == nil { // it is in the list, and not in a part
+		c.bytes -= m.size
+	}
+	if !c.gaps {
+		c.gaps = true
+		b.gaps = append(b.gaps, r)
+	}
+}
+
+// closeGaps has the batches out of which messages were taken forget them. A batch of none ceases to be. Each list is gone
+// through once: to look for each message by itself took a shard seconds, where a stream had a large batch.
+//
+// A batch with a worker is not called off: what was taken out was in one of its other parts, which are the shard's alone,
+// and the worker looks only at the part that is out.
+func (b *batches[T]) closeGaps() {
+	for i, r := range b.gaps {
+		b.gaps[i] = nil
+		c := r.batch
+		c.gaps = false
+		gone := func(m *message[T]) bool { return m.run != r }
+		if r.worker != nil { // out with another part
+			for i := range c.parts {
+				c.parts[i] = slices.DeleteFunc(c.parts[i], gone)
+			}
+			continue
 		}
-		return
+		r.list = slices.DeleteFunc(r.list, gone)
+		c.full = false
+		if len(r.list) == 0 {
+			b.forget(r)
+		}
 	}
-	r.list = remove(r.list)
-	c.bytes -= m.size
-	c.full = false
-	if len(r.list) > 0 {
-		return
-	}
+	b.gaps = b.gaps[:0]
+}
+
+// forget takes r, in which nothing is left, from where it forms or is held.
+func (b *batches[T]) forget(r *run[T]) {
 	switch i := slices.Index(b.again, r); {
 	case b.forming == r:
 		b.forming = nil
 	case i >= 0:
 		b.again = slices.Delete(b.again, i, i+1)
 	default:
-		sh.backoff.removeBatch(r)
+		b.sh.backoff.removeBatch(r)
 	}
 	b.reuse(r)
 }

@@ -14,10 +14,11 @@ import (
 // from one call to the next is copied where the rest is reset (see look and holdTogether).
 type batchCall[T any] struct {
 	// The shard's, also while the batch is out: but for ctx, which it then leaves alone, and the worker reads. parts are so,
-	// too: a stream that ends while one part is out takes its messages out of the others (see takeOut).
+	// too: a stream that ends while one part is out takes its messages out of the others (see closeGaps).
 	bytes   int64 // of what is in it; this and the next two are kept while it forms
 	full    bool
 	hurried bool // it does not linger
+	gaps    bool // it is one of batches.gaps
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	all     []*message[T]   // the memory of the run's list, and of the parts
@@ -538,11 +539,11 @@ func (b *batches[T]) back(r *run[T]) {
 // call's context ends: if all those streams have ended, nobody else would notice.
 func (b *batches[T]) leftOut(r *run[T], out []*message[T]) {
 	sh := b.sh
-	r.list = slices.DeleteFunc(r.list, func(m *message[T]) bool { return slices.Contains(out, m) })
 	f := sh.runs.new(runFinish)
 	for _, m := range out {
 		f.add(m)
 	}
+	r.list = slices.DeleteFunc(r.list, func(m *message[T]) bool { return m.run != r })
 	sh.finish(f)
 	b.endCalls(r.list[0].stream)
 }
@@ -579,7 +580,7 @@ func (b *batches[T]) abort(m *message[T]) {
 // batch of its own, without r's slot and without its count of failures.
 //
 // Otherwise r itself waits, without its slot. Its messages keep their lanes, so that nothing overtakes them. worker is unset:
-// by that takeOut knows that the list is the shard's again.
+// by that closeGaps knows that the list is the shard's again.
 func (b *batches[T]) holdTogether(r *run[T]) {
 	sh := b.sh
 	group, delay := r, r.batch.delay

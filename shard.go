@@ -502,6 +502,9 @@ func (sh *shard[T]) sweep(s *stream[T]) {
 		r.add(m)
 		m = before
 	}
+	if sh.batches != nil {
+		sh.batches.closeGaps()
+	}
 	for i, j := 0, len(r.list)-1; i < j; i, j = i+1, j-1 { // drops are told in order of receipt
 		r.list[i], r.list[j] = r.list[j], r.list[i]
 	}

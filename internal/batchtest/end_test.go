@@ -327,3 +327,33 @@ func TestBatchEventsTellOneAttemptAndOneOutcomeEach(t *testing.T) {
 		}
 	})
 }
+
+// A batch is as large as its options allow, and a stream may have all of it. To look through the batch for each message would
+// take seconds; a pass over it takes a fiftieth of what is allowed here.
+func TestBatchThatFormsIsLeftInATimeThatGrowsWithItsSize(t *testing.T) {
+	const n = 100_000
+	f := testkit.NewBatch(t, testkit.SucceedAll, flow.Options{
+		MaxPending: -1, Batch: flow.BatchOptions{MaxMessages: 2 * n, Linger: time.Hour},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	sent, began := 0, time.Time{}
+	sum, err := f.Run(ctx, func() (string, error) {
+		if sent++; sent <= n {
+			return "a", nil
+		}
+		for f.Stats().Waiting < n {
+			time.Sleep(time.Millisecond)
+		}
+		began = time.Now()
+		cancel()
+		return "", ctx.Err()
+	})
+	testkit.FailureOf(t, err, flow.FailureContextCancelled)
+	if sum.Dropped != n {
+		t.Errorf("%d were dropped, want %d", sum.Dropped, n)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the stream has ended after %v", took)
+	}
+}

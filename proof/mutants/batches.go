@@ -14,6 +14,8 @@ var batchBugs = []mutant{
 	}},
 	bug("a batch has more bytes than it may", "Batches|BatchOversize",
 		"batch.go", "b.MaxBytes > 0 && c.bytes+m.size > b.MaxBytes) {", "b.MaxBytes > 0 && c.bytes > b.MaxBytes) {"),
+	bug("what has ended stays in a part of a batch", "Batches|BatchIsolation",
+		"batch.go", "slices.DeleteFunc(c.parts[i], gone)", "c.parts[i]"),
 	bug("the halves come in the wrong order", "Batches|BatchIsolation",
 		"batch_run.go", "		c.parts = append(c.parts, held[:half:half])\n", "		c.parts = append([][]*message[T]{held[:half:half]}, c.parts...)\n"),
 	bug("a part does not wait for what is retried before it", "Batches|BatchIsolation",
