@@ -104,7 +104,7 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet. It is called by begin, and blocks for as long as Owner does. Owner is called on a goroutine of its own,
+// disturbed yet. It is called by begin, and blocks for as long as Owner does, whose ctx is the stream's. Owner is called on a goroutine of its own,
 // since a Goexit in it would end the service method, whose client gRPC then leaves without an answer (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
@@ -122,7 +122,11 @@ func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 			return err
 		})
 		if err != nil {
-			return nil, ownerFailure(err)
+			f := ownerFailure(err)
+			if f.endedBy(ctx) { // what it says of the owner is then nothing that the client could mend
+				f = endOfContext(ctx)
+			}
+			return nil, f
 		}
 	}
 	st := &sessionStream{of: s, request: request, session: Session{ID: id}}
@@ -375,9 +379,10 @@ type streamSession struct {
 // What a session adds to the life of a stream: its beginning is longer, its numbers don't begin with 1, some of its
 // messages are duplicates, and its end is saved before it is told.
 
-// askForSession reads what the client asks for. It is called by begin, and blocks for as long as Owner does.
+// askForSession reads what the client asks for. It is called by begin, and blocks for as long as Owner does. Owner gets the
+// stream's context and not Run's: one that heeds it ends with a Close, and with the grace period of a shutdown.
 func (s *stream[T]) askForSession() {
-	session, refused := s.r.sessions.ask(s.parent)
+	session, refused := s.r.sessions.ask(s.ctx)
 	s.asked = session != nil || refused != nil
 	s.r.mu.Lock()
 	s.session = session

@@ -446,6 +446,35 @@ func TestOwnersDontMeet(t *testing.T) {
 	})
 }
 
+func TestOwnerIsCancelledWithItsStream(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*flow.Flow[string], *resumed)
+		want string
+	}{
+		"Close": {func(f *flow.Flow[string], _ *resumed) { _ = f.Close() }, "Unavailable SHUTDOWN retry"},
+		"end of grace": {func(f *flow.Flow[string], _ *resumed) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_ = f.Shutdown(ctx)
+		}, "Unavailable SHUTDOWN retry"},
+		"client gone": {func(_ *flow.Flow[string], r *resumed) { r.Cancel(nil) }, "Canceled CONTEXT_CANCELLED"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := withSessions(t, testkit.Takes(0), nil, func(o *flow.Options) {
+					o.Sessions.Owner = func(ctx context.Context) (string, error) {
+						<-ctx.Done()
+						return "", ctx.Err()
+					}
+				})
+				r := resume(t, f, "")
+				c.end(f, r)
+				r.wantEnd(t, c.want, "")
+			})
+		})
+	}
+}
+
 func TestMalformedIsRefusedAsThatDuringAShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := withSessions(t, testkit.Takes(0), nil)

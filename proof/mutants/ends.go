@@ -14,6 +14,8 @@ var endBugs = []mutant{
 `),
 	bug("the last to leave does not tell the shutdown", "TestDrainRunsAll|TestShutdown",
 		"shutdown.go", "	delete(c.members, m)\n	c.checkIdleLocked()\n", "	delete(c.members, m)\n"),
+	bug("Owner goes on after a Close", "OwnerIsCancelled",
+		"session_stream.go", "s.r.sessions.ask(s.ctx)", "s.r.sessions.ask(s.parent)"),
 	bug("the first failure is overwritten", "FirstFailureEndsTheStream|RunState",
 		"run.go", "	if s.failure != nil || s.at == phaseDone {", "	if s.at == phaseDone {"),
 	bug("a failure after the end counts", "RunState",
