@@ -113,7 +113,7 @@ func (w *worker[T]) serveBatch(r *run[T]) {
 				m := c.told[r.next]
 				// Only once: after a panic of what is told of m, its step is one behind the judgement.
 				if m.step == stepAttempt {
-					w.judge(c, m)
+					w.judge(c, m, int(r.next))
 				}
 				for m.step < stepBackoff {
 					w.advance(m)
@@ -181,7 +181,8 @@ func (w *worker[T]) look(r *run[T]) {
 
 // announce tells the Observer of the attempts. It goes on where it was when the Observer has panicked. That message, and
 // those whose streams end meanwhile, leave the call, so places and the size are counted once more: what an event says of
-// them before may be more than are called in the end.
+// them before may be more than are called in the end. An attempt that was taken back, since the handler did not make it, is
+// not told of again: who counts attempts, or the wait for the first, would count it twice.
 func (w *worker[T]) announce(r *run[T]) {
 	c := r.batch
 	if w.sh.r.observer == nil {
@@ -192,6 +193,10 @@ func (w *worker[T]) announce(r *run[T]) {
 		s := m.stream
 		if s.isOver() {
 			m.abort(s.abortKind())
+			continue
+		}
+		if m.announced {
+			m.announced = false
 			continue
 		}
 		if m.attempts == 0 {
@@ -287,6 +292,7 @@ func (w *worker[T]) callEnded(r *run[T]) {
 //
 // If the handler has returned nil, each message has its own outcome and the verdict is each. But if nothing was attempted,
 // that is a failure as a whole: called again at once, first in line, it would be called again and again without any progress.
+// The first that was attempted gets the index 0, at which Observers add the call up: of the others nothing is told.
 //
 // If it has failed as a whole, it is called again together while its oldest member, of the streams that live, has attempts
 // left and the rules of RetryOptions allow for it; then in halves. A batch that is being isolated is past that: a part of
@@ -299,13 +305,17 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	e := w.sh.r.engine
 	untouched, failed := 0, 0
 	if c.err == nil {
-		for _, err := range c.errs {
+		for i, err := range c.errs {
 			switch {
 			case err == nil:
 			case isError(err, ErrNotAttempted):
 				untouched++
+				continue
 			default:
 				failed++
+			}
+			if i == untouched { // all before it are
+				c.called[i].index = 0
 			}
 		}
 		if untouched == len(c.errs) {
@@ -390,23 +400,27 @@ func (e *Engine[T]) againAfterCall(f *Failure, n int, charged *bool) (time.Durat
 	return e.retry.delay(f.said().delay, n), !last
 }
 
-// judge says what becomes of m, which was in the call. Retryable may panic in it, which is then the failure of m alone.
+// judge says what becomes of m, which was number i in the call. Retryable may panic in it, which is then the failure of m
+// alone.
 //
 // What the handler says of m counts, also if its stream has ended meanwhile: nil is success and settled, since what it has
 // done is done. An error is then put down to the end of the stream and not asked about. ErrNotAttempted takes the attempt
-// back that callHandler has counted: of a stream that has ended m is dropped if there were no others before.
-func (w *worker[T]) judge(c *batchCall[T], m *message[T]) {
+// back that callHandler has counted: of a stream that has ended m is dropped if there were no others before. For m there was
+// no such call, so whatever it is told of later has neither the time that the call took nor a place in it.
+func (w *worker[T]) judge(c *batchCall[T], m *message[T], i int) {
 	s := m.stream
 	m.took = c.took
 	if c.fault != nil {
 		w.judgeWhole(c, m)
 		return
 	}
-	switch err := c.errs[m.index]; {
+	switch err := c.errs[i]; {
 	case err == nil:
 		m.outcome, m.step = outcomeSucceeded, stepSuccess
 	case isError(err, ErrNotAttempted):
-		if m.attempts--; s.isOver() {
+		m.attempts--
+		m.took, m.batch, m.index, m.announced = 0, 0, 0, true
+		if s.isOver() {
 			m.abort(s.abortKind())
 		} else {
 			m.step = stepUntouched

@@ -69,9 +69,10 @@ type observed struct {
 
 // batchPlace is where a message stands in the call of a batch.
 type batchPlace struct {
-	batch int  // how many messages the call has,
-	index int  // and which of them it is
-	again bool // it has come back untouched
+	batch     int  // how many messages the call has,
+	index     int  // and which of them it is, as the Observer is told
+	again     bool // it has come back untouched
+	announced bool // the Observer has been told of the attempt that is yet to come
 }
 
 // clear makes m, which has finished, one that can be used for another message. What was not written need not be: of a

@@ -43,7 +43,8 @@ type EventKind int
 const (
 	// EventStreamStart: a stream begins. A refused stream has a start and an end too.
 	EventStreamStart EventKind = iota
-	// EventAttempt: the handler is about to be called; once for each attempt.
+	// EventAttempt: the handler is about to be called; once for each attempt, however often that comes again with
+	// ErrNotAttempted.
 	EventAttempt
 	// EventRetry: the attempt failed with Failure and there will be another after Delay.
 	EventRetry
@@ -92,7 +93,7 @@ type Event struct {
 	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message
 	Stack   []byte        // of a recovered panic; not to be changed
 	Batch   int           // of a BatchHandler: size of the call that Attempt is about,
-	Index   int           // and the message's place in it. Took is the whole call's: add it up at Index 0 only
+	Index   int           // and the message's place in it, 0 for the first that was attempted. Took is the call's: add it up at 0 only
 	Summary Summary       // for EventStreamEnd
 	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one
 	Found   string        // how a stream found its session, for EventSession: "new", "known" or "lost"

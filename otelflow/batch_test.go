@@ -88,6 +88,37 @@ func TestBatchIsOneCallOfOneDuration(t *testing.T) {
 	})
 }
 
+func TestBatchOfWhichSomeIsNotAttemptedIsMeasuredOnce(t *testing.T) {
+	for name, outcomes := range map[string][]error{
+		"behind a failure": {flow.Permanent(errHandler), flow.ErrNotAttempted, flow.ErrNotAttempted},
+		"the first":        {flow.ErrNotAttempted, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reader := sdk.NewManualReader()
+				tel := otelflow.New(otelflow.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+				calls := 0
+				batchOf(t.Context(), t, tel, func(_ context.Context, _ []flow.Message[string], errs []error) error {
+					if calls++; calls == 1 {
+						copy(errs, outcomes)
+					}
+					return nil
+				}, "a", "b", "c")
+				got, _ := collect(t, reader)
+				durations := 0.0
+				for point, n := range got {
+					if strings.HasPrefix(point, "flow.handler.duration{") {
+						durations += n
+					}
+				}
+				if waits, sizes := got["flow.message.wait.duration{}"], got["flow.batch.size{}"]; waits != 4 || sizes != 3 || durations != 3 {
+					t.Errorf("%v waits, %v sizes and %v durations of 4 messages in 3 calls", waits, sizes, durations)
+				}
+			})
+		})
+	}
+}
+
 func TestBatchSpanLinksToEachStreamsSpan(t *testing.T) {
 	for name, c := range map[string]struct {
 		handle flow.BatchHandler[string]

@@ -2,7 +2,9 @@ package batchtest_test
 
 import (
 	"context"
+	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -112,6 +114,68 @@ func TestBatchNotAttemptedComesFirstNext(t *testing.T) {
 		b.End()
 		a.WantSummary(t, flow.Summary{Succeeded: 2})
 		b.WantSummary(t, flow.Summary{Succeeded: 2})
+	})
+}
+
+func TestBatchNotAttemptedIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s testkit.ManualBatchHandler
+		var log testkit.EventLog
+		f := testkit.NewBatch(t, s.Handle, flow.Options{
+			Observer: log.Observe, OnFailure: skipAll, Ordering: testkit.Keyed, Retry: flow.RetryOptions{MaxAttempts: 2},
+		})
+		release := testkit.Occupy(t, f, &s)
+		a := testkit.Start(t, f, "a1", "b1", "c1")
+		release()
+		a.End()
+		s.Return(t, "a1 b1 c1", flow.ErrNotAttempted, testkit.ErrHandler, nil)
+		s.Return(t, "a1 b1", flow.ErrNotAttempted, nil)
+		s.Succeed(t, "a1")
+		a.WantSummary(t, flow.Summary{Succeeded: 3, Retried: 1})
+		var told []string
+		for _, e := range log.All() {
+			if e.Stream == 2 && e.Seq > 0 {
+				told = append(told, fmt.Sprintf("%s %s%d %d/%d",
+					strings.TrimPrefix(e.Kind.String(), "Event"), e.Key, e.Attempt, e.Index, e.Batch))
+			}
+		}
+		// Of each call, one of those that were attempted has Index 0.
+		want := []string{
+			"Attempt a1 0/3", "Attempt b1 1/3", "Attempt c1 2/3", "Retry b1 0/3", "Success c1 2/3",
+			"Attempt b2 1/2", "Success b2 0/2", "Success a1 0/1",
+		}
+		if !slices.Equal(told, want) {
+			t.Errorf("told of\n%q, want\n%q", told, want)
+		}
+	})
+}
+
+func TestBatchEndWhileNotAttemptedIsNoCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s testkit.ManualBatchHandler
+		var log testkit.EventLog
+		f := testkit.NewBatch(t, s.Handle, flow.Options{
+			Observer: log.Observe, Ordering: testkit.Keyed, Retry: flow.RetryOptions{MaxAttempts: 5},
+		})
+		release := testkit.Occupy(t, f, &s)
+		a, b := testkit.Start(t, f, "a1"), testkit.Start(t, f, "b1")
+		release()
+		s.Return(t, "a1 b1", testkit.ErrHandler, testkit.ErrHandler)
+		a.Cancel(nil)
+		a.End()
+		time.Sleep(time.Second)
+		s.Return(t, "a1 b1", flow.ErrNotAttempted, nil)
+		b.End()
+		a.WantSummary(t, flow.Summary{Failed: 1})
+		b.WantSummary(t, flow.Summary{Succeeded: 1, Retried: 1})
+		for _, e := range log.Of(flow.EventFailure) {
+			if e.Took != 0 || e.Batch != 0 {
+				t.Errorf("told of a call that took %v, %d/%d", e.Took, e.Index, e.Batch)
+			}
+		}
+		if e := log.Of(flow.EventSuccess); e[len(e)-1].Index != 0 {
+			t.Errorf("nobody tells of the call: %+v", e[len(e)-1])
+		}
 	})
 }
 
