@@ -65,7 +65,7 @@ const (
 	// EventDuplicate: the message was settled by an earlier stream of its session. It is not run.
 	EventDuplicate
 	// EventSession: the stream has taken its session, which was Found as that says; once a stream. One that is refused its
-	// session has none: its EventStreamEnd has a Session that no Fence was given to.
+	// session, or ends before it has it, has none: its EventStreamEnd says by Found what became of that.
 	EventSession
 	// EventSaveFailed: the session's progress could not be saved, for the reason in Failure. It ends nothing, and the
 	// next Save tries again.
@@ -95,8 +95,8 @@ type Event struct {
 	Batch   int           // of a BatchHandler: size of the call that Attempt is about,
 	Index   int           // and the message's place in it, 0 for the first that was attempted. Took is the call's: add it up at 0 only
 	Summary Summary       // for EventStreamEnd
-	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one
-	Found   string        // how a stream found its session, for EventSession: "new", "known" or "lost"
+	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one; no Fence: not taken
+	Found   string        // how its session was found: "new", "known" or "lost"; for EventStreamEnd, not taken: "moved" or "refused"
 }
 
 // SlogObserver writes events to l; nil means slog.Default. At Info and above it writes one line for each failed or
@@ -365,10 +365,10 @@ func (t emitter[T]) emitEnd(sum Summary, f *Failure) {
 		return
 	}
 	e := Event{Kind: EventStreamEnd, Stream: s.id, Took: s.clock(), Failure: f, Summary: sum}
-	// Also one that was refused its session, which then has no Fence.
 	if s.session != nil {
 		e.Session = s.session.session
 	}
+	e.Found = s.lostSession(f)
 	if f != nil {
 		e.Stack = stackOf(f.Err)
 	}

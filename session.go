@@ -304,6 +304,10 @@ const (
 	sessionNew   sessionFound = "new"
 	sessionKnown sessionFound = "known"
 	sessionLost  sessionFound = "lost" // the client knows of messages that the server doesn't
+
+	// Of a stream that has not got its session, which is told to the Observer only.
+	sessionMoved   sessionFound = "moved"   // another stream has it, or takes it
+	sessionRefused sessionFound = "refused" // all else, also that the stream has ended before
 )
 
 // sessionRequest is what a client asks for. It is complete before any other stream is ended: a malformed request must not end

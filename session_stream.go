@@ -174,6 +174,8 @@ func (s *sessionStream) take(ctx context.Context, end func(*Failure)) *Failure {
 			return f
 		}
 		if !moved {
+			// Not before: a stream that ends while the store is called has not got its session.
+			s.session.Epoch, s.session.Fence = s.stored.Epoch, s.stored.Fence
 			s.of.table.began(s.turn, s.session.Epoch)
 			return nil
 		}
@@ -232,7 +234,6 @@ func (s *sessionStream) load(ctx context.Context) (moved bool, refused *Failure)
 		}
 		s.stored, s.version = next, version
 	}
-	s.session.Epoch, s.session.Fence = s.stored.Epoch, s.stored.Fence
 	return false, nil
 }
 
@@ -490,6 +491,18 @@ func (s *stream[T]) toldUpTo() uint64 {
 		}
 	}
 	return told
+}
+
+// lostSession says what became of the session that the stream asks for and has not got, if it ends with f; "" if it asks for
+// none, or has it. A client that could not say which one it asks for is among those that were refused.
+func (s *stream[T]) lostSession(f *Failure) string {
+	switch {
+	case !s.asked || s.taken:
+		return ""
+	case f != nil && isError(f.Err, ErrSessionMoved):
+		return string(sessionMoved)
+	}
+	return string(sessionRefused)
 }
 
 // trailer says how far the stream got, or its session. One that was refused its session says nothing: what is settled is

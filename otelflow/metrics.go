@@ -2,7 +2,6 @@ package otelflow
 
 import (
 	"context"
-	"errors"
 	"slices"
 
 	"go.opentelemetry.io/otel"
@@ -48,14 +47,11 @@ const (
 
 var outcomeNames = [outcomes]string{"succeeded", "failed", "rejected", "dropped", "retried", "duplicate"}
 
-// The values of flow.session.found: what Event.Found may be, and what became of a stream that did not get its session.
-const (
-	movedSession   = "moved"
-	refusedSession = "refused"
-	otherSession   = "_OTHER" // Found is newer than this package
-)
+// otherSession stands for a value of Event.Found that is newer than this package.
+const otherSession = "_OTHER"
 
-var sessionsFound = []string{"new", "known", "lost", movedSession, refusedSession, otherSession}
+// sessionsFound are the values of flow.session.found: what Event.Found may be.
+var sessionsFound = []string{"new", "known", "lost", "moved", "refused", otherSession}
 
 // The boundaries for handlers are those that the semantic conventions advise for durations, and three below them: a handler
 // may be much faster than a request. A message may wait for as long as a key is stuck, and a stream may last for a day.
@@ -151,12 +147,8 @@ func (m *metrics) observe(ctx context.Context, e flow.Event) {
 	case flow.EventSaveFailed:
 		m.saves.Add(ctx, 1, m.unsaved[streamType(&e)]...)
 	case flow.EventStreamEnd:
-		if e.Session.ID != (flow.SessionID{}) && e.Session.Fence == 0 { // it asked for a session and has none
-			found := refusedSession
-			if guarded(func() bool { return errors.Is(e.Failure, flow.ErrSessionMoved) }, false) {
-				found = movedSession
-			}
-			m.asked(ctx, found)
+		if e.Found != "" { // it asked for a session and has none
+			m.asked(ctx, e.Found)
 		}
 		m.stream.Record(ctx, e.Took.Seconds(), m.ended[streamType(&e)]...)
 	}

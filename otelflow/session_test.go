@@ -84,12 +84,13 @@ func TestMetricsCountSessionsAndTheirDuplicates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := streams(t, nil, "session=a", "session=a", "session=b start=5", "session=a epoch=1", "session=a stranger=1", "")
 		for point, want := range map[string]float64{
-			"flow.sessions{flow.session.found=new}":   1,
-			"flow.sessions{flow.session.found=known}": 1,
-			"flow.sessions{flow.session.found=lost}":  1,
-			"flow.sessions{flow.session.found=moved}": 1,
-			"flow.messages{flow.outcome=duplicate}":   2,
-			"flow.messages{flow.outcome=succeeded}":   6,
+			"flow.sessions{flow.session.found=new}":     1,
+			"flow.sessions{flow.session.found=known}":   1,
+			"flow.sessions{flow.session.found=lost}":    1,
+			"flow.sessions{flow.session.found=moved}":   1,
+			"flow.sessions{flow.session.found=refused}": 1,
+			"flow.messages{flow.outcome=duplicate}":     2,
+			"flow.messages{flow.outcome=succeeded}":     6,
 		} {
 			if got[point] != want {
 				t.Errorf("%s is %v, want %v", point, got[point], want)
@@ -123,6 +124,15 @@ func TestSessionNamesAreInNoMetric(t *testing.T) {
 					t.Errorf("it is in %s", point)
 				}
 			}
+		}
+	})
+}
+
+func TestMetricsCountStreamsWhoseClientIsMistakenAboutItsSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := streams(t, nil, "session=a epoch=x", "session=a stranger=1")
+		if n := got["flow.sessions{flow.session.found=refused}"]; n != 2 {
+			t.Errorf("%v were refused, want 2: %v", n, got)
 		}
 	})
 }

@@ -385,6 +385,85 @@ func TestShutdownRefusesAStreamWhoseStoreHangs(t *testing.T) {
 	})
 }
 
+// Whatever keeps a stream from its session, and whenever: the end says so, and has no Fence.
+func TestEndSaysHowAStreamLostItsSession(t *testing.T) {
+	for name, c := range map[string]struct {
+		headers string
+		hangs   string // the call of the store during which the stream ends; "": none
+		end     func(t *testing.T, f *flow.Flow[string], r *resumed)
+		want    string
+	}{
+		"malformed":        {"epoch=x", "", nil, "refused"},
+		"owner":            {"who=nobody", "", nil, "refused"},
+		"deposed":          {"epoch=1", "", nil, "moved"},
+		"gone during Load": {"", "load", func(_ *testing.T, _ *flow.Flow[string], r *resumed) { r.Cancel(nil) }, "refused"},
+		"gone during Save": {"", "save", func(_ *testing.T, _ *flow.Flow[string], r *resumed) { r.Cancel(nil) }, "refused"},
+		"shutdown during Save": {"", "save", func(_ *testing.T, f *flow.Flow[string], _ *resumed) {
+			go func() { _ = f.Shutdown(context.Background()) }()
+		}, "refused"},
+		"displaced during Save": {"", "save", func(t *testing.T, f *flow.Flow[string], _ *resumed) {
+			resume(t, f, "")
+		}, "moved"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store, log := testkit.NewHookedStore(), new(testkit.EventLog)
+				f := withSessions(t, testkit.Takes(0), store, func(o *flow.Options) {
+					o.Observer = log.Observe
+					o.Sessions.Owner = func(ctx context.Context) (string, error) {
+						if md, _ := metadata.FromIncomingContext(ctx); len(md.Get("flow-who")) > 0 {
+							return "", errors.New("who is it?")
+						}
+						return "", nil
+					}
+				})
+				for range 2 { // two claims: epoch 1 is another's by now
+					uploadOK(t, f, "", "a1")
+				}
+				held, hung := make(chan struct{}), false
+				store.SetAfter(func(_ context.Context, call string, _ int) error {
+					if call == c.hangs && !hung {
+						hung = true
+						<-held
+					}
+					return nil
+				})
+				r := resume(t, f, c.headers)
+				if c.end != nil {
+					c.end(t, f, r)
+				}
+				synctest.Wait()
+				close(held)
+				if !r.Ended() {
+					t.Fatal("Run has not returned")
+				}
+				for _, e := range log.All() {
+					switch {
+					case e.Stream != 3:
+					case e.Kind == flow.EventSession:
+						t.Errorf("told of a session that was %s", e.Found)
+					case e.Kind == flow.EventStreamEnd && (e.Found != c.want || e.Session.Fence != 0):
+						t.Errorf("the end says %q, of %+v: want %q", e.Found, e.Session, c.want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestEndOfAStreamThatHadItsSessionSaysNothingOfHowItWasFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(testkit.EventLog)
+		f := withSessions(t, testkit.Takes(0), nil, func(o *flow.Options) { o.Observer = log.Observe })
+		uploadOK(t, f, "", "a1")
+		for _, e := range log.Of(flow.EventStreamEnd) {
+			if e.Found != "" || e.Session.Fence != 1 {
+				t.Errorf("the end says %q, of %+v", e.Found, e.Session)
+			}
+		}
+	})
+}
+
 func TestIdleTimeoutBeginsWithReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testkit.NewManualHandler()

@@ -14,6 +14,8 @@ var endBugs = []mutant{
 `),
 	bug("the last to leave does not tell the shutdown", "TestDrainRunsAll|TestShutdown",
 		"shutdown.go", "	delete(c.members, m)\n	c.checkIdleLocked()\n", "	delete(c.members, m)\n"),
+	bug("the end of a stream does not say that its session was refused", "EndSaysHow",
+		"session_stream.go", "	case !s.asked || s.taken:\n", "	case s.session == nil || s.taken:\n"),
 	bug("Owner goes on after a Close", "OwnerIsCancelled",
 		"session_stream.go", "s.r.sessions.ask(s.ctx)", "s.r.sessions.ask(s.parent)"),
 	bug("the first failure is overwritten", "FirstFailureEndsTheStream|RunState",
