@@ -93,10 +93,10 @@ type Event struct {
 	Settled bool          // of EventFailure and EventReject, which come after OnFailure: it skipped the message
 	Stack   []byte        // of a recovered panic; not to be changed
 	Batch   int           // of a BatchHandler: size of the call that Attempt is about,
-	Index   int           // and the message's place in it, 0 for the first that was attempted. Took is the call's: add it up at 0 only
+	Index   int           // and the place in it, 0 for the first that was attempted. Took is the call's: add it up at 0 only
 	Summary Summary       // for EventStreamEnd
-	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one; no Fence: not taken
-	Found   string        // how its session was found: "new", "known" or "lost"; for EventStreamEnd, not taken: "moved" or "refused"
+	Session Session       // for EventSession, EventSaveFailed and EventStreamEnd, of a stream that asks for one
+	Found   string        // "new", "known" or "lost" for EventSession; "moved" or "refused" for the end of a stream without it
 }
 
 // SlogObserver writes events to l; nil means slog.Default. At Info and above it writes one line for each failed or

@@ -104,8 +104,9 @@ type sessionStream struct {
 }
 
 // ask reads what the client asks for, and says whose session it is. It is nil if the client asks for none; nobody is
-// disturbed yet. It is called by begin, and blocks for as long as Owner does, whose ctx is the stream's. Owner is called on a goroutine of its own,
-// since a Goexit in it would end the service method, whose client gRPC then leaves without an answer (grpc-go #5567).
+// disturbed yet. It is called by begin, and blocks for as long as Owner does, whose ctx is the stream's. Owner is called on a
+// goroutine of its own, since a Goexit in it would end the service method, whose client gRPC then leaves without an answer
+// (grpc-go #5567).
 func (s *sessions) ask(ctx context.Context) (*sessionStream, *Failure) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	request, asked, err := parseSessionRequest(md)

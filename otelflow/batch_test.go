@@ -111,7 +111,8 @@ func TestBatchOfWhichSomeIsNotAttemptedIsMeasuredOnce(t *testing.T) {
 						durations += n
 					}
 				}
-				if waits, sizes := got["flow.message.wait.duration{}"], got["flow.batch.size{}"]; waits != 4 || sizes != 3 || durations != 3 {
+				waits, sizes := got["flow.message.wait.duration{}"], got["flow.batch.size{}"]
+				if waits != 4 || sizes != 3 || durations != 3 {
 					t.Errorf("%v waits, %v sizes and %v durations of 4 messages in 3 calls", waits, sizes, durations)
 				}
 			})
