@@ -335,7 +335,7 @@ func (w *worker[T]) decide(c *batchCall[T]) {
 	}
 	counted := c.fault != nil // Retryable has panicked: the call has been here before
 	c.fault = newFailure(kind, c.err)
-	if isError(c.err, ErrSessionMoved) {
+	if c.moved = nil; isError(c.err, ErrSessionMoved) {
 		c.moved = map[*stream[T]]bool{}
 	}
 	// attempts are those of the oldest member whose stream goes on: 0 if none does, and then there is nothing to try again.

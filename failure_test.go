@@ -636,6 +636,40 @@ func TestHandlersErrorWhoseMethodsPanicIsAnErrorLikeAnyOther(t *testing.T) {
 	}
 }
 
+// unitCode is an error that a handler's own As finds in another: also the zero value is one.
+type unitCode int
+
+func (c unitCode) Error() string { return fmt.Sprintf("unit code %d", int(c)) }
+
+type unitError struct{ code unitCode }
+
+func (e *unitError) Error() string { return "unit" }
+
+// As finds a unitCode. A target that has a value already is not looked at.
+func (e *unitError) As(target any) bool {
+	code, ok := target.(*unitCode)
+	if ok && *code == 0 {
+		*code = e.code
+	}
+	return ok
+}
+
+func TestWhatAnAsMethodFindsIsFoundWhateverItsValueIs(t *testing.T) {
+	for _, want := range []unitCode{0, 7} {
+		f := testkit.New(t, func(context.Context, flow.Message[string]) error { return &unitError{want} }, flow.Options{})
+		_, err := f.Run(t.Context(), testkit.Given("a1"))
+		got := unitCode(3) // which is not what was found
+		if !errors.As(err, &got) || got != want {
+			t.Errorf("found %d in %v, want %d", got, err, want)
+		}
+	}
+	f := testkit.New(t, func(context.Context, flow.Message[string]) error { return &asLies{"e"} }, flow.Options{})
+	_, err := f.Run(t.Context(), testkit.Given("a1"))
+	if found := (*unitError)(nil); errors.As(err, &found) {
+		t.Error("a lie is believed")
+	}
+}
+
 func TestHandlersErrorWhoseMethodsPanicMayBeSkipped(t *testing.T) {
 	for name, c := range foreign {
 		synctest.Test(t, func(t *testing.T) {

@@ -86,7 +86,7 @@ func findError[E any](err error) (found E, ok bool) {
 	walk(err, func(e error) bool {
 		if found, ok = e.(E); !ok {
 			if as, has := e.(interface{ As(any) bool }); has {
-				ok = asFinds(as, &found)
+				ok = asFinds(as, &found, reflect.Value.IsZero) // none that is looked for here is
 			}
 		}
 		return ok
@@ -94,11 +94,26 @@ func findError[E any](err error) (found E, ok bool) {
 	return found, ok
 }
 
-// asFinds reports whether the As method has set target, which is a pointer to a zero value. Whether it says so is not
-// enough: what is found is used, and a nil that was used would end the process where nobody recovers.
-func asFinds(e interface{ As(any) bool }, target any) (found bool) {
-	guarded(func() { found = e.As(target) && !reflect.ValueOf(target).Elem().IsZero() })
+// asFinds is e.As(target), which is a pointer. That the method says it has found something is not enough: what is found is
+// used, and a nil that was used would end the process where nobody recovers. It gets a target of its own, in which nothing is
+// yet; empty reports whether that is still so.
+func asFinds(e interface{ As(any) bool }, target any, empty func(reflect.Value) bool) (found bool) {
+	to := reflect.ValueOf(target).Elem()
+	own := reflect.New(to.Type())
+	guarded(func() { found = e.As(own.Interface()) && !empty(own.Elem()) })
+	if found {
+		to.Set(own.Elem())
+	}
 	return found
+}
+
+// isNil reports whether v is nil, which what is no pointer of any kind never is.
+func isNil(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface, reflect.Map, reflect.Slice, reflect.Func, reflect.Chan:
+		return v.IsNil()
+	}
+	return false
 }
 
 // isError is errors.Is. A comparison that panics, since the type has a field which can't be compared, counts as unequal.
@@ -254,7 +269,7 @@ func (g *guardedError) As(target any) (found bool) {
 			return true
 		}
 		if as, has := e.(interface{ As(any) bool }); has {
-			found = asFinds(as, target)
+			found = asFinds(as, target, isNil) // a caller's may be an error code of 0
 		}
 		return found
 	})

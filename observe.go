@@ -44,7 +44,7 @@ const (
 	// EventStreamStart: a stream begins. A refused stream has a start and an end too.
 	EventStreamStart EventKind = iota
 	// EventAttempt: the handler is about to be called; once for each attempt, however often that comes again with
-	// ErrNotAttempted.
+	// ErrNotAttempted. Calls of a BatchHandler are counted by what becomes of the message at Index 0.
 	EventAttempt
 	// EventRetry: the attempt failed with Failure and there will be another after Delay.
 	EventRetry

@@ -49,10 +49,17 @@ type verdict struct {
 
 // judge is the contract's table of what the end of a stream means: the first row that fits.
 func judge(o outcome) verdict {
+	// Messages that were sent to a server without sessions may have been run, and would be again.
+	doubtful := o.doubtful && !o.epoch
 	switch o.own {
 	case errHeaderTimeout:
 		return verdict{step: stepBackOff}
-	case errAnswerTimeout, errSettledAhead, errNotWanted:
+	case errAnswerTimeout:
+		if doubtful {
+			return verdict{err: fmt.Errorf("%w: %w", ErrNoSessions, o.own)}
+		}
+		return verdict{step: stepRestart}
+	case errSettledAhead, errNotWanted:
 		return verdict{step: stepRestart}
 	}
 	code := o.status.Code()
@@ -61,9 +68,7 @@ func judge(o outcome) verdict {
 	switch {
 	case code == codes.OK && !o.epoch:
 		return verdict{err: ErrNoSessions}
-	// Messages that were sent to a server without sessions may have been run, and would be again. With an epoch, Unimplemented is
-	// the handler's.
-	case (o.doubtful || code == codes.Unimplemented) && !o.epoch:
+	case doubtful && !d.moved, code == codes.Unimplemented && !o.epoch: // with an epoch it is the handler's
 		return verdict{err: fmt.Errorf("%w: %w", ErrNoSessions, o.status.Err())}
 	case o.unsent:
 		return verdict{err: fmt.Errorf("flowclient: a message can't be sent: %w", o.status.Err())}

@@ -45,6 +45,8 @@ func TestVerdictIsTheFirstRowThatFits(t *testing.T) {
 		// No sessions.
 		{"OK without an epoch", outcome{}, stepEnd, ErrNoSessions, 0},
 		{"messages and another's header", outcome{status: statusWith(codes.Unavailable, retryIn(1)), doubtful: true}, stepEnd, ErrNoSessions, 0},
+		{"messages and another's header, moved", outcome{status: statusWith(codes.FailedPrecondition, movedTo("4")), doubtful: true}, stepEnd, flow.ErrSessionMoved, 0},
+		{"messages, another's header and no answer", outcome{own: errAnswerTimeout, doubtful: true}, stepEnd, ErrNoSessions, 0},
 		{"messages and another's header, and an epoch", outcome{epoch: true, doubtful: true}, stepRestart, nil, 0},
 		{"Unimplemented", refused(statusWith(codes.Unimplemented)), stepEnd, ErrNoSessions, 0},
 		{"Unimplemented of a server with sessions", told(statusWith(codes.Unimplemented)), stepEnd, statusWith(codes.Unimplemented).Err(), 0},

@@ -42,10 +42,12 @@ func (m *metrics) see(_ context.Context, e flow.Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch e.Kind {
-	case flow.EventAttempt:
+	case flow.EventSuccess, flow.EventRetry, flow.EventFailure:
 		if e.Batch > 0 && e.Index == 0 { // once for each call
 			_ = m.batches.RecordValue(int64(e.Batch))
 		}
+	}
+	switch e.Kind {
 	case flow.EventSuccess:
 		g := &m.others
 		if m.slow != "" && e.Key == m.slow {

@@ -3,7 +3,7 @@ package main
 // crashBugs break what becomes of a panic, or a runtime.Goexit, of the caller's.
 var crashBugs = []mutant{
 	bug("an As method that sets nothing is believed", "MethodsPanic",
-		"foreign.go", "found = e.As(target) && !reflect.ValueOf(target).Elem().IsZero() })", "found = e.As(target) })"),
+		"foreign.go", " && !empty(own.Elem())", ""),
 	bug("a Goexit ends its worker", "WedgesNothing|EverythingMayExit",
 		"worker.go", "			go w.work()\n", ""),
 	bug("a panic is not recovered", "WedgesNothing|EverythingMayExit",
