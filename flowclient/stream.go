@@ -91,10 +91,10 @@ func (st *stream[Req, Resp]) run() ending[Resp] {
 	}
 	go st.receive()
 
-	if st.noHeader {
+	switch {
+	case st.noHeader:
 		st.watch.stop()
-	}
-	if !st.noHeader && !st.blank {
+	case !st.blank:
 		if e, over := st.awaitHeader(began); over {
 			return e
 		}
